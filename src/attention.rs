@@ -1,0 +1,396 @@
+//! Many heads: what to bring, what is checked, and how the work is cut into tasks.
+
+use crate::chunk::{Prefill, panel_width, prefill_scratch_len};
+use crate::decode::{Decode, decode_scratch_len};
+use crate::error::{Error, Result};
+use crate::feature_map::FeatureMap;
+use crate::isa::{Isa, dispatch};
+use crate::parallel;
+use crate::scratch::{align, padded, with_alignment};
+use crate::shape::{Disjoint, Extent, Rows, RowsMut, Strides};
+use crate::state::{Layout, Normaliser};
+
+/// What to compute. All sizes are in elements, all counts from shapes; see [`Config::new`] for the defaults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    /// Sequences, B.
+    pub batch: usize,
+    /// Tokens in each, T; may be 0.
+    pub len: usize,
+    /// Heads, H, at least 1.
+    pub heads: usize,
+    /// Elements of a row of q and k, K, at least 1.
+    pub key: usize,
+    /// Elements of a row of v and o, V, at least 1.
+    pub value: usize,
+    /// Strides of q `[B, T, H, K]`.
+    pub q_strides: Strides,
+    /// Strides of k `[B, T, H, K]`.
+    pub k_strides: Strides,
+    /// Strides of v `[B, T, H, V]`.
+    pub v_strides: Strides,
+    /// Strides of o `[B, T, H, V]`; rows must not overlap.
+    pub o_strides: Strides,
+    /// The map on q and k.
+    pub feature_map: FeatureMap,
+    /// By what outputs are divided.
+    pub normaliser: Normaliser,
+    /// Multiplies the outputs. 1 by default, as in the reference model; fla's default is K^-1/2.
+    pub scale: f32,
+    /// The instruction set; `None` for [`Isa::choose`].
+    pub isa: Option<Isa>,
+    /// Threads to use at most, of the current rayon pool. 1 by default, and always 1 without `std`. Small work
+    /// stays on the calling thread; the result does not depend on it.
+    pub threads: usize,
+}
+
+impl Config {
+    /// Contiguous `[B, T, H, D]` tensors, Elu, scale 1, the default instruction set, one thread.
+    pub const fn new(batch: usize, len: usize, heads: usize, key: usize, value: usize, normaliser: Normaliser) -> Self {
+        let (keys, values) = (Strides::bthd(len, heads, key), Strides::bthd(len, heads, value));
+        Self {
+            batch,
+            len,
+            heads,
+            key,
+            value,
+            q_strides: keys,
+            k_strides: keys,
+            v_strides: values,
+            o_strides: values,
+            feature_map: FeatureMap::Elu,
+            normaliser,
+            scale: 1.0,
+            isa: None,
+            threads: 1,
+        }
+    }
+}
+
+/// The state that goes into and out of [`Attention::forward`]: `[B, H, state of one head]`, contiguous, of
+/// [`Attention::state_len`] elements; its layout is in [`crate::state`].
+#[derive(Debug)]
+pub enum State<'a> {
+    /// Begins at zero; what is left at the end is dropped.
+    Zero,
+    /// Begins at this one; dropped at the end.
+    Initial(&'a [f32]),
+    /// Begins at zero; written here at the end.
+    Final(&'a mut [f32]),
+    /// Begins at the first; written to the second at the end.
+    InitialFinal(&'a [f32], &'a mut [f32]),
+    /// Begins at this one and is replaced at the end: a stream in pieces.
+    Carried(&'a mut [f32]),
+}
+
+/// Arguments of [`Attention::forward`].
+#[derive(Debug)]
+pub struct Forward<'a> {
+    /// q `[B, T, H, K]` by its strides.
+    pub q: &'a [f32],
+    /// k `[B, T, H, K]` by its strides.
+    pub k: &'a [f32],
+    /// v `[B, T, H, V]` by its strides.
+    pub v: &'a [f32],
+    /// The state before and after.
+    pub state: State<'a>,
+    /// o `[B, T, H, V]` by its strides. Elements between the rows are left alone.
+    pub o: &'a mut [f32],
+    /// At least [`Attention::scratch_len`] elements, of any content.
+    pub scratch: &'a mut [f32],
+}
+
+/// Arguments of [`Attention::decode`]. The strides of tokens play no part.
+#[derive(Debug)]
+pub struct DecodeStep<'a> {
+    /// q `[B, H, K]` by its strides.
+    pub q: &'a [f32],
+    /// k `[B, H, K]` by its strides.
+    pub k: &'a [f32],
+    /// v `[B, H, V]` by its strides.
+    pub v: &'a [f32],
+    /// The state, [`Attention::state_len`] elements, replaced.
+    pub state: &'a mut [f32],
+    /// o `[B, H, V]` by its strides.
+    pub o: &'a mut [f32],
+    /// At least [`Attention::decode_scratch_len`] elements, of any content.
+    pub scratch: &'a mut [f32],
+}
+
+/// Flops for which it pays to wake a thread: some 20 microseconds' worth.
+const GRAIN_FLOPS: usize = 1 << 21;
+/// Bytes of state in one decode for which it pays to wake a thread, likewise.
+const GRAIN_BYTES: usize = 1 << 19;
+/// Bytes of S of the heads that one task walks through together: they share L2 with the rows.
+const GROUP_BYTES: usize = 256 << 10;
+
+/// A checked configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    config: Config,
+    isa: Isa,
+    layout: Layout,
+    plan: Plan,
+}
+
+/// How the prefill is cut: from shapes, the instruction set and the number of threads.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Neighbouring heads in a task.
+    group: usize,
+    /// Tasks along V for each group.
+    parts: usize,
+    /// Columns in each of them but the last.
+    columns: usize,
+    workers: usize,
+    /// Elements of scratch for each worker.
+    part_len: usize,
+}
+
+impl Plan {
+    fn new(config: &Config, lanes: usize) -> Self {
+        let Config { batch, len, heads, key, value, .. } = *config;
+        let tokens = batch.saturating_mul(len).saturating_mul(heads);
+        let flops = tokens.saturating_mul(4).saturating_mul(key).saturating_mul(value);
+        let wanted = parallel::workers(config.threads, flops, GRAIN_FLOPS);
+        // Heads that are neighbours in memory are walked together, unless that leaves threads without work.
+        let nested = config.q_strides.head < config.q_strides.token && heads > 1;
+        let group = if nested {
+            let fits = GROUP_BYTES / key.saturating_mul(value).saturating_mul(size_of::<f32>());
+            fits.min(batch.saturating_mul(heads) / wanted).clamp(1, heads)
+        } else {
+            1
+        };
+        let groups = batch.saturating_mul(heads.div_ceil(group)).max(1);
+        let panels = value.div_ceil(panel_width(lanes));
+        let parts = wanted.div_ceil(groups).min(panels);
+        let columns = panels.div_ceil(parts).saturating_mul(panel_width(lanes)).min(value);
+        let parts = value.div_ceil(columns);
+        let workers = wanted.min(groups.saturating_mul(parts));
+        let per_chunk = matches!(config.normaliser, Normaliser::PerChunk { .. });
+        let part_len = padded(prefill_scratch_len(lanes, group, key, columns, per_chunk));
+        Self { group, parts, columns, workers, part_len }
+    }
+}
+
+impl Attention {
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// Zero heads, K or V; sizes that overflow; strides of o under which rows overlap; a number that is not
+    /// finite; a chunk of 0 or more than 2^24 tokens; an instruction set that is not available.
+    pub fn new(config: Config) -> Result<Self> {
+        let Config { heads, key, value, scale, normaliser, .. } = config;
+        for (size, what) in [(heads, "heads"), (key, "key"), (value, "value"), (config.threads, "threads")] {
+            if size == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
+        config.feature_map.check()?;
+        normaliser.check()?;
+        if !scale.is_finite() {
+            return Err(Error::NotFinite { what: "scale" });
+        }
+        if let Normaliser::PerChunk { eps, .. } = normaliser {
+            // Before the first chunk has ended the past is 0 / eps: that must be 0.
+            if !(scale / eps).is_finite() {
+                return Err(Error::NotFinite { what: "scale / eps of the per-chunk normaliser" });
+            }
+        }
+        let this = Self {
+            config,
+            isa: match config.isa {
+                Some(isa) => isa,
+                None => Isa::choose()?,
+            },
+            layout: Layout::new(key, value, normaliser),
+            plan: Plan { group: 1, parts: 1, columns: value, workers: 1, part_len: 0 },
+        };
+        let limit = |n: Option<usize>, what| match n {
+            Some(n) if n <= isize::MAX as usize / size_of::<f32>() / 4 => Ok(n),
+            _ => Err(Error::Overflow { what }),
+        };
+        let all = config.batch.max(1).checked_mul(heads);
+        limit(all.and_then(|rows| rows.checked_mul(this.layout.checked_len().ok()?)), "the state")?;
+        this.extent(key).reach(config.q_strides, "q")?;
+        this.extent(key).reach(config.k_strides, "k")?;
+        this.extent(value).reach(config.v_strides, "v")?;
+        this.extent(value).reach(config.o_strides, "o")?;
+        this.extent(value).check_disjoint(config.o_strides, "o")?;
+        let plan = Plan::new(&config, this.isa.lanes());
+        let this = Self { plan, ..this };
+        limit(plan.part_len.checked_mul(plan.workers), "scratch")?;
+        Ok(this)
+    }
+
+    /// The configuration, as it was given.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The instruction set that runs.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Elements of the state, `B x H` times that of one head.
+    pub fn state_len(&self) -> usize {
+        self.config.batch * self.config.heads * self.layout.len()
+    }
+
+    /// Elements of scratch that [`Attention::forward`] needs.
+    pub fn scratch_len(&self) -> usize {
+        let copy = if self.plan.parts > 1 { padded(self.state_len()) } else { 0 };
+        with_alignment(copy + self.plan.workers * self.plan.part_len)
+    }
+
+    /// Elements of scratch that [`Attention::decode`] needs.
+    pub fn decode_scratch_len(&self) -> usize {
+        with_alignment(self.decode_workers() * padded(decode_scratch_len(self.isa.lanes(), self.config.key)))
+    }
+
+    /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`] for one thread, any
+    /// instruction set and any layout: for static arrays.
+    pub const fn scratch_bound(heads: usize, key: usize, value: usize) -> usize {
+        const LANES: usize = 16;
+        with_alignment(padded(prefill_scratch_len(LANES, heads, key, value, true)))
+    }
+
+    /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`.
+    ///
+    /// # Errors
+    /// A slice shorter than its shape and strides reach, a state of another length, scratch that is too short,
+    /// a state whose count of tokens is not possible. Nothing has been written then.
+    pub fn forward(&self, args: Forward<'_>) -> Result<()> {
+        let Config { batch, len, heads, key, value, .. } = self.config;
+        let q = Rows::new(args.q, self.extent(key), self.config.q_strides, "q")?;
+        let k = Rows::new(args.k, self.extent(key), self.config.k_strides, "k")?;
+        let v = Rows::new(args.v, self.extent(value), self.config.v_strides, "v")?;
+        let o = RowsMut::new(args.o, self.extent(value), self.config.o_strides, "o")?;
+        check_scratch(args.scratch, self.scratch_len())?;
+        match &args.state {
+            State::Zero => {}
+            State::Initial(state) => self.check_state(state)?,
+            State::Final(state) => self.check_state_len(state)?,
+            State::InitialFinal(initial, last) => {
+                self.check_state(initial)?;
+                self.check_state_len(last)?;
+            }
+            State::Carried(state) => self.check_state(state)?,
+        }
+
+        let plan = self.plan;
+        let mut scratch = align(args.scratch);
+        let (mut initial, mut last, mut carried) = (None, None, None);
+        match args.state {
+            State::Zero => {}
+            State::Initial(state) => initial = Some(state),
+            State::Final(state) => last = Some(Disjoint::new(state)),
+            State::InitialFinal(from, to) => (initial, last) = (Some(from), Some(Disjoint::new(to))),
+            State::Carried(state) if plan.parts > 1 => {
+                // Tasks that share a head all read its z, and one of them writes it: they read a copy.
+                let (copy, rest) = scratch.split_at_mut(padded(state.len()));
+                copy[..state.len()].copy_from_slice(state);
+                scratch = rest;
+                (initial, last) = (Some(&copy[..state.len()]), Some(Disjoint::new(state)));
+            }
+            State::Carried(state) => carried = Some(Disjoint::new(state)),
+        }
+        let groups = heads.div_ceil(plan.group);
+        let head_len = self.layout.len();
+        parallel::for_each(plan.workers, batch * groups * plan.parts, scratch, plan.part_len, |task, scratch| {
+            let (row, part) = (task / plan.parts, task % plan.parts);
+            let (batch, first) = (row / groups, row % groups * plan.group);
+            let group = first..heads.min(first + plan.group);
+            let (at, size) = ((batch * heads + first) * head_len, group.len() * head_len);
+            dispatch(
+                self.isa,
+                Prefill {
+                    batch,
+                    heads: group,
+                    columns: part * plan.columns..value.min((part + 1) * plan.columns),
+                    len,
+                    q,
+                    k,
+                    v,
+                    o,
+                    feature_map: self.config.feature_map,
+                    normaliser: self.config.normaliser,
+                    scale: self.config.scale,
+                    layout: self.layout,
+                    initial: initial.map(|state| &state[at..][..size]),
+                    last: last.map(|state| state.cut(at, size)),
+                    carried: carried.map(|state| state.cut(at, size)),
+                    scratch,
+                },
+            );
+        });
+        Ok(())
+    }
+
+    /// One token of all heads on the same state: as [`Attention::forward`] with T = 1, in one pass over S.
+    ///
+    /// # Errors
+    /// As for [`Attention::forward`].
+    pub fn decode(&self, args: DecodeStep<'_>) -> Result<()> {
+        let Config { batch, heads, key, value, .. } = self.config;
+        let extent = |dim| Extent { len: 1, ..self.extent(dim) };
+        let q = Rows::new(args.q, extent(key), self.config.q_strides, "q")?;
+        let k = Rows::new(args.k, extent(key), self.config.k_strides, "k")?;
+        let v = Rows::new(args.v, extent(value), self.config.v_strides, "v")?;
+        let o = RowsMut::new(args.o, extent(value), self.config.o_strides, "o")?;
+        check_scratch(args.scratch, self.decode_scratch_len())?;
+        self.check_state(args.state)?;
+
+        let rows = batch * heads;
+        let state = Disjoint::new(args.state);
+        let workers = self.decode_workers();
+        // A few tasks for each worker, so that a late one can be helped out.
+        let step = if workers == 1 { rows } else { rows.div_ceil(4 * workers) }.max(1);
+        let part = padded(decode_scratch_len(self.isa.lanes(), key));
+        parallel::for_each(workers, rows.div_ceil(step), align(args.scratch), part, |task, scratch| {
+            dispatch(
+                self.isa,
+                Decode {
+                    rows: task * step..rows.min((task + 1) * step),
+                    heads,
+                    q,
+                    k,
+                    v,
+                    o,
+                    feature_map: self.config.feature_map,
+                    normaliser: self.config.normaliser,
+                    scale: self.config.scale,
+                    layout: self.layout,
+                    state,
+                    scratch,
+                },
+            );
+        });
+        Ok(())
+    }
+
+    fn decode_workers(&self) -> usize {
+        let rows = self.config.batch * self.config.heads;
+        parallel::workers(self.config.threads.min(rows.max(1)), self.state_len() * size_of::<f32>(), GRAIN_BYTES)
+    }
+
+    fn extent(&self, dim: usize) -> Extent {
+        Extent { batch: self.config.batch, len: self.config.len, heads: self.config.heads, dim }
+    }
+
+    fn check_state_len(&self, state: &[f32]) -> Result<()> {
+        let (want, got) = (self.state_len(), state.len());
+        if want == got { Ok(()) } else { Err(Error::Length { what: "state", want, got }) }
+    }
+
+    fn check_state(&self, state: &[f32]) -> Result<()> {
+        self.check_state_len(state)?;
+        self.layout.check(state, self.config.heads, self.config.normaliser)
+    }
+}
+
+fn check_scratch(scratch: &[f32], need: usize) -> Result<()> {
+    let got = scratch.len();
+    if got >= need { Ok(()) } else { Err(Error::TooShort { what: "scratch", need, got }) }
+}

@@ -1,0 +1,244 @@
+//! One token: one pass over the state, which is read and written once while the output is formed.
+//!
+//! ```text
+//! o = scale (phi(q)^T S + (phi(q) . phi(k)) v^T) / norm
+//! S = S + phi(k) v^T
+//! ```
+//!
+//! The output takes S on its way in and the new token's share apart, so that neither waits for the other.
+
+use core::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use crate::feature_map::FeatureMap;
+use crate::shape::{Disjoint, Rows, RowsMut};
+use crate::state::{Layout, Normaliser};
+
+/// Vectors of S's columns taken at once: as many accumulators as hide the latency and still leave registers.
+const COLUMNS: usize = 4;
+
+/// Elements of scratch that a [`Decode`] needs, beyond alignment: phi(q) and phi(k) of one head.
+pub(crate) const fn decode_scratch_len(lanes: usize, key: usize) -> usize {
+    2 * key.next_multiple_of(lanes)
+}
+
+/// One task: one token of some of the `B x H` heads.
+pub(crate) struct Decode<'a> {
+    /// Heads, counted over the whole batch.
+    pub(crate) rows: Range<usize>,
+    pub(crate) heads: usize,
+    /// q `[B, 1, H, K]`.
+    pub(crate) q: Rows<'a>,
+    /// k `[B, 1, H, K]`.
+    pub(crate) k: Rows<'a>,
+    /// v `[B, 1, H, V]`.
+    pub(crate) v: Rows<'a>,
+    /// o `[B, 1, H, V]`.
+    pub(crate) o: RowsMut<'a>,
+    pub(crate) feature_map: FeatureMap,
+    pub(crate) normaliser: Normaliser,
+    pub(crate) scale: f32,
+    pub(crate) layout: Layout,
+    /// State of all heads of the batch.
+    pub(crate) state: Disjoint<'a>,
+    pub(crate) scratch: &'a mut [f32],
+}
+
+impl WithSimd for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let key = self.layout.key.next_multiple_of(S::F32_LANES);
+        let scratch = core::mem::take(&mut self.scratch);
+        let (q, k) = scratch[..2 * key].split_at_mut(key);
+        for row in self.rows.clone() {
+            let (batch, head) = (row / self.heads, row % self.heads);
+            self.feature_map.pack(simd, self.q.row(batch, 0, head), q);
+            self.feature_map.pack(simd, self.k.row(batch, 0, head), k);
+            let v = self.v.row(batch, 0, head);
+            #[allow(unsafe_code, reason = "heads are split among tasks")]
+            // SAFETY: tasks differ in their rows, this one holds each once.
+            let (o, state) = unsafe {
+                let state = self.state.part(row * self.layout.len(), self.layout.len());
+                (self.o.row(batch, 0, head, 0, self.layout.value), state)
+            };
+            self.head(simd, q, k, v, o, state);
+        }
+    }
+}
+
+impl Decode<'_> {
+    /// One head.
+    #[inline(always)]
+    fn head<S: Simd>(&self, simd: S, q: &[f32], k: &[f32], v: &[f32], o: &mut [f32], state: &mut [f32]) {
+        let layout = self.layout;
+        let (key, matrix) = (layout.key, layout.key * layout.value);
+        let (q_vectors, k_vectors) = (S::as_simd_f32s(q).0, S::as_simd_f32s(k).0);
+        let score = dot(simd, q_vectors, k_vectors);
+        let (q, k) = (&q[..key], &k[..key]);
+
+        match self.normaliser {
+            Normaliser::None => {
+                let s = &mut state[..matrix];
+                Pass { simd, q, k, v, score, scale: self.scale, past: None }.run(s, o);
+            }
+            Normaliser::Global { eps } => {
+                let (s, z) = state.split_at_mut(matrix);
+                let norm = plain_dot(q, z) + score + eps;
+                Pass { simd, q, k, v, score, scale: self.scale / norm, past: None }.run(s, o);
+                add(z, k);
+            }
+            Normaliser::PerChunk { chunk, eps } => {
+                let (past, current) = state.split_at_mut(layout.s_at(true));
+                let count = layout_count(current);
+                let (past_s, past_z) = past.split_at_mut(matrix);
+                let (s, rest) = current.split_at_mut(matrix);
+                let (z, count_at) = rest.split_at_mut(key);
+                let norm = plain_dot(q, z) + score + eps;
+                let past_scale = self.scale / (plain_dot(q, past_z) + eps);
+                Pass { simd, q, k, v, score, scale: self.scale / norm, past: Some((past_s, past_scale)) }.run(s, o);
+                add(z, k);
+                if count + 1 == chunk {
+                    add(past_s, s);
+                    add(past_z, z);
+                    s.fill(0.0);
+                    z.fill(0.0);
+                    count_at[0] = 0.0;
+                } else {
+                    count_at[0] = (count + 1) as f32;
+                }
+            }
+        }
+    }
+}
+
+/// The count is the last element; see [`Layout`].
+#[inline(always)]
+fn layout_count(current: &[f32]) -> usize {
+    current[current.len() - 1] as usize
+}
+
+/// The pass over S.
+struct Pass<'a, S> {
+    simd: S,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    /// phi(q) . phi(k)
+    score: f32,
+    /// scale / norm
+    scale: f32,
+    /// S of the finished chunks, and scale / norm for it.
+    past: Option<(&'a [f32], f32)>,
+}
+
+impl<S: Simd> Pass<'_, S> {
+    #[inline(always)]
+    fn run(self, s: &mut [f32], o: &mut [f32]) {
+        let value = self.v.len();
+        let vectors = value / S::F32_LANES;
+        let mut at = 0;
+        while vectors - at >= COLUMNS {
+            self.columns::<COLUMNS>(at * S::F32_LANES, s, o);
+            at += COLUMNS;
+        }
+        while at < vectors {
+            self.columns::<1>(at * S::F32_LANES, s, o);
+            at += 1;
+        }
+        for j in vectors * S::F32_LANES..value {
+            self.column(j, s, o);
+        }
+    }
+
+    /// N vectors of columns from `at` on.
+    #[inline(always)]
+    fn columns<const N: usize>(&self, at: usize, s: &mut [f32], o: &mut [f32]) {
+        let (simd, width) = (self.simd, N * S::F32_LANES);
+        let vectors = |row: &[f32]| -> [S::f32s; N] {
+            let mut out = [simd.splat_f32s(0.0); N];
+            out.copy_from_slice(S::as_simd_f32s(&row[at..][..width]).0);
+            out
+        };
+        let v = vectors(self.v);
+        let mut sum = [simd.splat_f32s(0.0); N];
+        for ((row, &q), &k) in s.chunks_exact_mut(self.v.len()).zip(self.q).zip(self.k) {
+            let row = S::as_mut_simd_f32s(&mut row[at..][..width]).0;
+            let (q, k) = (simd.splat_f32s(q), simd.splat_f32s(k));
+            for j in 0..N {
+                sum[j] = simd.mul_add_e_f32s(q, row[j], sum[j]);
+                row[j] = simd.mul_add_e_f32s(k, v[j], row[j]);
+            }
+        }
+        let (score, scale) = (simd.splat_f32s(self.score), simd.splat_f32s(self.scale));
+        for j in 0..N {
+            sum[j] = simd.mul_f32s(simd.mul_add_e_f32s(score, v[j], sum[j]), scale);
+        }
+        if let Some((past, scale)) = self.past {
+            let mut past_sum = [simd.splat_f32s(0.0); N];
+            for (row, &q) in past.chunks_exact(self.v.len()).zip(self.q) {
+                let (row, q) = (vectors(row), simd.splat_f32s(q));
+                for j in 0..N {
+                    past_sum[j] = simd.mul_add_e_f32s(q, row[j], past_sum[j]);
+                }
+            }
+            for j in 0..N {
+                sum[j] = simd.mul_add_e_f32s(past_sum[j], simd.splat_f32s(scale), sum[j]);
+            }
+        }
+        S::as_mut_simd_f32s(&mut o[at..][..width]).0.copy_from_slice(&sum);
+    }
+
+    /// One column of those that don't fill a vector.
+    #[inline(always)]
+    fn column(&self, j: usize, s: &mut [f32], o: &mut [f32]) {
+        let value = self.v.len();
+        let mut sum = 0.0;
+        for ((row, q), k) in s.chunks_exact_mut(value).zip(self.q).zip(self.k) {
+            sum += q * row[j];
+            row[j] += k * self.v[j];
+        }
+        sum = (sum + self.score * self.v[j]) * self.scale;
+        if let Some((past, scale)) = self.past {
+            let past: f32 = past.chunks_exact(value).zip(self.q).map(|(row, q)| q * row[j]).sum();
+            sum += past * scale;
+        }
+        o[j] = sum;
+    }
+}
+
+#[inline(always)]
+fn dot<S: Simd>(simd: S, a: &[S::f32s], b: &[S::f32s]) -> f32 {
+    let mut sum = simd.splat_f32s(0.0);
+    for (a, b) in a.iter().zip(b) {
+        sum = simd.mul_add_e_f32s(*a, *b, sum);
+    }
+    simd.reduce_sum_f32s(sum)
+}
+
+/// z, in the caller's state, is not padded to whole vectors; in the dispatch this loop becomes vectors anyway,
+/// as far as the order of summation allows: eight sums.
+#[inline(always)]
+fn plain_dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; 8];
+    let (a8, a_tail) = a.as_chunks::<8>();
+    let (b8, b_tail) = b[..a.len()].as_chunks::<8>();
+    for (a, b) in a8.iter().zip(b8) {
+        for i in 0..8 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    for (i, (a, b)) in a_tail.iter().zip(b_tail).enumerate() {
+        sums[i] += a * b;
+    }
+    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
+}
+
+#[inline(always)]
+fn add(to: &mut [f32], from: &[f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += from;
+    }
+}

@@ -1,0 +1,114 @@
+//! One error for the whole core: what the caller got wrong, in one sentence. It works without `std`.
+
+use core::fmt;
+
+/// What was wrong with a call. Whenever one is returned, nothing has been written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A dimension that must be at least one is zero.
+    Zero {
+        /// The dimension or option.
+        what: &'static str,
+    },
+    /// The product or sum of sizes does not fit the address space.
+    Overflow {
+        /// The size that was being computed.
+        what: &'static str,
+    },
+    /// A slice holds fewer elements than its shape and strides reach.
+    TooShort {
+        /// The argument.
+        what: &'static str,
+        /// Elements needed.
+        need: usize,
+        /// Elements given.
+        got: usize,
+    },
+    /// A slice must hold exactly as many elements as its shape says.
+    Length {
+        /// The argument.
+        what: &'static str,
+        /// Elements wanted.
+        want: usize,
+        /// Elements given.
+        got: usize,
+    },
+    /// Two rows of an output would share elements, or may: strides must nest, each at least the extent of
+    /// the smaller ones.
+    Overlap {
+        /// The output.
+        what: &'static str,
+    },
+    /// A number that must be finite (and, for an epsilon, not negative) is not.
+    NotFinite {
+        /// The option.
+        what: &'static str,
+    },
+    /// The per-chunk normaliser counts its tokens in an f32: chunks end at 2^24.
+    ChunkTooLong {
+        /// Tokens asked for.
+        chunk: usize,
+    },
+    /// The state's count of tokens in the current chunk is not a whole number below the chunk length: the
+    /// state was not made by this configuration.
+    BadState,
+    /// The instruction set named is unknown, or this machine does not have it.
+    Isa {
+        /// The instruction set.
+        name: &'static str,
+    },
+    /// A model's parts do not fit together: the shape of a parameter against what the configuration asks.
+    Parameter {
+        /// The parameter, as it is called inside its block.
+        name: &'static str,
+        /// The block, counted from 1; 0 for parameters outside the blocks.
+        block: usize,
+        /// Shape wanted, `[rows, columns]`; vectors have one row.
+        want: [usize; 2],
+        /// Shape given.
+        got: [usize; 2],
+    },
+    /// The model needs this part and does not have it, or has one it must not have.
+    Part {
+        /// The part.
+        name: &'static str,
+        /// Whether it is present.
+        present: bool,
+    },
+}
+
+/// The result of a checked call.
+pub type Result<T> = core::result::Result<T, Error>;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Error::Zero { what } => write!(f, "{what} must be at least 1"),
+            Error::Overflow { what } => write!(f, "{what} is too large for this machine's address space"),
+            Error::TooShort { what, need, got } => {
+                write!(f, "{what} holds {got} elements, its shape and strides reach {need}")
+            }
+            Error::Length { what, want, got } => write!(f, "{what} holds {got} elements, expected {want}"),
+            Error::Overlap { what } => {
+                write!(f, "the strides of {what} let two of its rows overlap")
+            }
+            Error::NotFinite { what } => write!(f, "{what} must be a finite number, and not negative for an epsilon"),
+            Error::ChunkTooLong { chunk } => {
+                write!(f, "a chunk of {chunk} tokens: the per-chunk normaliser allows at most {}", 1 << 24)
+            }
+            Error::BadState => write!(f, "the state was not made by this configuration"),
+            Error::Isa { name } => write!(f, "the instruction set {name} is unknown or not available on this machine"),
+            Error::Parameter { name, block: 0, want, got } => {
+                write!(f, "{name}: shape {got:?}, expected {want:?}")
+            }
+            Error::Parameter { name, block, want, got } => {
+                write!(f, "block {block}, {name}: shape {got:?}, expected {want:?}")
+            }
+            Error::Part { name, present: true } => write!(f, "{name} is present but the configuration has no place for it"),
+            Error::Part { name, present: false } => write!(f, "{name} is missing"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}

@@ -1,0 +1,35 @@
+//! Scratch: memory the caller brings, cut into aligned parts.
+
+/// Elements in a cache line; parts begin on one, so that no vector load straddles two lines.
+const LINE: usize = 64 / size_of::<f32>();
+
+/// Elements of a part, rounded up so that the next part is aligned as well.
+pub(crate) const fn padded(len: usize) -> usize {
+    len.saturating_add(LINE - 1) / LINE * LINE
+}
+
+/// Elements to ask for so that `len` of them can be aligned wherever the slice lies.
+pub(crate) const fn with_alignment(len: usize) -> usize {
+    if len == 0 { 0 } else { len.saturating_add(LINE - 1) }
+}
+
+/// The slice from its first aligned element on.
+pub(crate) fn align(scratch: &mut [f32]) -> &mut [f32] {
+    let skip = scratch.as_ptr().align_offset(64).min(scratch.len());
+    &mut scratch[skip..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aligned_wherever_it_lies() {
+        let mut memory = [0.0; 80];
+        for from in 0..16 {
+            let part = align(&mut memory[from..][..with_alignment(48)]);
+            assert!(part.len() >= 48 && part.as_ptr().addr() % 64 == 0, "from {from}");
+        }
+        assert_eq!((padded(0), padded(1), padded(16), padded(17)), (0, 16, 16, 32));
+    }
+}

@@ -1,0 +1,194 @@
+//! Shapes and strides, checked once at the entry; below it rows are taken without further thought.
+//!
+//! A tensor is a slice, three sizes and three strides: batch, token and head. The innermost dimension (K for
+//! q and k, V for v and o) is contiguous.
+#![allow(unsafe_code, reason = "tasks on different threads write different rows of one slice")]
+
+use core::marker::PhantomData;
+
+use crate::error::{Error, Result};
+
+/// Distances in elements between neighbours along batch, token and head. The innermost dimension is contiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strides {
+    /// From one sequence to the next.
+    pub batch: usize,
+    /// From one token to the next.
+    pub token: usize,
+    /// From one head to the next.
+    pub head: usize,
+}
+
+impl Strides {
+    /// Strides of a contiguous `[B, T, H, D]`: saturating, so that absurd sizes are caught by the check of lengths.
+    pub const fn bthd(len: usize, heads: usize, dim: usize) -> Self {
+        Self::packed(len, heads.saturating_mul(dim), dim)
+    }
+
+    /// Strides of a contiguous `[B, H, T, D]`.
+    pub const fn bhtd(len: usize, heads: usize, dim: usize) -> Self {
+        let head = len.saturating_mul(dim);
+        Self { batch: heads.saturating_mul(head), token: dim, head }
+    }
+
+    /// Strides of columns inside packed rows `[B, T, row]`, heads side by side: one of q, k and v in the output
+    /// of a qkv layer, whose slice then starts at its first column.
+    pub const fn packed(len: usize, row: usize, dim: usize) -> Self {
+        Self { batch: len.saturating_mul(row), token: row, head: dim }
+    }
+}
+
+/// The sizes a tensor is checked against: batch, tokens, heads, and the length of one row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    pub(crate) batch: usize,
+    pub(crate) len: usize,
+    pub(crate) heads: usize,
+    pub(crate) dim: usize,
+}
+
+impl Extent {
+    /// Elements from the first to the last one reached, or an error where that overflows.
+    pub(crate) fn reach(&self, strides: Strides, what: &'static str) -> Result<usize> {
+        if self.batch == 0 || self.len == 0 || self.heads == 0 {
+            return Ok(0);
+        }
+        let far = |count: usize, stride: usize| (count - 1).checked_mul(stride);
+        let sum = far(self.batch, strides.batch)
+            .zip(far(self.len, strides.token))
+            .and_then(|(a, b)| a.checked_add(b))
+            .zip(far(self.heads, strides.head))
+            .and_then(|(a, b)| a.checked_add(b))
+            .and_then(|a| a.checked_add(self.dim));
+        match sum {
+            Some(n) if n <= isize::MAX as usize / size_of::<f32>() => Ok(n),
+            _ => Err(Error::Overflow { what }),
+        }
+    }
+
+    /// Refuses strides under which two rows could share an element. Sufficient, not necessary: taken from the
+    /// smallest stride to the largest, each must be at least as long as all that the smaller ones reach.
+    pub(crate) fn check_disjoint(&self, strides: Strides, what: &'static str) -> Result<()> {
+        if self.batch == 0 || self.len == 0 || self.heads == 0 {
+            return Ok(());
+        }
+        let mut dims = [(strides.batch, self.batch), (strides.token, self.len), (strides.head, self.heads)];
+        dims.sort_unstable();
+        let mut covered = self.dim;
+        for (stride, count) in dims {
+            if count == 1 {
+                continue;
+            }
+            if stride < covered {
+                return Err(Error::Overlap { what });
+            }
+            covered = (count - 1)
+                .checked_mul(stride)
+                .and_then(|far| far.checked_add(covered))
+                .ok_or(Error::Overflow { what })?;
+        }
+        Ok(())
+    }
+}
+
+/// A read-only tensor whose length was checked against its [`Extent`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<'a> {
+    data: &'a [f32],
+    strides: Strides,
+    dim: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub(crate) fn new(data: &'a [f32], extent: Extent, strides: Strides, what: &'static str) -> Result<Self> {
+        let need = extent.reach(strides, what)?;
+        if data.len() < need {
+            return Err(Error::TooShort { what, need, got: data.len() });
+        }
+        Ok(Self { data, strides, dim: extent.dim })
+    }
+
+    #[inline(always)]
+    pub(crate) fn row(&self, batch: usize, token: usize, head: usize) -> &'a [f32] {
+        let at = batch * self.strides.batch + token * self.strides.token + head * self.strides.head;
+        &self.data[at..][..self.dim]
+    }
+}
+
+/// A slice of which different tasks write different parts. The borrow keeps everyone else out; that no two
+/// tasks take the same part is the caller's promise, made where the parts are cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Disjoint<'a> {
+    data: *mut f32,
+    len: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is a `&mut [f32]` that was cut up; `part` passes on the duty to keep the parts apart.
+unsafe impl Send for Disjoint<'_> {}
+// SAFETY: as above; without `part` nothing can be reached through a shared one.
+unsafe impl Sync for Disjoint<'_> {}
+
+impl<'a> Disjoint<'a> {
+    pub(crate) fn new(data: &'a mut [f32]) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
+    }
+
+    /// Elements `at .. at + len`, still to be taken.
+    pub(crate) fn cut(self, at: usize, len: usize) -> Disjoint<'a> {
+        assert!(at <= self.len && len <= self.len - at, "part out of bounds");
+        // SAFETY: in bounds by the assertion.
+        Self { data: unsafe { self.data.add(at) }, len, borrow: PhantomData }
+    }
+
+    /// The whole of it.
+    ///
+    /// # Safety
+    /// No part that overlaps it is alive.
+    pub(crate) unsafe fn whole(self) -> &'a mut [f32] {
+        // SAFETY: the slice it was made of; not shared by the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.data, self.len) }
+    }
+
+    /// Elements `at .. at + len`.
+    ///
+    /// # Safety
+    /// No other part that is alive overlaps this one.
+    #[inline(always)]
+    pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &'a mut [f32] {
+        assert!(at <= self.len && len <= self.len - at, "part out of bounds");
+        // SAFETY: in bounds by the assertion, inside the slice borrowed for 'a; disjoint by the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.data.add(at), len) }
+    }
+}
+
+/// An output tensor: [`Disjoint`] with strides, checked for length and for rows that don't overlap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowsMut<'a> {
+    data: Disjoint<'a>,
+    strides: Strides,
+    dim: usize,
+}
+
+impl<'a> RowsMut<'a> {
+    pub(crate) fn new(data: &'a mut [f32], extent: Extent, strides: Strides, what: &'static str) -> Result<Self> {
+        let need = extent.reach(strides, what)?;
+        if data.len() < need {
+            return Err(Error::TooShort { what, need, got: data.len() });
+        }
+        extent.check_disjoint(strides, what)?;
+        Ok(Self { data: Disjoint::new(data), strides, dim: extent.dim })
+    }
+
+    /// Columns `from .. from + len` of a row.
+    ///
+    /// # Safety
+    /// No other task holds columns of this row that overlap these.
+    #[inline(always)]
+    pub(crate) unsafe fn row(&self, batch: usize, token: usize, head: usize, from: usize, len: usize) -> &'a mut [f32] {
+        debug_assert!(from + len <= self.dim, "columns out of the row");
+        let at = batch * self.strides.batch + token * self.strides.token + head * self.strides.head;
+        // SAFETY: rows are disjoint by `check_disjoint`, columns by the caller's promise.
+        unsafe { self.data.part(at + from, len) }
+    }
+}

@@ -1,0 +1,143 @@
+//! The state between tokens, as callers hold it: f32, contiguous, one part for each batch row and head.
+//!
+//! ```text
+//! None       S [K, V]
+//! Global     S [K, V], z [K]
+//! PerChunk   S [K, V], z [K]      of all finished chunks
+//!            S [K, V], z [K]      of the current chunk, zero where none has begun
+//!            tokens               in the current chunk, 0 <= tokens < chunk
+//! ```
+//!
+//! All zeros is the state before the first token. A copy of the slice is a snapshot.
+
+use crate::error::{Error, Result};
+
+/// By what the outputs are divided. They are different models: choose the one that the weights were trained with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Normaliser {
+    /// By nothing (fla with `normalize=False`, the ONNX operator LinearAttention).
+    None,
+    /// By `phi(q_t) . z_t + eps`, z over all tokens so far (Katharopoulos et al. 2020, eq. 9).
+    Global {
+        /// Added to the denominator.
+        eps: f32,
+    },
+    /// Within a chunk and before it apart, each by its own sum:
+    /// `A V / (rowsum A + eps) + phi(Q) S / (phi(Q) z + eps)` (Edifice's FlashLinearAttention).
+    PerChunk {
+        /// Tokens in a chunk, at least 1 and at most 2^24: part of the model, not a tuning choice.
+        chunk: usize,
+        /// Added to each denominator.
+        eps: f32,
+    },
+}
+
+impl Normaliser {
+    /// The reference model's, with eps 1e-8.
+    pub const fn per_chunk(chunk: usize) -> Normaliser {
+        Normaliser::PerChunk { chunk, eps: 1e-8 }
+    }
+
+    pub(crate) fn check(self) -> Result<()> {
+        match self {
+            Normaliser::Global { eps } | Normaliser::PerChunk { eps, .. } if !(eps.is_finite() && eps >= 0.0) => {
+                Err(Error::NotFinite { what: "the normaliser's eps" })
+            }
+            Normaliser::PerChunk { chunk: 0, .. } => Err(Error::Zero { what: "chunk" }),
+            Normaliser::PerChunk { chunk, .. } if chunk > 1 << 24 => Err(Error::ChunkTooLong { chunk }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where the pieces of one head's state lie, in elements from its beginning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    pub(crate) key: usize,
+    pub(crate) value: usize,
+    normalised: bool,
+    per_chunk: bool,
+}
+
+impl Layout {
+    pub(crate) fn new(key: usize, value: usize, normaliser: Normaliser) -> Self {
+        Self {
+            key,
+            value,
+            normalised: normaliser != Normaliser::None,
+            per_chunk: matches!(normaliser, Normaliser::PerChunk { .. }),
+        }
+    }
+
+    /// Elements of one head, or an error where that overflows.
+    pub(crate) fn checked_len(&self) -> Result<usize> {
+        let overflow = Error::Overflow { what: "the state" };
+        let s = self.key.checked_mul(self.value).ok_or(overflow)?;
+        let sums = s.checked_add(self.key).ok_or(overflow)?;
+        match (self.normalised, self.per_chunk) {
+            (_, true) => sums.checked_mul(2).and_then(|n| n.checked_add(1)).ok_or(overflow),
+            (true, _) => Ok(sums),
+            (false, _) => Ok(s),
+        }
+    }
+
+    /// Elements of one head, once checked.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        match (self.normalised, self.per_chunk) {
+            (_, true) => 2 * self.sums() + 1,
+            (true, _) => self.sums(),
+            (false, _) => self.matrix(),
+        }
+    }
+
+    #[inline(always)]
+    fn matrix(&self) -> usize {
+        self.key * self.value
+    }
+
+    #[inline(always)]
+    fn sums(&self) -> usize {
+        self.matrix() + self.key
+    }
+
+    /// Where S begins: of the finished tokens or chunks, or of the current chunk.
+    #[inline(always)]
+    pub(crate) fn s_at(&self, current: bool) -> usize {
+        if current { self.sums() } else { 0 }
+    }
+
+    /// Where z begins, likewise.
+    #[inline(always)]
+    pub(crate) fn z_at(&self, current: bool) -> usize {
+        self.s_at(current) + self.matrix()
+    }
+
+    /// Where the count of tokens lies.
+    #[inline(always)]
+    pub(crate) fn count_at(&self) -> usize {
+        2 * self.sums()
+    }
+
+    /// Tokens in the current chunk of a state, 0 for normalisers without chunks.
+    #[inline(always)]
+    pub(crate) fn count(&self, head: &[f32]) -> usize {
+        if self.per_chunk { head[self.count_at()] as usize } else { 0 }
+    }
+
+    /// Checks the counts of tokens: whole numbers below the chunk length, the same for all heads of a sequence
+    /// (sequences of a batch may be at different places).
+    pub(crate) fn check(&self, state: &[f32], heads: usize, normaliser: Normaliser) -> Result<()> {
+        let Normaliser::PerChunk { chunk, .. } = normaliser else { return Ok(()) };
+        for sequence in state.chunks(self.len() * heads) {
+            let first = sequence[self.count_at()];
+            let whole = first >= 0.0 && first < chunk as f32 && first as usize as f32 == first;
+            let same = sequence.chunks(self.len()).all(|head| head[self.count_at()] == first);
+            if !(whole && same) {
+                return Err(Error::BadState);
+            }
+        }
+        Ok(())
+    }
+}

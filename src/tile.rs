@@ -1,0 +1,161 @@
+//! Products of small tiles held in registers: all the arithmetic that counts is here.
+//!
+//! ```text
+//! mul_ab    acc[i][j] += sum_l a[i][l] b[l][j]      rows of a; b packed in columns of NV vectors
+//! mul_atb   acc[i][j] += sum_l a[l][i] b[l][j]      the same with a transposed: a[l] is contiguous in i
+//! mul_abt   acc[i][j]  = sum_l a[i][l] b[j][l]      dot products along contiguous rows, for short outputs
+//! ```
+//!
+//! Tricks:
+//! 1. The accumulator is MR rows by NV vectors, as large as the register file allows ([`for_row_tiles`]); each step
+//!    loads NV vectors and broadcasts MR scalars for MR * NV multiply-adds.
+//! 2. b is packed once, padded to whole vectors, so that no inner loop has a tail.
+//! 3. Every element is summed in the order of l whatever the tile's shape: which tile a row falls into never
+//!    changes its bits.
+//!
+//! Price: shapes are const generics, so each caller is compiled for four heights and two widths.
+
+use pulp::Simd;
+
+/// Vectors side by side in a full tile.
+pub(crate) const NV: usize = 2;
+
+/// MR rows of N vectors.
+pub(crate) type Acc<S, const MR: usize, const N: usize> = [[<S as Simd>::f32s; N]; MR];
+
+#[inline(always)]
+pub(crate) fn zero<S: Simd, const MR: usize, const N: usize>(simd: S) -> Acc<S, MR, N> {
+    [[simd.splat_f32s(0.0); N]; MR]
+}
+
+/// `acc[i] += sum_l a[i * stride + l] * b[l]` for all rows l of b.
+#[inline(always)]
+pub(crate) fn mul_ab<S: Simd, const MR: usize, const N: usize>(
+    simd: S,
+    acc: &mut Acc<S, MR, N>,
+    a: &[f32],
+    stride: usize,
+    b: &[[S::f32s; N]],
+) {
+    // Each row is cut to b's length here, so that the loop needs no check.
+    let mut rows: [&[f32]; MR] = [&[]; MR];
+    for i in 0..MR {
+        rows[i] = &a[i * stride..][..b.len()];
+    }
+    for (l, b) in b.iter().enumerate() {
+        for i in 0..MR {
+            let x = simd.splat_f32s(rows[i][l]);
+            for j in 0..N {
+                acc[i][j] = simd.mul_add_e_f32s(x, b[j], acc[i][j]);
+            }
+        }
+    }
+}
+
+/// `acc[i] += sum_l a[l * stride + i] * b[l]` for all rows l of b.
+#[inline(always)]
+pub(crate) fn mul_atb<S: Simd, const MR: usize, const N: usize>(
+    simd: S,
+    acc: &mut Acc<S, MR, N>,
+    a: &[f32],
+    stride: usize,
+    b: &[[S::f32s; N]],
+) {
+    for (a, b) in a.chunks(stride).zip(b) {
+        let a = &a[..MR];
+        for i in 0..MR {
+            let x = simd.splat_f32s(a[i]);
+            for j in 0..N {
+                acc[i][j] = simd.mul_add_e_f32s(x, b[j], acc[i][j]);
+            }
+        }
+    }
+}
+
+/// The causal triangle at the end of a row tile: row i takes the rows 0 ..= i of b only. A row of b beyond it
+/// is never touched, not even multiplied by zero: it may be NaN.
+#[inline(always)]
+pub(crate) fn mul_ab_tril<S: Simd, const MR: usize, const N: usize>(
+    simd: S,
+    acc: &mut Acc<S, MR, N>,
+    a: &[f32],
+    stride: usize,
+    b: &[[S::f32s; N]],
+) {
+    let b = &b[..MR];
+    for l in 0..MR {
+        for i in l..MR {
+            let x = simd.splat_f32s(a[i * stride + l]);
+            for j in 0..N {
+                acc[i][j] = simd.mul_add_e_f32s(x, b[l][j], acc[i][j]);
+            }
+        }
+    }
+}
+
+/// `out[i][j] = a[i] . b[j]` over whole vectors: one accumulator for each pair, lanes joined at the end.
+#[inline(always)]
+pub(crate) fn mul_abt<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    a: [&[S::f32s]; M],
+    b: [&[S::f32s]; N],
+) -> [[f32; N]; M] {
+    let len = a[0].len();
+    let (mut x, mut y): ([&[S::f32s]; M], [&[S::f32s]; N]) = ([&[]; M], [&[]; N]);
+    for i in 0..M {
+        x[i] = &a[i][..len];
+    }
+    for j in 0..N {
+        y[j] = &b[j][..len];
+    }
+    let mut acc = zero::<S, M, N>(simd);
+    for l in 0..len {
+        for i in 0..M {
+            for j in 0..N {
+                acc[i][j] = simd.mul_add_e_f32s(x[i][l], y[j][l], acc[i][j]);
+            }
+        }
+    }
+    let mut out = [[0.0; N]; M];
+    for i in 0..M {
+        for j in 0..N {
+            out[i][j] = simd.reduce_sum_f32s(acc[i][j]);
+        }
+    }
+    out
+}
+
+/// Work on MR rows from `row` on; a trait because closures can't be generic over a const.
+pub(crate) trait RowTile {
+    fn run<const MR: usize>(&mut self, row: usize);
+}
+
+/// Cuts `rows` into tiles: as tall as the register file allows, then what is left in powers of two.
+#[inline(always)]
+pub(crate) fn for_row_tiles<S: Simd>(rows: usize, op: &mut impl RowTile) {
+    let mut row = 0;
+    if S::REGISTER_COUNT >= 32 {
+        // 8 x 2 accumulators hide the latency (4 cycles, 2 a cycle) twice over and leave registers for b.
+        while rows - row >= 8 {
+            op.run::<8>(row);
+            row += 8;
+        }
+    } else {
+        // 6 x 2 accumulators, 2 vectors of b, 1 broadcast, of 16 registers.
+        while rows - row >= 6 {
+            op.run::<6>(row);
+            row += 6;
+        }
+    }
+    if rows - row >= 4 {
+        op.run::<4>(row);
+        row += 4;
+    }
+    if rows - row >= 2 {
+        op.run::<2>(row);
+        row += 2;
+    }
+    if rows - row >= 1 {
+        op.run::<1>(row);
+    }
+}
