@@ -157,15 +157,10 @@ impl<S: Simd> Pass<'_, S> {
     #[inline(always)]
     fn columns<const N: usize>(&self, at: usize, s: &mut [f32], o: &mut [f32]) {
         let (simd, width) = (self.simd, N * S::F32_LANES);
-        let vectors = |row: &[f32]| -> [S::f32s; N] {
-            let mut out = [simd.splat_f32s(0.0); N];
-            out.copy_from_slice(S::as_simd_f32s(&row[at..][..width]).0);
-            out
-        };
-        let v = vectors(self.v);
+        let v = vectors::<S, N>(&self.v[at..][..width]);
         let mut sum = [simd.splat_f32s(0.0); N];
         for ((row, &q), &k) in s.chunks_exact_mut(self.v.len()).zip(self.q).zip(self.k) {
-            let row = S::as_mut_simd_f32s(&mut row[at..][..width]).0;
+            let row = &mut S::as_mut_simd_f32s(&mut row[at..][..width]).0[..N];
             let (q, k) = (simd.splat_f32s(q), simd.splat_f32s(k));
             for j in 0..N {
                 sum[j] = simd.mul_add_e_f32s(q, row[j], sum[j]);
@@ -179,7 +174,7 @@ impl<S: Simd> Pass<'_, S> {
         if let Some((past, scale)) = self.past {
             let mut past_sum = [simd.splat_f32s(0.0); N];
             for (row, &q) in past.chunks_exact(self.v.len()).zip(self.q) {
-                let (row, q) = (vectors(row), simd.splat_f32s(q));
+                let (row, q) = (vectors::<S, N>(&row[at..][..width]), simd.splat_f32s(q));
                 for j in 0..N {
                     past_sum[j] = simd.mul_add_e_f32s(q, row[j], past_sum[j]);
                 }
@@ -207,6 +202,12 @@ impl<S: Simd> Pass<'_, S> {
         }
         o[j] = sum;
     }
+}
+
+/// N vectors of a slice.
+#[inline(always)]
+fn vectors<S: Simd, const N: usize>(row: &[f32]) -> [S::f32s; N] {
+    S::as_simd_f32s(row).0.as_chunks::<N>().0[0]
 }
 
 #[inline(always)]

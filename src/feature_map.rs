@@ -39,42 +39,64 @@ impl FeatureMap {
     #[inline(always)]
     pub(crate) fn pack<S: Simd>(self, simd: S, from: &[f32], to: &mut [f32]) {
         match self {
-            FeatureMap::Elu => map_row(simd, from, to, |x| elu(simd, x)),
-            FeatureMap::Relu { eps } => {
-                let (zero, eps) = (simd.splat_f32s(0.0), simd.splat_f32s(eps));
-                // Compared this way round, NaN comes through.
-                map_row(simd, from, to, |x| {
-                    simd.add_f32s(simd.select_f32s(simd.less_than_or_equal_f32s(x, zero), zero, x), eps)
-                });
-            }
-            FeatureMap::Identity => map_row(simd, from, to, |x| x),
+            FeatureMap::Elu => map_row(simd, Elu, from, to),
+            FeatureMap::Relu { eps } => map_row(simd, Relu { eps }, from, to),
+            FeatureMap::Identity => map_row(simd, Identity, from, to),
         }
     }
 }
 
-#[inline(always)]
-fn elu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let one = simd.splat_f32s(1.0);
-    let below = simd.add_f32s(one, simd.sub_f32s(exp_nonpositive(simd, x), one));
-    // False for NaN, which comes through 1 + x.
-    let nonpositive = simd.less_than_or_equal_f32s(x, simd.splat_f32s(0.0));
-    simd.select_f32s(nonpositive, below, simd.add_f32s(one, x))
+/// phi on one vector; a trait because closures can't be made to inline.
+trait Phi {
+    fn phi<S: Simd>(&self, simd: S, x: S::f32s) -> S::f32s;
+}
+
+struct Elu;
+struct Relu {
+    eps: f32,
+}
+struct Identity;
+
+impl Phi for Elu {
+    #[inline(always)]
+    fn phi<S: Simd>(&self, simd: S, x: S::f32s) -> S::f32s {
+        let one = simd.splat_f32s(1.0);
+        let below = simd.add_f32s(one, simd.sub_f32s(exp_nonpositive(simd, x), one));
+        // False for NaN, which comes through 1 + x.
+        let nonpositive = simd.less_than_or_equal_f32s(x, simd.splat_f32s(0.0));
+        simd.select_f32s(nonpositive, below, simd.add_f32s(one, x))
+    }
+}
+
+impl Phi for Relu {
+    #[inline(always)]
+    fn phi<S: Simd>(&self, simd: S, x: S::f32s) -> S::f32s {
+        let zero = simd.splat_f32s(0.0);
+        // False for NaN, which comes through x.
+        let nonpositive = simd.less_than_or_equal_f32s(x, zero);
+        simd.add_f32s(simd.select_f32s(nonpositive, zero, x), simd.splat_f32s(self.eps))
+    }
+}
+
+impl Phi for Identity {
+    #[inline(always)]
+    fn phi<S: Simd>(&self, _: S, x: S::f32s) -> S::f32s {
+        x
+    }
 }
 
 #[inline(always)]
-fn map_row<S: Simd>(simd: S, from: &[f32], to: &mut [f32], phi: impl Fn(S::f32s) -> S::f32s) {
+fn map_row<S: Simd>(simd: S, phi: impl Phi, from: &[f32], to: &mut [f32]) {
     let (from_vectors, from_tail) = S::as_simd_f32s(from);
     let (to_whole, to_rest) = to.split_at_mut(from_vectors.len() * S::F32_LANES);
-    let (to_vectors, _) = S::as_mut_simd_f32s(to_whole);
-    for (to, from) in to_vectors.iter_mut().zip(from_vectors) {
-        *to = phi(*from);
+    for (to, from) in S::as_mut_simd_f32s(to_whole).0.iter_mut().zip(from_vectors) {
+        *to = phi.phi(simd, *from);
     }
     to_rest.fill(0.0);
     if !from_tail.is_empty() {
         to_rest[..from_tail.len()].copy_from_slice(from_tail);
-        let (last, _) = S::as_mut_simd_f32s(to_rest);
-        last[0] = phi(last[0]);
+        let last = &mut S::as_mut_simd_f32s(to_rest).0[0];
+        *last = phi.phi(simd, *last);
         to_rest[from_tail.len()..].fill(0.0);
     }
-    let _ = simd;
 }

@@ -1,0 +1,215 @@
+//! The options of the model, and the parameters that follow from them: names, shapes and order, stated once.
+
+use core::fmt;
+
+use crate::error::{Error, Result};
+use crate::feature_map::FeatureMap;
+use crate::state::Normaliser;
+
+/// What the model returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutputMode {
+    /// The last time step, `[B, hidden]`.
+    #[default]
+    LastTimestep,
+    /// All time steps, `[B, T, hidden]`.
+    All,
+    /// The mean over time, `[B, hidden]`.
+    Mean,
+}
+
+/// The options of Edifice's `FlashLinearAttention.build/1`, and those of the layer norms.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Elements of an input row.
+    pub embed_dim: usize,
+    /// Elements of a row inside; 256 by default.
+    pub hidden_size: usize,
+    /// Heads; 4 by default. Need not divide `hidden_size`: what is left over of the qkv columns is not used.
+    pub num_heads: usize,
+    /// Blocks; 4 by default.
+    pub num_layers: usize,
+    /// Tokens in a chunk of the normaliser, 64 by default; see [`ModelConfig::chunk`].
+    pub chunk_size: usize,
+    /// Tokens the model was built for, 64 by default. It runs on any number of them; this only bounds the chunk.
+    pub seq_len: usize,
+    /// The map on q and k; Elu by default.
+    pub feature_map: FeatureMap,
+    /// Used in training only: kept, so that a configuration survives being read and written. 0.1 by default.
+    pub dropout: f32,
+    /// What is returned; the last time step by default.
+    pub output_mode: OutputMode,
+    /// Whether there is a layer norm after the blocks; by default there is.
+    pub final_norm: bool,
+    /// The eps of the layer norms; 1e-5 by default.
+    pub layer_norm_eps: f32,
+    /// Axon 0.8.0's layer norm: `rsqrt(eps)` instead of `rsqrt(var + eps)` where `var < eps`. Off by default.
+    pub layer_norm_clip: bool,
+}
+
+impl ModelConfig {
+    /// The reference's defaults.
+    pub const fn new(embed_dim: usize) -> Self {
+        Self {
+            embed_dim,
+            hidden_size: 256,
+            num_heads: 4,
+            num_layers: 4,
+            chunk_size: 64,
+            seq_len: 64,
+            feature_map: FeatureMap::Elu,
+            dropout: 0.1,
+            output_mode: OutputMode::LastTimestep,
+            final_norm: true,
+            layer_norm_eps: 1e-5,
+            layer_norm_clip: false,
+        }
+    }
+
+    /// Elements of an output row: `hidden_size`.
+    pub const fn output_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// Elements of a head: `hidden_size / num_heads`, rounded down.
+    pub const fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_heads
+    }
+
+    /// Elements of a row of q, k, v and of the attention's output: `num_heads * head_dim`.
+    pub const fn attention_width(&self) -> usize {
+        self.num_heads * self.head_dim()
+    }
+
+    /// Elements of a row inside the feed-forward network: `4 * hidden_size`.
+    pub const fn inner_size(&self) -> usize {
+        4 * self.hidden_size
+    }
+
+    /// Tokens in a chunk, as it takes effect: `min(chunk_size, seq_len)`.
+    pub const fn chunk(&self) -> usize {
+        if self.chunk_size < self.seq_len { self.chunk_size } else { self.seq_len }
+    }
+
+    /// The normaliser of the attention: per chunk, eps 1e-8.
+    pub const fn normaliser(&self) -> Normaliser {
+        Normaliser::per_chunk(self.chunk())
+    }
+
+    /// Checks the options against each other.
+    ///
+    /// # Errors
+    /// A size of zero, fewer hidden elements than heads, sizes that overflow, an eps that is not a finite
+    /// positive number.
+    pub fn check(&self) -> Result<()> {
+        let sizes = [
+            (self.embed_dim, "embed_dim"),
+            (self.hidden_size, "hidden_size"),
+            (self.num_heads, "num_heads"),
+            (self.num_layers, "num_layers"),
+            (self.chunk_size, "chunk_size"),
+            (self.seq_len, "seq_len"),
+        ];
+        for (size, what) in sizes {
+            if size == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
+        if self.num_heads > self.hidden_size {
+            return Err(Error::Zero { what: "head_dim (hidden_size / num_heads)" });
+        }
+        self.feature_map.check()?;
+        self.normaliser().check()?;
+        if !(self.layer_norm_eps.is_finite() && self.layer_norm_eps > 0.0) {
+            return Err(Error::NotFinite { what: "layer_norm_eps" });
+        }
+        self.checked_parameters_len().ok_or(Error::Overflow { what: "the model" })?;
+        Ok(())
+    }
+
+    fn checked_parameters_len(&self) -> Option<usize> {
+        let h = self.hidden_size;
+        // Four blocks' worth of [h, 4h] is more than a block has.
+        let block = h.checked_mul(h)?.checked_mul(16)?;
+        let input = self.embed_dim.checked_mul(h)?;
+        let all = block.checked_mul(self.num_layers)?.checked_add(input)?.checked_mul(2)?;
+        (all <= isize::MAX as usize / size_of::<f32>()).then_some(all)
+    }
+
+    /// Elements of all parameters, in the order of [`ModelConfig::parameters`]: the length of a flat model.
+    pub fn parameters_len(&self) -> usize {
+        self.parameters().map(|p| p.len()).sum()
+    }
+
+    /// All parameters in their order in a flat model: the input projection if there is one, the blocks, the
+    /// final norm if there is one. (A head is no part of the configuration.)
+    pub fn parameters(&self) -> impl Iterator<Item = Parameter> {
+        let (h, w) = (self.hidden_size, self.attention_width());
+        let dense = |layer, rows, columns| {
+            [
+                Parameter { layer, block: 0, field: "kernel", shape: [rows, columns], vector: false },
+                Parameter { layer, block: 0, field: "bias", shape: [1, columns], vector: true },
+            ]
+        };
+        let norm = |layer| {
+            [
+                Parameter { layer, block: 0, field: "gamma", shape: [1, h], vector: true },
+                Parameter { layer, block: 0, field: "beta", shape: [1, h], vector: true },
+            ]
+        };
+        let block = [
+            norm("attn_norm"),
+            dense("attn_qkv", h, 3 * h),
+            dense("attn_out", w, h),
+            norm("ffn_norm"),
+            dense("ffn_up", h, self.inner_size()),
+            dense("ffn_down", self.inner_size(), h),
+        ];
+        let projection = (self.embed_dim != h).then(|| dense("input_projection", self.embed_dim, h));
+        let last = self.final_norm.then(|| norm("final_norm"));
+        projection
+            .into_iter()
+            .flatten()
+            .chain((1..=self.num_layers).flat_map(move |at| {
+                block.into_iter().flatten().map(move |p| Parameter { block: at, ..p })
+            }))
+            .chain(last.into_iter().flatten())
+    }
+}
+
+/// One parameter of the model. Displays as its name in weight files, `fla_block_1_attn_qkv.kernel`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// The layer, as it is called inside its block.
+    pub layer: &'static str,
+    /// The block, from 1 on; 0 outside the blocks.
+    pub block: usize,
+    /// `kernel`, `bias`, `gamma` or `beta`.
+    pub field: &'static str,
+    /// Rows and columns; a vector has one row.
+    pub shape: [usize; 2],
+    /// Whether it is a vector.
+    pub vector: bool,
+}
+
+impl Parameter {
+    /// Elements.
+    #[allow(clippy::len_without_is_empty, reason = "no parameter is empty")]
+    pub const fn len(&self) -> usize {
+        self.shape[0] * self.shape[1]
+    }
+
+    /// The shape as weight files give it: `[columns]` for a vector, `[rows, columns]` otherwise.
+    pub fn dims(&self) -> &[usize] {
+        &self.shape[usize::from(self.vector)..]
+    }
+}
+
+impl fmt::Display for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.block {
+            0 => write!(f, "{}.{}", self.layer, self.field),
+            block => write!(f, "fla_block_{block}_{}.{}", self.layer, self.field),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The small model the kernels were made for: Edifice's FlashLinearAttention, at inference.
+//!
+//! ```text
+//! x [B, T, embed] -> input_projection, only if embed != hidden
+//! blocks:  x = x + attn_out( attention( attn_qkv( attn_norm(x) ) ) )
+//!          x = x + ffn_down( gelu( ffn_up( ffn_norm(x) ) ) )
+//! final_norm (option), then the last time step, all of them, or their mean
+//! ```
+//!
+//! Like the kernels it allocates nothing: weights are borrowed, from flash or from a mapped file, and outputs,
+//! state and scratch are the caller's.
+
+pub mod config;
+pub mod linear;
+pub mod norm;
+pub mod weights;
+pub mod block;
+pub mod model;
+pub mod init;
+
+pub use block::Block;
+pub use config::{ModelConfig, OutputMode, Parameter};
+pub use init::init;
+pub use linear::Linear;
+pub use model::Model;
+pub use norm::LayerNorm;
+pub use weights::{BlockWeights, Weights};

@@ -1,0 +1,104 @@
+//! Layer norm.
+
+use pulp::{Simd, WithSimd};
+
+use crate::error::{Error, Result};
+use crate::isa::{Isa, dispatch};
+
+/// Layer norm over a row, biased variance:
+///
+/// ```text
+/// y = (x - mean) gamma rsqrt(var + eps) + beta
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LayerNorm<'w> {
+    /// `[size]`.
+    pub gamma: &'w [f32],
+    /// `[size]`.
+    pub beta: &'w [f32],
+    /// Added to the variance.
+    pub eps: f32,
+    /// Use `rsqrt(eps)` where `var < eps` (Axon 0.8.0).
+    pub clip: bool,
+}
+
+impl<'w> LayerNorm<'w> {
+    pub(super) fn slot(&mut self, field: &str) -> &mut &'w [f32] {
+        if field == "gamma" { &mut self.gamma } else { &mut self.beta }
+    }
+
+    pub(super) fn shape(&self, field: &str) -> [usize; 2] {
+        [1, if field == "gamma" { self.gamma.len() } else { self.beta.len() }]
+    }
+
+    /// Rows of x `[rows, size]` into y `[rows, size]`.
+    ///
+    /// # Errors
+    /// gamma and beta of different lengths or empty; x not whole rows; y of another length than x.
+    pub fn forward(&self, isa: Isa, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let size = self.gamma.len();
+        if size == 0 {
+            return Err(Error::Zero { what: "the layer norm's size" });
+        }
+        if self.beta.len() != size {
+            return Err(Error::Length { what: "beta", want: size, got: self.beta.len() });
+        }
+        if x.len() % size != 0 {
+            return Err(Error::Length { what: "x", want: x.len().next_multiple_of(size), got: x.len() });
+        }
+        if y.len() != x.len() {
+            return Err(Error::Length { what: "y", want: x.len(), got: y.len() });
+        }
+        dispatch(isa, Task { norm: *self, x, y });
+        Ok(())
+    }
+}
+
+struct Task<'a> {
+    norm: LayerNorm<'a>,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let LayerNorm { gamma, beta, eps, clip } = self.norm;
+        let size = gamma.len();
+        for (x, y) in self.x.chunks_exact(size).zip(self.y.chunks_exact_mut(size)) {
+            let mean = sum(simd, x, 0.0, false) / size as f32;
+            let variance = sum(simd, x, mean, true) / size as f32;
+            let clipped = clip && variance < eps;
+            let scale = 1.0 / libm::sqrtf(if clipped { eps } else { variance + eps });
+            // A plain loop: the dispatch makes vectors of it.
+            for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+                *y = (x - mean) * (gamma * scale) + beta;
+            }
+        }
+    }
+}
+
+/// The sum of x, or of (x - mean)^2: the order is one vector's lanes, then the tail.
+#[inline(always)]
+fn sum<S: Simd>(simd: S, x: &[f32], mean: f32, squared: bool) -> f32 {
+    let (vectors, tail) = S::as_simd_f32s(x);
+    let mut acc = [simd.splat_f32s(0.0); 4];
+    let wide_mean = simd.splat_f32s(mean);
+    for (at, x) in vectors.iter().enumerate() {
+        let acc = &mut acc[at % 4];
+        if squared {
+            let x = simd.sub_f32s(*x, wide_mean);
+            *acc = simd.mul_add_e_f32s(x, x, *acc);
+        } else {
+            *acc = simd.add_f32s(*acc, *x);
+        }
+    }
+    let [a, b, c, d] = acc;
+    let mut sum = simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d)));
+    for x in tail {
+        sum += if squared { (x - mean) * (x - mean) } else { *x };
+    }
+    sum
+}

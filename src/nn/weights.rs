@@ -1,0 +1,154 @@
+//! The parameters of a model, borrowed from wherever they lie.
+
+use super::config::{ModelConfig, Parameter};
+use super::linear::Linear;
+use super::norm::LayerNorm;
+use crate::error::{Error, Result};
+
+/// The parameters of one block.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BlockWeights<'w> {
+    /// Before the attention, `[hidden]`.
+    pub attn_norm: LayerNorm<'w>,
+    /// `[hidden, 3 hidden]`, columns q | k | v.
+    pub attn_qkv: Linear<'w>,
+    /// `[heads head_dim, hidden]`.
+    pub attn_out: Linear<'w>,
+    /// Before the feed-forward network, `[hidden]`.
+    pub ffn_norm: LayerNorm<'w>,
+    /// `[hidden, 4 hidden]`.
+    pub ffn_up: Linear<'w>,
+    /// `[4 hidden, hidden]`.
+    pub ffn_down: Linear<'w>,
+}
+
+/// The parameters of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'w> {
+    /// `[embed, hidden]`, present if and only if the two differ.
+    pub input_projection: Option<Linear<'w>>,
+    /// One for each layer.
+    pub blocks: &'w [BlockWeights<'w>],
+    /// `[hidden]`, present if and only if the configuration says so.
+    pub final_norm: Option<LayerNorm<'w>>,
+    /// A dense layer after the output, `[hidden, anything]`; optional.
+    pub head: Option<Linear<'w>>,
+}
+
+impl<'w> Weights<'w> {
+    /// Puts the parameters together, asking for each in the order of [`ModelConfig::parameters`]; `blocks` is
+    /// where the blocks are kept, one for each layer. Shapes are the asked one's business: a slice must have
+    /// the length of its parameter.
+    ///
+    /// # Errors
+    /// Those of `get`; a configuration that does not check; too few or too many blocks; a slice of another length.
+    pub fn collect<E: From<Error>>(
+        config: &ModelConfig,
+        blocks: &'w mut [BlockWeights<'w>],
+        mut get: impl FnMut(&Parameter) -> core::result::Result<&'w [f32], E>,
+    ) -> core::result::Result<Self, E> {
+        config.check()?;
+        if blocks.len() != config.num_layers {
+            return Err(Error::Length { what: "blocks", want: config.num_layers, got: blocks.len() }.into());
+        }
+        let norm = LayerNorm { eps: config.layer_norm_eps, clip: config.layer_norm_clip, ..LayerNorm::default() };
+        let (mut input_projection, mut final_norm) = (Linear::default(), norm);
+        for block in &mut *blocks {
+            *block = BlockWeights { attn_norm: norm, ffn_norm: norm, ..BlockWeights::default() };
+        }
+        for parameter in config.parameters() {
+            let data = get(&parameter)?;
+            if data.len() != parameter.len() {
+                let Parameter { layer: name, block, shape: want, .. } = parameter;
+                return Err(Error::Parameter { name, block, want, got: [1, data.len()] }.into());
+            }
+            let slot = match parameter.block {
+                0 => match parameter.layer {
+                    "final_norm" => final_norm.slot(parameter.field),
+                    _ => input_projection.slot(parameter.field),
+                },
+                at => {
+                    let block = &mut blocks[at - 1];
+                    match parameter.layer {
+                        "attn_norm" => block.attn_norm.slot(parameter.field),
+                        "attn_qkv" => block.attn_qkv.slot(parameter.field),
+                        "attn_out" => block.attn_out.slot(parameter.field),
+                        "ffn_norm" => block.ffn_norm.slot(parameter.field),
+                        "ffn_up" => block.ffn_up.slot(parameter.field),
+                        _ => block.ffn_down.slot(parameter.field),
+                    }
+                }
+            };
+            *slot = data;
+        }
+        Ok(Self {
+            input_projection: (config.embed_dim != config.hidden_size).then_some(input_projection),
+            blocks,
+            final_norm: config.final_norm.then_some(final_norm),
+            head: None,
+        })
+    }
+
+    /// A flat model: all parameters one after the other in the order of [`ModelConfig::parameters`].
+    ///
+    /// # Errors
+    /// A configuration that does not check, or a length other than [`ModelConfig::parameters_len`].
+    pub fn from_flat(config: &ModelConfig, flat: &'w [f32], blocks: &'w mut [BlockWeights<'w>]) -> Result<Self> {
+        config.check()?;
+        let (want, got) = (config.parameters_len(), flat.len());
+        if want != got {
+            return Err(Error::Length { what: "the flat model", want, got });
+        }
+        let mut rest = flat;
+        Self::collect(config, blocks, |parameter| {
+            let (data, after) = rest.split_at(parameter.len());
+            rest = after;
+            Ok(data)
+        })
+    }
+
+    /// Checks every shape against the configuration.
+    pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
+        config.check()?;
+        if self.blocks.len() != config.num_layers {
+            return Err(Error::Length { what: "blocks", want: config.num_layers, got: self.blocks.len() });
+        }
+        let presence = |present: bool, wanted: bool, name| {
+            if present == wanted { Ok(()) } else { Err(Error::Part { name, present }) }
+        };
+        presence(self.input_projection.is_some(), config.embed_dim != config.hidden_size, "input_projection")?;
+        presence(self.final_norm.is_some(), config.final_norm, "final_norm")?;
+        for parameter in config.parameters() {
+            let Parameter { layer, block, field, shape: want, .. } = parameter;
+            let got = if block == 0 {
+                match layer {
+                    "final_norm" => self.final_norm.map(|n| n.shape(field)),
+                    _ => self.input_projection.map(|l| l.shape(field)),
+                }
+            } else {
+                let weights = &self.blocks[block - 1];
+                Some(match layer {
+                    "attn_norm" => weights.attn_norm.shape(field),
+                    "attn_qkv" => weights.attn_qkv.shape(field),
+                    "attn_out" => weights.attn_out.shape(field),
+                    "ffn_norm" => weights.ffn_norm.shape(field),
+                    "ffn_up" => weights.ffn_up.shape(field),
+                    _ => weights.ffn_down.shape(field),
+                })
+            };
+            if let Some(got) = got
+                && got != want
+            {
+                return Err(Error::Parameter { name: layer, block, want, got });
+            }
+        }
+        if let Some(head) = self.head {
+            let [rows, columns] = head.shape("kernel");
+            if rows != config.hidden_size || columns == 0 || rows * columns != head.kernel.len() {
+                let want = [config.hidden_size, columns];
+                return Err(Error::Parameter { name: "head", block: 0, want, got: [rows, columns] });
+            }
+        }
+        Ok(())
+    }
+}
