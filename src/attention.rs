@@ -1,6 +1,6 @@
 //! Many heads: what to bring, what is checked, and how the work is cut into tasks.
 
-use crate::chunk::{Prefill, panel_width, prefill_scratch_len};
+use crate::chunk::{Prefill, prefill_scratch_len};
 use crate::decode::{Decode, decode_scratch_len};
 use crate::error::{Error, Result};
 use crate::feature_map::FeatureMap;
@@ -9,6 +9,7 @@ use crate::parallel;
 use crate::scratch::{align, padded, with_alignment};
 use crate::shape::{Disjoint, Extent, Rows, RowsMut, Strides};
 use crate::state::{Layout, Normaliser};
+use crate::tile::panel_width;
 
 /// What to compute. All sizes are in elements, all counts from shapes; see [`Config::new`] for the defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -384,7 +385,7 @@ impl Attention {
         if want == got { Ok(()) } else { Err(Error::Length { what: "state", want, got }) }
     }
 
-    fn check_state(&self, state: &[f32]) -> Result<()> {
+    pub(crate) fn check_state(&self, state: &[f32]) -> Result<()> {
         self.check_state_len(state)?;
         self.layout.check(state, self.config.heads, self.config.normaliser)
     }

@@ -33,15 +33,12 @@ use crate::feature_map::FeatureMap;
 use crate::isa::prefetch;
 use crate::shape::{Disjoint, Rows, RowsMut};
 use crate::state::{Layout, Normaliser};
-use crate::tile::{self, NV, RowTile, for_row_tiles, mul_ab, mul_ab_tril, mul_abt, mul_atb};
+use crate::tile::{
+    self, NV, RowTile, copy_row, for_row_tiles, mul_ab, mul_ab_tril, mul_abt, mul_atb, panel_width, vectors_mut,
+};
 
 /// Tokens in a tile.
 pub(crate) const TILE: usize = 16;
-
-/// Columns in a full panel.
-pub(crate) const fn panel_width(lanes: usize) -> usize {
-    NV * lanes
-}
 
 /// Working memory of one task: where its pieces lie and how large they are, in elements.
 #[derive(Clone, Copy)]
@@ -536,25 +533,6 @@ impl<S: Simd, const N: usize> RowTile for StateTile<'_, S, N> {
         for i in 0..MR {
             s[i] = acc[i];
         }
-    }
-}
-
-/// A part of a row as groups of N vectors; what is left over is not needed.
-#[inline(always)]
-fn vectors_mut<S: Simd, const N: usize>(row: &mut [f32]) -> &mut [[S::f32s; N]] {
-    S::as_mut_simd_f32s(row).0.as_chunks_mut().0
-}
-
-/// Copies a row and pads it with zeros. Whole vectors by vectors: rows are short, a call to memcpy is not.
-#[inline(always)]
-fn copy_row<S: Simd>(_: S, from: &[f32], to: &mut [f32]) {
-    let (from_vectors, from_tail) = S::as_simd_f32s(from);
-    let (to_whole, to_rest) = to.split_at_mut(from_vectors.len() * S::F32_LANES);
-    for (to, from) in S::as_mut_simd_f32s(to_whole).0.iter_mut().zip(from_vectors) {
-        *to = *from;
-    }
-    for (i, to) in to_rest.iter_mut().enumerate() {
-        *to = if i < from_tail.len() { from_tail[i] } else { 0.0 };
     }
 }
 

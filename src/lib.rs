@@ -17,6 +17,7 @@ mod decode;
 mod scratch;
 mod parallel;
 pub mod attention;
+pub mod nn;
 
 pub use attention::{Attention, Config, DecodeStep, Forward, State};
 pub use error::{Error, Result};

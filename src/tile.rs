@@ -20,6 +20,11 @@ use pulp::Simd;
 /// Vectors side by side in a full tile.
 pub(crate) const NV: usize = 2;
 
+/// Columns in a full panel.
+pub(crate) const fn panel_width(lanes: usize) -> usize {
+    NV * lanes
+}
+
 /// MR rows of N vectors.
 pub(crate) type Acc<S, const MR: usize, const N: usize> = [[<S as Simd>::f32s; N]; MR];
 
@@ -157,5 +162,24 @@ pub(crate) fn for_row_tiles<S: Simd>(rows: usize, op: &mut impl RowTile) {
     }
     if rows - row >= 1 {
         op.run::<1>(row);
+    }
+}
+
+/// A part of a row as groups of N vectors; what is left over is not needed.
+#[inline(always)]
+pub(crate) fn vectors_mut<S: Simd, const N: usize>(row: &mut [f32]) -> &mut [[S::f32s; N]] {
+    S::as_mut_simd_f32s(row).0.as_chunks_mut().0
+}
+
+/// Copies a row and pads it with zeros. Whole vectors by vectors: rows are short, a call to memcpy is not.
+#[inline(always)]
+pub(crate) fn copy_row<S: Simd>(_: S, from: &[f32], to: &mut [f32]) {
+    let (from_vectors, from_tail) = S::as_simd_f32s(from);
+    let (to_whole, to_rest) = to.split_at_mut(from_vectors.len() * S::F32_LANES);
+    for (to, from) in S::as_mut_simd_f32s(to_whole).0.iter_mut().zip(from_vectors) {
+        *to = *from;
+    }
+    for (i, to) in to_rest.iter_mut().enumerate() {
+        *to = if i < from_tail.len() { from_tail[i] } else { 0.0 };
     }
 }

@@ -1,0 +1,174 @@
+//! One block: attention and feed-forward network, each before a residual sum.
+
+use super::config::ModelConfig;
+use super::linear::{self, Epilogue};
+use super::weights::{BlockWeights, Weights};
+use crate::attention::{Attention, Config, DecodeStep, Forward, State};
+use crate::error::{Error, Result};
+use crate::isa::Isa;
+use crate::scratch::padded;
+use crate::shape::Strides;
+
+/// A block with its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Block<'w> {
+    config: ModelConfig,
+    weights: BlockWeights<'w>,
+    isa: Isa,
+    threads: usize,
+}
+
+/// How the tokens of one pass meet the state.
+pub(super) enum Pass<'a> {
+    /// T tokens of each sequence, from zero.
+    Whole,
+    /// T tokens of each sequence, on this state.
+    Carried(&'a mut [f32]),
+    /// One token of each sequence, on this state.
+    Step(&'a mut [f32]),
+}
+
+impl<'w> Block<'w> {
+    /// A block of a model of this configuration.
+    ///
+    /// # Errors
+    /// A configuration that does not check, a parameter whose shape is not the configuration's.
+    pub fn new(config: &ModelConfig, weights: BlockWeights<'w>, isa: Isa, threads: usize) -> Result<Self> {
+        let one = ModelConfig { embed_dim: config.hidden_size, num_layers: 1, final_norm: false, ..*config };
+        Weights { input_projection: None, blocks: &[weights], final_norm: None, head: None }.check(&one)?;
+        if threads == 0 {
+            return Err(Error::Zero { what: "threads" });
+        }
+        Ok(Self::unchecked(config, weights, isa, threads))
+    }
+
+    pub(super) fn unchecked(config: &ModelConfig, weights: BlockWeights<'w>, isa: Isa, threads: usize) -> Self {
+        Self { config: *config, weights, isa, threads }
+    }
+
+    /// All tokens, from the zero state: x `[B, T, hidden]`, in place.
+    ///
+    /// # Errors
+    /// x of another length, scratch that is too short. Nothing has been written then.
+    pub fn forward(&self, batch: usize, len: usize, x: &mut [f32], scratch: &mut [f32]) -> Result<()> {
+        let want = batch.checked_mul(len).and_then(|rows| rows.checked_mul(self.config.hidden_size));
+        let want = want.ok_or(Error::Overflow { what: "x" })?;
+        if x.len() != want {
+            return Err(Error::Length { what: "x", want, got: x.len() });
+        }
+        let (need, got) = (self.scratch_len(batch, len)?, scratch.len());
+        if got < need {
+            return Err(Error::TooShort { what: "scratch", need, got });
+        }
+        self.run(batch, len, x, Pass::Whole, scratch)
+    }
+
+    /// Elements of scratch that [`Block::forward`] needs.
+    ///
+    /// # Errors
+    /// Sizes that overflow.
+    pub fn scratch_len(&self, batch: usize, len: usize) -> Result<usize> {
+        scratch_len(&self.config, self.isa, self.threads, batch, len)
+    }
+
+    /// x `[B, T, hidden]` in place; lengths are the caller's business.
+    pub(super) fn run(
+        &self,
+        batch: usize,
+        len: usize,
+        x: &mut [f32],
+        pass: Pass<'_>,
+        scratch: &mut [f32],
+    ) -> Result<()> {
+        let (isa, threads, weights) = (self.isa, self.threads, &self.weights);
+        let rows = batch * len;
+        let sizes = Sizes::new(&self.config, rows);
+        let attention = attention(&self.config, isa, threads, batch, len)?;
+        let (normed, rest) = scratch.split_at_mut(padded(sizes.normed));
+        let normed = &mut normed[..sizes.normed];
+        let (wide, rest) = rest.split_at_mut(padded(sizes.wide));
+
+        let (qkv, mixed) = wide.split_at_mut(sizes.qkv);
+        let mixed = &mut mixed[..sizes.mixed];
+        weights.attn_norm.forward(isa, x, normed)?;
+        weights.attn_qkv.run(isa, threads, normed, qkv, Epilogue::Store, rest);
+        let width = self.config.attention_width();
+        let (q, k, v) = (&qkv[..], &qkv[width.min(qkv.len())..], &qkv[(2 * width).min(qkv.len())..]);
+        match pass {
+            Pass::Whole => attention.forward(Forward { q, k, v, state: State::Zero, o: mixed, scratch: rest })?,
+            Pass::Carried(state) => {
+                attention.forward(Forward { q, k, v, state: State::Carried(state), o: mixed, scratch: rest })?;
+            }
+            Pass::Step(state) => attention.decode(DecodeStep { q, k, v, state, o: mixed, scratch: rest })?,
+        }
+        weights.attn_out.run(isa, threads, mixed, x, Epilogue::Add, rest);
+
+        let inner = &mut wide[..sizes.inner];
+        weights.ffn_norm.forward(isa, x, normed)?;
+        weights.ffn_up.run(isa, threads, normed, inner, Epilogue::Gelu, rest);
+        weights.ffn_down.run(isa, threads, inner, x, Epilogue::Add, rest);
+        Ok(())
+    }
+}
+
+/// The attention of a model over `[B, T]` tokens, on qkv rows.
+pub(super) fn attention(
+    config: &ModelConfig,
+    isa: Isa,
+    threads: usize,
+    batch: usize,
+    len: usize,
+) -> Result<Attention> {
+    let dim = config.head_dim();
+    let packed = Strides::packed(len, 3 * config.hidden_size, dim);
+    Attention::new(Config {
+        q_strides: packed,
+        k_strides: packed,
+        v_strides: packed,
+        feature_map: config.feature_map,
+        isa: Some(isa),
+        threads,
+        ..Config::new(batch, len, config.num_heads, dim, dim, config.normaliser())
+    })
+}
+
+/// Elements of the pieces of a block's scratch.
+struct Sizes {
+    normed: usize,
+    qkv: usize,
+    mixed: usize,
+    inner: usize,
+    /// qkv and the attention's output together, or the feed-forward network's inside: not both live at once.
+    wide: usize,
+}
+
+impl Sizes {
+    fn new(config: &ModelConfig, rows: usize) -> Self {
+        let h = rows * config.hidden_size;
+        let (qkv, mixed, inner) = (3 * h, rows * config.attention_width(), 4 * h);
+        Self { normed: h, qkv, mixed, inner, wide: inner.max(qkv + mixed) }
+    }
+}
+
+/// Elements of scratch of one block over `[B, T]` tokens, forward or step.
+pub(super) fn scratch_len(
+    config: &ModelConfig,
+    isa: Isa,
+    threads: usize,
+    batch: usize,
+    len: usize,
+) -> Result<usize> {
+    let attention = attention(config, isa, threads, batch, len)?;
+    let (rows, h, inner) = (batch * len, config.hidden_size, config.inner_size());
+    let sizes = Sizes::new(config, rows);
+    let dense = |inputs, outputs| linear::scratch_len(isa, threads, rows, inputs, outputs);
+    let rest = [
+        attention.scratch_len(),
+        attention.decode_scratch_len(),
+        dense(h, 3 * h),
+        dense(config.attention_width(), h),
+        dense(h, inner),
+        dense(inner, h),
+    ];
+    Ok(padded(sizes.normed) + padded(sizes.wide) + rest.into_iter().max().unwrap_or(0))
+}
