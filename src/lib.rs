@@ -18,6 +18,8 @@ mod scratch;
 mod parallel;
 pub mod attention;
 pub mod nn;
+#[cfg(feature = "files")]
+pub mod files;
 
 pub use attention::{Attention, Config, DecodeStep, Forward, State};
 pub use error::{Error, Result};

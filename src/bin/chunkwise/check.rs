@@ -1,0 +1,214 @@
+//! `check`: the tensors that golden files store, computed anew and compared.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use chunkwise::Isa;
+use chunkwise::files::{self, Error, Options, Tensor, Tensors};
+use comfy_table::{Table, presets};
+
+use crate::compare::Distance;
+use crate::load::Source;
+use crate::machine::{self, Threads};
+use crate::out::Out;
+use crate::recompute::{self, Kernel, Recomputed};
+use crate::tolerance::Allowed;
+use crate::{Outcome, Verdict, complain, exact};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Golden files
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// File with the parameters, for those that hold none [default: each one's `weights_from`]
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Instruction set, or all
+    #[arg(long, default_value = "all", value_parser = isas)]
+    isa: Isas,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+#[derive(Clone)]
+struct Isas(Vec<Isa>);
+
+fn isas(name: &str) -> Result<Isas, String> {
+    if name == "all" { Ok(Isas(Isa::available().collect())) } else { Ok(Isas(vec![machine::isa(name)?])) }
+}
+
+/// A line of the table.
+struct Row {
+    file: String,
+    isa: &'static str,
+    tensor: String,
+    verdict: Compared,
+}
+
+enum Compared {
+    /// To the stored tensor.
+    Distance(Distance, Allowed),
+    /// The stored tensor has another shape.
+    Shape {
+        stored: Vec<usize>,
+        computed: Vec<usize>,
+    },
+    Skipped(String),
+}
+
+pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["file", "isa", "tensor", "max abs", "norm error", "allowed", "verdict"]);
+    let (mut passed, mut failed, mut skipped, mut unusable) = (0, 0, 0, 0);
+    for path in &args.files {
+        let rows = match check(path, args) {
+            Ok(rows) => rows,
+            Err(error) => {
+                complain(&error.to_string());
+                unusable += 1;
+                continue;
+            }
+        };
+        for Row { file, isa, tensor, verdict } in rows {
+            let [max_abs, norm, allowed, word] = match verdict {
+                Compared::Distance(distance, allowed) => {
+                    let holds = allowed.holds(distance);
+                    *(if holds { &mut passed } else { &mut failed }) += 1;
+                    let word = if holds { "pass" } else { "FAIL" };
+                    let Distance { max_abs, norm } = distance;
+                    [format!("{max_abs:.1e}"), format!("{norm:.1e}"), allowed.to_string(), word.into()]
+                }
+                Compared::Shape { stored, computed } => {
+                    failed += 1;
+                    [
+                        String::new(),
+                        String::new(),
+                        String::new(),
+                        format!("FAIL: stored {stored:?}, computed {computed:?}"),
+                    ]
+                }
+                Compared::Skipped(why) => {
+                    skipped += 1;
+                    [String::new(), String::new(), String::new(), format!("skipped: {why}")]
+                }
+            };
+            table.add_row([file, isa.into(), tensor, max_abs, norm, allowed, word]);
+        }
+    }
+    if table.row_count() > 0 {
+        writeln!(out, "{}", table.trim_fmt())?;
+    }
+    writeln!(out, "{passed} passed, {failed} failed, {skipped} skipped, {unusable} unusable files")?;
+    Ok(match (unusable, failed) {
+        (0, 0) => Verdict::Pass,
+        (0, _) => Verdict::Fail,
+        _ => Verdict::Unusable,
+    })
+}
+
+/// All rows of a file.
+fn check(path: &Path, args: &Args) -> files::Result<Vec<Row>> {
+    let file = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let options = files::read(path).and_then(|bytes| {
+        Tensors::parse(&bytes).and_then(|tensors| tensors.options()).map_err(|error| error.in_file(path))
+    })?;
+    let rows = match options.kind.as_deref() {
+        None | Some("fla") => model(path, &file, args)?,
+        Some("kernel_fla") => kernel(path, &file, &options, args)?,
+        Some(kind) => {
+            let why = format!("kind {kind} is not supported");
+            return Ok(vec![Row { file, isa: "", tensor: String::new(), verdict: Compared::Skipped(why) }]);
+        }
+    };
+    if !rows.iter().any(|row| matches!(row.verdict, Compared::Distance(..) | Compared::Shape { .. })) {
+        let want = "a file with tensors that can be computed anew";
+        return Err(
+            Error::BadOption { option: "the file", value: "without results".into(), want }.in_file(path)
+        );
+    }
+    Ok(rows)
+}
+
+fn model(path: &Path, file: &str, args: &Args) -> files::Result<Vec<Row>> {
+    let source = Source::read(path, args.weights.as_deref(), Options::default())?;
+    let (tensors, model_file) = (source.tensors()?, source.model()?);
+    let input = tensors.tensor("input").map_err(|error| error.in_file(path))?;
+    let config = model_file.config();
+    let len = input.shape.get(1).copied().unwrap_or(0);
+    let mut blocks = Vec::new();
+    let weights = model_file.weights(&mut blocks)?;
+    // Seconds for a large model, and only the identity map asks.
+    let exact = std::cell::LazyCell::new(|| exact::run(config, &weights, len, &input.data));
+
+    let mut rows = Vec::new();
+    for &isa in &args.isa.0 {
+        let threads = args.threads.count();
+        let mut blocks = Vec::new();
+        let model = model_file.model(&mut blocks, Some(isa), threads)?;
+        let all = recompute::model(&model, threads, &input)?;
+        for Recomputed { name, how, tensor } in &all {
+            let Some(stored) = stored(&tensors, name)? else { continue };
+            let inside = || {
+                let exact = exact.iter().find(|(exact, _)| exact == name);
+                exact.map_or(0.0, |(_, exact)| Distance::new(&stored.data, exact).max_abs)
+            };
+            let allowed = || Allowed::new(file, config.feature_map, name, config.final_norm, inside);
+            rows.push(row(file, isa, name, how, compared(tensor, &stored, allowed)));
+        }
+        for name in tensors.names() {
+            let known = all.iter().any(|computed| computed.name == name);
+            let parameter = name.rsplit_once('.').is_some();
+            if !known && !parameter && name != "input" {
+                let why = "nothing that is computed".into();
+                rows.push(row(file, isa, &name, "", Compared::Skipped(why)));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn kernel(path: &Path, file: &str, options: &Options, args: &Args) -> files::Result<Vec<Row>> {
+    let bytes = files::read(path)?;
+    let tensors = Tensors::parse(&bytes)?;
+    let (qkv, stored) = (tensors.tensor("qkv"), tensors.tensor("out"));
+    let (qkv, stored) = (qkv.map_err(|e| e.in_file(path))?, stored.map_err(|e| e.in_file(path))?);
+    let mut rows = Vec::new();
+    for &isa in &args.isa.0 {
+        let Some(kernel) = Kernel::of_file(options, &qkv, isa, args.threads.count()) else {
+            let want =
+                "num_heads, chunk_size and feature_map in the metadata, and qkv [b, t, 3 heads head_dim]";
+            let value = format!("{:?} of qkv", qkv.shape);
+            return Err(Error::BadOption { option: "the shape", value, want }.in_file(path));
+        };
+        for Recomputed { name, how, tensor } in kernel.outputs(&qkv.data)? {
+            let inside = || {
+                let qkv: Vec<f64> = qkv.data.iter().copied().map(f64::from).collect();
+                let Kernel { len, heads, dim, row, chunk, feature_map, .. } = kernel;
+                let exact = exact::Attention { len, heads, dim, row, chunk, feature_map }.run(&qkv);
+                Distance::new(&stored.data, &exact).max_abs
+            };
+            let allowed = || Allowed::new(file, kernel.feature_map, &name, false, inside);
+            rows.push(row(file, isa, &name, how, compared(&tensor, &stored, allowed)));
+        }
+    }
+    Ok(rows)
+}
+
+/// The tensor a file stores under a name, if it does.
+fn stored<'a>(tensors: &Tensors<'a>, name: &str) -> files::Result<Option<Tensor<'a>>> {
+    tensors.shape(name).map(|_| tensors.tensor(name)).transpose()
+}
+
+/// Shapes first: lengths must agree before elements, and the tolerance, can be asked for.
+fn compared(computed: &Tensor<'_>, stored: &Tensor<'_>, allowed: impl FnOnce() -> Allowed) -> Compared {
+    if computed.shape != stored.shape {
+        return Compared::Shape { stored: stored.shape.clone(), computed: computed.shape.clone() };
+    }
+    Compared::Distance(Distance::new(&computed.data, &stored.data), allowed())
+}
+
+fn row(file: &str, isa: Isa, tensor: &str, how: &str, verdict: Compared) -> Row {
+    let tensor = format!("{tensor} {how}").trim_end().into();
+    Row { file: file.into(), isa: isa.name(), tensor, verdict }
+}

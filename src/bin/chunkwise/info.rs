@@ -1,0 +1,39 @@
+//! `info`: what this machine and this build have.
+
+use std::io::Write;
+
+use chunkwise::Isa;
+
+use crate::out::Out;
+use crate::{Outcome, Verdict};
+
+pub(crate) fn run(out: &mut Out) -> Outcome {
+    let names: Vec<_> = Isa::available().map(Isa::name).collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    writeln!(out, "chunkwise         {}", env!("CARGO_PKG_VERSION"))?;
+    writeln!(out, "cpu               {}", cpu())?;
+    writeln!(out, "instruction sets  {}", names.join(", "))?;
+    writeln!(out, "threads           {threads}")?;
+    writeln!(out, "features          {}", features().join(", "))?;
+    // Last: CHUNKWISE_ISA may name one that is not there.
+    let chosen = Isa::choose()?;
+    writeln!(out, "chosen            {chosen}, {} lanes of f32", chosen.lanes())?;
+    Ok(Verdict::Pass)
+}
+
+/// The CPU's name where Linux tells it, else its architecture.
+fn cpu() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = |key: &str| {
+        let lines = text.lines().filter_map(|line| line.split_once(':'));
+        lines.into_iter().find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim().to_string())
+    };
+    let arch = std::env::consts::ARCH;
+    name("model name").or(name("Model")).map_or(arch.into(), |name| format!("{name} ({arch})"))
+}
+
+fn features() -> Vec<&'static str> {
+    let all =
+        [("std", cfg!(feature = "std")), ("files", cfg!(feature = "files")), ("cli", cfg!(feature = "cli"))];
+    all.into_iter().filter_map(|(name, on)| on.then_some(name)).collect()
+}

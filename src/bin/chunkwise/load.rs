@@ -1,0 +1,125 @@
+//! Model files and their options, as arguments.
+
+use std::path::{Path, PathBuf};
+
+use chunkwise::files::{self, Error, ModelFile, Options, Result, Tensors};
+use serde_json::{Map, Value};
+
+/// Options of the model. They come before those in JSON, which come before those in the file.
+#[derive(clap::Args)]
+#[group(id = "options", multiple = true, requires = "model")]
+pub(crate) struct Flags {
+    /// JSON file with options of the model
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// File with the parameters [default: the model's `weights_from`, else the model file]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) weights: Option<PathBuf>,
+    #[arg(long, value_name = "N")]
+    embed_dim: Option<String>,
+    #[arg(long, value_name = "N")]
+    hidden_size: Option<String>,
+    #[arg(long, value_name = "N")]
+    num_heads: Option<String>,
+    #[arg(long, value_name = "N")]
+    num_layers: Option<String>,
+    #[arg(long, value_name = "N")]
+    chunk_size: Option<String>,
+    /// Bounds the chunk, as in the reference
+    #[arg(long, value_name = "N", visible_alias = "window-size")]
+    seq_len: Option<String>,
+    #[arg(long, value_name = "elu|relu|identity")]
+    feature_map: Option<String>,
+    #[arg(long, value_name = "last_timestep|all|mean")]
+    output_mode: Option<String>,
+    #[arg(long, value_name = "true|false")]
+    final_norm: Option<String>,
+    #[arg(long, value_name = "EPS")]
+    layer_norm_eps: Option<String>,
+    #[arg(long, value_name = "true|false")]
+    layer_norm_clip: Option<String>,
+}
+
+impl Flags {
+    pub(crate) fn options(&self) -> Result<Options> {
+        let given = [
+            ("embed_dim", &self.embed_dim),
+            ("hidden_size", &self.hidden_size),
+            ("num_heads", &self.num_heads),
+            ("num_layers", &self.num_layers),
+            ("chunk_size", &self.chunk_size),
+            ("seq_len", &self.seq_len),
+            ("feature_map", &self.feature_map),
+            ("output_mode", &self.output_mode),
+            ("final_norm", &self.final_norm),
+            ("layer_norm_eps", &self.layer_norm_eps),
+            ("layer_norm_clip", &self.layer_norm_clip),
+        ];
+        // By way of JSON, so that a value means, and is refused with, the same in both.
+        let json: Map<String, Value> = given
+            .into_iter()
+            .filter_map(|(name, value)| value.as_ref().map(|value| (name.to_string(), value)))
+            .map(|(name, value)| {
+                (name, serde_json::from_str(value).unwrap_or_else(|_| value.as_str().into()))
+            })
+            .collect();
+        let flags = Options::from_json(&Value::Object(json).to_string())?;
+        let Some(path) = &self.config else { return Ok(flags) };
+        let text = String::from_utf8_lossy(&files::read(path)?).into_owned();
+        Ok(flags.or(Options::from_json(&text).map_err(|error| error.in_file(path))?))
+    }
+}
+
+/// A file, and the one that holds its parameters where that is another.
+pub(crate) struct Source {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    weights: Option<(PathBuf, Vec<u8>)>,
+    options: Options,
+}
+
+impl Source {
+    /// Reads a file; `weights` comes before what the file says, `options` likewise.
+    pub(crate) fn read(path: &Path, weights: Option<&Path>, options: Options) -> Result<Self> {
+        let bytes = files::read(path)?;
+        let own = Tensors::parse(&bytes).and_then(|tensors| tensors.options());
+        let options = options.or(own.map_err(|error| error.in_file(path))?);
+        let named = match &options.weights_from {
+            Some(name) => Some(sibling(path, name)?),
+            None => None,
+        };
+        let weights = match weights.map(Path::to_path_buf).or(named) {
+            Some(path) => Some((path.clone(), files::read(path)?)),
+            None => None,
+        };
+        Ok(Self { path: path.into(), bytes, weights, options })
+    }
+
+    /// The file's tensors.
+    pub(crate) fn tensors(&self) -> Result<Tensors<'_>> {
+        Tensors::parse(&self.bytes).map_err(|error| error.in_file(&self.path))
+    }
+
+    /// What is known of the model before its shapes are.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The model.
+    pub(crate) fn model(&self) -> Result<ModelFile<'_>> {
+        let (path, bytes) = match &self.weights {
+            Some((path, bytes)) => (path, bytes),
+            None => (&self.path, &self.bytes),
+        };
+        ModelFile::parse(bytes, &self.options).map_err(|error| error.in_file(path))
+    }
+}
+
+/// The file beside `path` of that name; a file can't send us elsewhere.
+fn sibling(path: &Path, name: &str) -> Result<PathBuf> {
+    if Path::new(name).file_name().is_none_or(|file| file != name) {
+        let want = "the name of a file in the same folder";
+        return Err(Error::BadOption { option: "weights_from", value: name.into(), want }.in_file(path));
+    }
+    Ok(path.with_file_name(name))
+}

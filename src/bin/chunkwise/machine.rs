@@ -1,0 +1,43 @@
+//! Instruction sets and threads, as arguments.
+
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use chunkwise::Isa;
+
+#[derive(clap::Args)]
+pub(crate) struct Machine {
+    /// Instruction set [default: CHUNKWISE_ISA, else the best there is]
+    #[arg(long, value_parser = isa)]
+    pub(crate) isa: Option<Isa>,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Threads {
+    /// Threads to use at most [default: as many as the machine runs at once]
+    #[arg(long = "threads", value_name = "N")]
+    count: Option<std::num::NonZeroUsize>,
+}
+
+impl Threads {
+    pub(crate) fn count(&self) -> usize {
+        self.count.or(available_parallelism().ok()).map_or(1, usize::from)
+    }
+}
+
+/// An instruction set by name; the error says which there are.
+pub(crate) fn isa(name: &str) -> Result<Isa, String> {
+    let names: Vec<_> = Isa::available().map(Isa::name).collect();
+    Isa::from_name(name).map_err(|_| format!("this machine has {}", names.join(", ")))
+}
+
+/// A time with its unit.
+pub(crate) fn pretty(time: Duration) -> String {
+    match time.as_secs_f64() {
+        s if s < 1e-3 => format!("{:.1} us", s * 1e6),
+        s if s < 1.0 => format!("{:.2} ms", s * 1e3),
+        s => format!("{s:.2} s"),
+    }
+}

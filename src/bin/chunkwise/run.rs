@@ -1,0 +1,116 @@
+//! `run`: any model on any input.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use chunkwise::files::{self, Options, Tensor, Tensors};
+use chunkwise::nn::{Model, ModelConfig};
+
+use crate::compare::Distance;
+use crate::load::{Flags, Source};
+use crate::machine::{Machine, pretty};
+use crate::out::Out;
+use crate::{Outcome, Verdict, demo};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model, a safetensors file with the reference's parameter names
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// File with the input [default: the model file]
+    #[arg(long, value_name = "FILE", requires = "model")]
+    input: Option<PathBuf>,
+    /// Name of the input in that file, [B, T, embed] or [T, embed] [default: input]
+    #[arg(long, value_name = "NAME", requires = "model")]
+    tensor: Option<String>,
+    /// File to write `output` to, and `logits` where the model has a head
+    #[arg(long, value_name = "FILE", requires = "model")]
+    output: Option<PathBuf>,
+    /// One time step at a time
+    #[arg(long, requires = "model")]
+    stream: bool,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(
+        flatten,
+        next_help_heading = "Options of the model, before those in JSON, before those in the file"
+    )]
+    flags: Flags,
+}
+
+pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
+    let Some(path) = &args.model else { return demo::run(&args.machine, out) };
+    let source = Source::read(path, args.flags.weights.as_deref(), args.flags.options()?)?;
+    let model_file = source.model()?;
+    let mut blocks = Vec::new();
+    let threads = args.machine.threads.count();
+    let model = model_file.model(&mut blocks, args.machine.isa, threads)?;
+
+    let input_path = args.input.as_ref().unwrap_or(path);
+    let other = args.input.as_ref().map(files::read).transpose()?;
+    let tensors = match &other {
+        Some(bytes) => Tensors::parse(bytes).map_err(|error| error.in_file(input_path))?,
+        None => source.tensors()?,
+    };
+    let name = args.tensor.as_deref().unwrap_or("input");
+    let input = tensors.tensor(name).map_err(|error| error.in_file(input_path))?;
+
+    let begin = Instant::now();
+    let output = if args.stream { files::stream(&model, &input) } else { files::forward(&model, &input) };
+    let (output, time) = (output.map_err(|error| error.in_file(input_path))?, begin.elapsed());
+    let logits = files::logits(&model, &output)?;
+
+    writeln!(out, "model   {}", describe(model.config(), source.options()))?;
+    writeln!(out, "input   {name} {:?}", input.shape)?;
+    writeln!(out, "time    {}", speed(&model, threads, args.stream, &input, time))?;
+    let mut results = vec![("output", &output)];
+    results.extend(logits.as_ref().map(|logits| ("logits", logits)));
+    for (name, result) in &results {
+        writeln!(out, "{name}  {:?} {}", result.shape, first_values(result))?;
+        // A stored answer belongs to the input of its file and to no other.
+        if args.tensor.is_none() && tensors.shape(name).is_some() {
+            writeln!(out, "        {}", against_stored(result, &tensors.tensor(name)?))?;
+        }
+    }
+    if let Some(path) = &args.output {
+        files::write(path, &results)?;
+        writeln!(out, "written {}", path.display())?;
+    }
+    Ok(Verdict::Pass)
+}
+
+fn describe(config: &ModelConfig, given: &Options) -> String {
+    let ModelConfig { embed_dim, hidden_size, num_heads, num_layers, feature_map, output_mode, .. } = config;
+    let chunk = config.chunk();
+    let bounded = match given.chunk_size {
+        Some(size) if size != chunk => format!(" (chunk_size {size}, but seq_len {chunk})"),
+        _ => String::new(),
+    };
+    format!(
+        "embed {embed_dim}, hidden {hidden_size}, {num_heads} heads, {num_layers} layers, chunk {chunk}{bounded}, \
+         {feature_map:?}, {output_mode:?}, {} parameters",
+        config.parameters_len()
+    )
+}
+
+fn speed(model: &Model<'_>, threads: usize, stream: bool, input: &Tensor<'_>, time: Duration) -> String {
+    let tokens = input.data.len() / model.config().embed_dim;
+    let each = time / u32::try_from(tokens.max(1)).unwrap_or(u32::MAX);
+    let how = if stream { "step by step" } else { "at once" };
+    format!("{}, {} a token, {how}, {}, up to {threads} threads", pretty(time), pretty(each), model.isa())
+}
+
+fn first_values(tensor: &Tensor<'_>) -> String {
+    const SHOWN: usize = 6;
+    let values: Vec<_> = tensor.data.iter().take(SHOWN).map(|x| format!("{x:.6}")).collect();
+    values.join(" ") + if tensor.data.len() > SHOWN { " ..." } else { "" }
+}
+
+fn against_stored(result: &Tensor<'_>, stored: &Tensor<'_>) -> String {
+    if result.shape == stored.shape {
+        format!("from the stored one: {}", Distance::new(&result.data, &stored.data))
+    } else {
+        format!("not compared: the stored one is {:?}", stored.shape)
+    }
+}

@@ -1,0 +1,54 @@
+//! How far from the stored answers is still right.
+
+use std::fmt;
+
+use chunkwise::FeatureMap;
+
+use crate::compare::Distance;
+
+/// Plain f32 reaches 4.1e-6, the reference itself is within 1e-6 of f64.
+const F32: Allowed = Allowed { max_abs: 1e-5, norm: Some(2e-6) };
+/// q and k so negative that phi is a small multiple of 2^-24: one ULP of exp moves the outputs.
+const QUANTISED: (&str, Allowed) = ("k_elu_neg12", Allowed { max_abs: 1e-3, norm: None });
+/// Behind the final norm, or a head, of a model that may be ill-conditioned inside.
+const NORMED: Allowed = Allowed { max_abs: 5e-5, norm: None };
+
+/// What is allowed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Allowed {
+    max_abs: f64,
+    norm: Option<f64>,
+}
+
+impl Allowed {
+    /// For a tensor of a file, both by name. `inside` is the error of the stored tensor against an f64 run: asked
+    /// where the feature map lets denominators change sign, so that near zero the answer itself is ill-conditioned.
+    pub(crate) fn new(
+        file: &str,
+        feature_map: FeatureMap,
+        tensor: &str,
+        final_norm: bool,
+        inside: impl FnOnce() -> f64,
+    ) -> Self {
+        let is_output = tensor.starts_with("output");
+        match feature_map {
+            _ if tensor == "logits" => NORMED,
+            _ if file == QUANTISED.0 => QUANTISED.1,
+            FeatureMap::Identity if is_output && final_norm => NORMED,
+            FeatureMap::Identity => Self { max_abs: 10.0 * inside() + 1e-5, norm: None },
+            _ => F32,
+        }
+    }
+
+    /// Whether a distance is.
+    pub(crate) fn holds(&self, distance: Distance) -> bool {
+        distance.max_abs <= self.max_abs && self.norm.is_none_or(|norm| distance.norm <= norm)
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1e}", self.max_abs)?;
+        self.norm.map_or(Ok(()), |norm| write!(f, " / {norm:.0e}"))
+    }
+}

@@ -1,0 +1,182 @@
+//! A model in a file: its configuration completed and its parameters found.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::string::{String, ToString};
+use std::vec;
+use std::vec::Vec;
+
+use super::tensors::{Tensor, Tensors, is_parameter};
+use super::{Error, Options, Result};
+use crate::isa::Isa;
+use crate::nn::{BlockWeights, Linear, Model, ModelConfig, Weights};
+
+/// The layer after the output, which is no part of the configuration.
+const HEAD: [&str; 2] = ["head.kernel", "head.bias"];
+
+/// A model whose parameters were found in a file, with the shapes that its configuration asks for.
+#[derive(Debug)]
+pub struct ModelFile<'a> {
+    tensors: Tensors<'a>,
+    config: ModelConfig,
+    /// In the order of [`ModelConfig::parameters`].
+    parameters: Vec<Cow<'a, [f32]>>,
+    head: Option<[Cow<'a, [f32]>; 2]>,
+}
+
+impl<'a> ModelFile<'a> {
+    /// Reads a model. `options` come before those in the file's metadata; what neither says is read off the
+    /// shapes, or is the reference's default.
+    ///
+    /// # Errors
+    /// Bytes that are no safetensors file; an option that is needed and not given, or that the model refuses;
+    /// a parameter that is missing, of another shape or type, or that the configuration has no place for. An
+    /// option that contradicts the shapes is found as one of the last.
+    pub fn parse(bytes: &'a [u8], options: &Options) -> Result<Self> {
+        let tensors = Tensors::parse(bytes)?;
+        let options = options.clone().or(tensors.options()?);
+        if let Some(kind) = options.kind.as_ref().filter(|kind| *kind != "fla") {
+            return Err(Error::Kind { kind: kind.clone() });
+        }
+        let config = complete(&options, &tensors)?;
+        config.check()?;
+        let mut expected = BTreeSet::new();
+        let mut parameters = Vec::new();
+        for parameter in config.parameters() {
+            let name = parameter.to_string();
+            parameters.push(shaped(&tensors, &name, parameter.dims())?);
+            expected.insert(name);
+        }
+        let head = head(&tensors, config.output_size())?;
+        if head.is_some() {
+            expected.extend(HEAD.map(String::from));
+        }
+        let unknown = tensors.names().into_iter().find(|name| is_parameter(name) && !expected.contains(name));
+        if let Some(tensor) = unknown {
+            let shape = tensors.shape(&tensor).unwrap_or_default().to_vec();
+            return Err(Error::Unknown { tensor, shape });
+        }
+        Ok(Self { tensors, config, parameters, head })
+    }
+
+    /// The configuration, complete.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// All tensors of the file, parameters and others.
+    pub fn tensors(&self) -> &Tensors<'a> {
+        &self.tensors
+    }
+
+    /// A tensor of the file, such as `input`.
+    ///
+    /// # Errors
+    /// Those of [`Tensors::tensor`].
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
+        self.tensors.tensor(name)
+    }
+
+    /// The parameters, borrowed; `blocks` is where those of the blocks are kept, whatever it held.
+    ///
+    /// # Errors
+    /// None that [`ModelFile::parse`] has not returned.
+    pub fn weights<'w>(&'w self, blocks: &'w mut Vec<BlockWeights<'w>>) -> Result<Weights<'w>> {
+        *blocks = vec![BlockWeights::default(); self.config.num_layers];
+        let mut parameters = self.parameters.iter();
+        let mut weights = Weights::collect(&self.config, blocks, |parameter| match parameters.next() {
+            Some(data) => Ok(&data[..]),
+            None => Err(Error::Missing { tensor: parameter.to_string(), want: parameter.dims().to_vec() }),
+        })?;
+        weights.head = self.head.as_ref().map(|[kernel, bias]| Linear { kernel, bias });
+        Ok(weights)
+    }
+
+    /// The model, ready to run; `isa` and `threads` as in [`Model::new`], `blocks` as in [`ModelFile::weights`].
+    ///
+    /// # Errors
+    /// Those of [`Model::new`].
+    pub fn model<'w>(
+        &'w self,
+        blocks: &'w mut Vec<BlockWeights<'w>>,
+        isa: Option<Isa>,
+        threads: usize,
+    ) -> Result<Model<'w>> {
+        Ok(Model::new(self.config, self.weights(blocks)?, isa, threads)?)
+    }
+}
+
+/// The configuration: from the options, else from the shapes, else the defaults.
+fn complete(options: &Options, tensors: &Tensors<'_>) -> Result<ModelConfig> {
+    let seen = Seen::new(tensors).ok_or_else(|| match &options.weights_from {
+        Some(file) => Error::Elsewhere { file: file.clone() },
+        None => Error::NotAModel,
+    })?;
+    let known = |option, flag| Error::MissingOption { option, flag };
+    let hidden_size = options.hidden_size.unwrap_or(seen.hidden_size);
+    let embed_dim = options.embed_dim.unwrap_or(seen.embed_dim.unwrap_or(hidden_size));
+    if let Some(kernel) =
+        tensors.shape("input_projection.kernel").filter(|_| seen.embed_dim != Some(embed_dim))
+    {
+        // Where embed and hidden are the same the model has no projection, and would only say that it has one.
+        let want = [embed_dim, hidden_size].into();
+        return Err(Error::Shape { tensor: "input_projection.kernel".into(), want, got: kernel.into() });
+    }
+    let default = ModelConfig::new(embed_dim);
+    Ok(ModelConfig {
+        embed_dim,
+        hidden_size,
+        num_heads: options.num_heads.ok_or(known("num_heads", "--num-heads"))?,
+        num_layers: options.num_layers.unwrap_or(seen.num_layers),
+        chunk_size: options.chunk_size.ok_or(known("chunk_size", "--chunk-size"))?,
+        seq_len: options.seq_len.unwrap_or(default.seq_len),
+        feature_map: options.feature_map.ok_or(known("feature_map", "--feature-map"))?,
+        dropout: options.dropout.unwrap_or(default.dropout),
+        output_mode: options.output_mode.unwrap_or(default.output_mode),
+        final_norm: options.final_norm.unwrap_or(seen.final_norm),
+        layer_norm_eps: options.layer_norm_eps.unwrap_or(default.layer_norm_eps),
+        layer_norm_clip: options.layer_norm_clip.unwrap_or(default.layer_norm_clip),
+    })
+}
+
+/// What names and shapes tell of a model.
+struct Seen {
+    /// If there is an input projection.
+    embed_dim: Option<usize>,
+    hidden_size: usize,
+    num_layers: usize,
+    final_norm: bool,
+}
+
+impl Seen {
+    /// None where there is no block.
+    fn new(tensors: &Tensors<'_>) -> Option<Self> {
+        let block = |name: &String| name.strip_prefix("fla_block_")?.split_once('_')?.0.parse().ok();
+        let num_layers = tensors.names().iter().filter_map(block).max()?;
+        let size = |name, at| tensors.shape(name).and_then(|shape: &[usize]| shape.get(at)).copied();
+        Some(Self {
+            embed_dim: size("input_projection.kernel", 0),
+            hidden_size: size("fla_block_1_attn_norm.gamma", 0).or(size("fla_block_1_attn_qkv.kernel", 0))?,
+            num_layers,
+            final_norm: tensors.names().iter().any(|name| name.starts_with("final_norm.")),
+        })
+    }
+}
+
+fn head<'a>(tensors: &Tensors<'a>, hidden: usize) -> Result<Option<[Cow<'a, [f32]>; 2]>> {
+    let columns = HEAD.iter().find_map(|name| tensors.shape(name)?.last());
+    let Some(&columns) = columns else { return Ok(None) };
+    let [kernel, bias] = HEAD;
+    Ok(Some([shaped(tensors, kernel, &[hidden, columns])?, shaped(tensors, bias, &[columns])?]))
+}
+
+/// A parameter that must be there and have this shape.
+fn shaped<'a>(tensors: &Tensors<'a>, name: &str, want: &[usize]) -> Result<Cow<'a, [f32]>> {
+    match tensors.shape(name) {
+        None => Err(Error::Missing { tensor: name.into(), want: want.into() }),
+        Some(got) if got != want => {
+            Err(Error::Shape { tensor: name.into(), want: want.into(), got: got.into() })
+        }
+        Some(_) => Ok(tensors.tensor(name)?.data),
+    }
+}

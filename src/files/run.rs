@@ -1,0 +1,95 @@
+//! Whole tensors through a model. This allocates what the calls of [`Model`] ask their callers to bring.
+
+use std::borrow::Cow;
+use std::vec;
+use std::vec::Vec;
+
+use super::{Error, Result, Tensor};
+use crate::nn::{Model, ModelConfig, OutputMode};
+
+/// All tokens at once: input `[B, T, embed]` or `[T, embed]`; the output has no batch where the input has none.
+///
+/// # Errors
+/// An input of another shape, and those of [`Model::forward`].
+pub fn forward(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> {
+    let Sequences { batch, len, .. } = Sequences::new(model.config(), input)?;
+    let mut output = vec![0.0; model.output_len(batch, len)];
+    model.forward(batch, len, &input.data, &mut output, &mut vec![0.0; model.scratch_len(batch, len)?])?;
+    Ok(shaped(model.config(), input, output))
+}
+
+/// The same, one time step at a time.
+///
+/// # Errors
+/// An input of another shape, and those of [`Model::step`].
+pub fn stream(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> {
+    let Sequences { batch, len, embed } = Sequences::new(model.config(), input)?;
+    let ModelConfig { hidden_size, output_mode, .. } = *model.config();
+    let all = output_mode == OutputMode::All;
+    if len == 0 && !all {
+        return Err(crate::Error::Zero { what: "T, for an output of one row" }.into());
+    }
+    let mut state = vec![0.0; model.state_len(batch)?];
+    let mut scratch = vec![0.0; model.step_scratch_len(batch)?];
+    let (mut row, mut out) = (vec![0.0; batch * embed], vec![0.0; batch * hidden_size]);
+    let mut output = vec![0.0; model.output_len(batch, len)];
+    for t in 0..len {
+        for (b, row) in row.chunks_exact_mut(embed).enumerate() {
+            row.copy_from_slice(&input.data[(b * len + t) * embed..][..embed]);
+        }
+        model.step(batch, &row, &mut state, &mut out, &mut scratch)?;
+        for (b, out) in out.chunks_exact(hidden_size).enumerate() {
+            let at = if all { b * len + t } else { b };
+            output[at * hidden_size..][..hidden_size].copy_from_slice(out);
+        }
+    }
+    Ok(shaped(model.config(), input, output))
+}
+
+/// The head on an output `[..., hidden]`, `None` where the model has no head.
+///
+/// # Errors
+/// Those of [`Model::apply_head`].
+pub fn logits(model: &Model<'_>, output: &Tensor<'_>) -> Result<Option<Tensor<'static>>> {
+    let Some(columns) = model.head_len() else { return Ok(None) };
+    let rows = output.data.len() / model.config().hidden_size;
+    let mut data = vec![0.0; rows * columns];
+    model.apply_head(&output.data, &mut data, &mut vec![0.0; model.head_scratch_len(rows)])?;
+    let mut shape = output.shape.clone();
+    if let Some(last) = shape.last_mut() {
+        *last = columns;
+    }
+    Ok(Some(Tensor { shape, data: Cow::Owned(data) }))
+}
+
+struct Sequences {
+    batch: usize,
+    len: usize,
+    embed: usize,
+}
+
+impl Sequences {
+    fn new(config: &ModelConfig, input: &Tensor<'_>) -> Result<Self> {
+        let embed = config.embed_dim;
+        let (batch, len) = match input.shape[..] {
+            [batch, len, columns] if columns == embed => (batch, len),
+            [len, columns] if columns == embed => (1, len),
+            _ => return Err(Error::Input { shape: input.shape.clone(), embed }),
+        };
+        let elements = batch.checked_mul(len).and_then(|rows| rows.checked_mul(embed));
+        if elements != Some(input.data.len()) {
+            return Err(Error::Input { shape: input.shape.clone(), embed });
+        }
+        Ok(Self { batch, len, embed })
+    }
+}
+
+fn shaped(config: &ModelConfig, input: &Tensor<'_>, data: Vec<f32>) -> Tensor<'static> {
+    let mut shape = input.shape.clone();
+    shape.pop();
+    if config.output_mode != OutputMode::All {
+        shape.pop();
+    }
+    shape.push(config.output_size());
+    Tensor { shape, data: Cow::Owned(data) }
+}

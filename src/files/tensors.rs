@@ -1,0 +1,176 @@
+//! A safetensors file as a set of named f32 tensors.
+
+use core::fmt;
+use std::borrow::Cow;
+use std::format;
+use std::path::Path;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+use safetensors::{SafeTensorError, SafeTensors};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Error, Options, Result, json};
+
+/// Bytes before the header: its length.
+const PREFIX: usize = 8;
+
+/// A tensor in f32, row by row; borrowed from the file's bytes where they allow it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor<'a> {
+    /// Its sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// As many elements as the shape says.
+    pub data: Cow<'a, [f32]>,
+}
+
+/// The tensors of a safetensors file, borrowed from its bytes.
+pub struct Tensors<'a> {
+    metadata: Metadata,
+    data: &'a [u8],
+}
+
+impl fmt::Debug for Tensors<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
+impl<'a> Tensors<'a> {
+    /// Reads the header, and checks it against the length of the file.
+    ///
+    /// # Errors
+    /// Bytes that are not a safetensors file, or not all of one.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let text = header_text(bytes)?;
+        let header = json::parse(text, "the header")?;
+        let data = PREFIX + text.len();
+        let (_, metadata) =
+            SafeTensors::read_metadata(bytes).map_err(|error| explain(&header, data, bytes.len(), &error))?;
+        Ok(Self { metadata, data: &bytes[data..] })
+    }
+
+    /// All names, in alphabetical order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = self.metadata.offset_keys();
+        names.sort_unstable();
+        names
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.metadata.info(name).map(|info| &info.shape[..])
+    }
+
+    /// A tensor: F32 as it is, F16 and BF16 widened, which is exact.
+    ///
+    /// # Errors
+    /// No tensor of that name, or of another type.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
+        let Some(info) = self.metadata.info(name) else {
+            let have = self.names().into_iter().filter(|name| !is_parameter(name)).collect();
+            return Err(Error::NoTensor { name: name.into(), have });
+        };
+        Ok(Tensor { shape: info.shape.clone(), data: self.floats(name, info)? })
+    }
+
+    fn floats(&self, name: &str, info: &TensorInfo) -> Result<Cow<'a, [f32]>> {
+        let (from, to) = info.data_offsets;
+        let bytes = &self.data[from..to];
+        let pair = |b: &[u8]| [b[0], b[1]];
+        Ok(match info.dtype {
+            Dtype::F32 => floats(bytes),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes(pair(b)).to_f32()).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(pair(b)).to_f32()).collect(),
+            other => {
+                return Err(Error::Dtype {
+                    tensor: name.into(),
+                    got: other.to_string(),
+                    shape: info.shape.clone(),
+                });
+            }
+        })
+    }
+
+    /// The options in the file's metadata, under `config`; none of them if there is no such key.
+    ///
+    /// # Errors
+    /// JSON that does not parse, a value that makes no sense.
+    pub fn options(&self) -> Result<Options> {
+        match self.metadata.metadata().as_ref().and_then(|metadata| metadata.get("config")) {
+            Some(text) => Options::read(text, "the configuration in the metadata"),
+            None => Ok(Options::default()),
+        }
+    }
+}
+
+/// Whether a name is one that only a parameter of a layer has.
+pub(super) fn is_parameter(name: &str) -> bool {
+    matches!(name.rsplit_once('.'), Some((_, "kernel" | "bias" | "gamma" | "beta")))
+}
+
+/// Little-endian bytes as f32: as they lie, where that is how the machine has them, else a copy.
+fn floats(bytes: &[u8]) -> Cow<'_, [f32]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(floats) if cfg!(target_endian = "little") => Cow::Borrowed(floats),
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}
+
+fn header_text(bytes: &[u8]) -> Result<&[u8]> {
+    let truncated = |need| Error::Truncated { what: "the header".into(), need, have: bytes.len() };
+    let (prefix, rest) = bytes.split_first_chunk::<PREFIX>().ok_or(truncated(PREFIX as u64))?;
+    let len = u64::from_le_bytes(*prefix);
+    let text = usize::try_from(len).ok().and_then(|len| rest.get(..len));
+    text.ok_or(truncated(len.saturating_add(PREFIX as u64)))
+}
+
+/// Which tensor the parser's error is about, which it does not always say. The data begins at byte `data`.
+fn explain(header: &Value, data: usize, have: usize, error: &SafeTensorError) -> Error {
+    let tensors = header.as_object().into_iter().flatten().filter(|(name, _)| *name != "__metadata__");
+    for (name, info) in tensors {
+        let Some((dtype, shape, place)) = entry(info) else {
+            let reason = "has no dtype known here, shape and data_offsets";
+            return Error::Header { reason: format!("{name} {reason}") };
+        };
+        let bits = shape.iter().try_fold(dtype.bitsize() as u64, |bits, n| bits.checked_mul(*n));
+        let [from, to] = place;
+        if bits.is_none() || bits != to.checked_sub(from).and_then(|bytes| bytes.checked_mul(8)) {
+            return Error::Size { tensor: name.clone(), dtype: dtype.to_string(), shape, place };
+        }
+        let need = to.saturating_add(data as u64);
+        if need > have as u64 {
+            return Error::Truncated { what: name.clone(), need, have };
+        }
+    }
+    Error::Header { reason: error.to_string() }
+}
+
+fn entry(info: &Value) -> Option<(Dtype, Vec<u64>, [u64; 2])> {
+    let numbers =
+        |key: &str| -> Option<Vec<u64>> { info.get(key)?.as_array()?.iter().map(Value::as_u64).collect() };
+    let dtype = Dtype::deserialize(info.get("dtype")?).ok()?;
+    Some((dtype, numbers("shape")?, numbers("data_offsets")?.try_into().ok()?))
+}
+
+/// Writes a safetensors file.
+///
+/// # Errors
+/// A tensor whose data is not as long as its shape says; the file can't be written.
+pub fn write(path: impl AsRef<Path>, tensors: &[(&str, &Tensor<'_>)]) -> Result<()> {
+    let path = path.as_ref();
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, tensor)| tensor.data.iter().flat_map(|x| x.to_le_bytes()).collect())
+        .collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, tensor), bytes)| {
+        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
+        view.map(|view| (*name, view)).map_err(|error| Error::Header { reason: format!("{name}: {error}") })
+    });
+    let all = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None);
+    let all = all.map_err(|error| Error::Header { reason: error.to_string() })?;
+    std::fs::write(path, all).map_err(|error| Error::Io(error).in_file(path))
+}
