@@ -25,17 +25,20 @@
 //! PerChunk keeps the sums of the current chunk (S, below which V is packed) and of the finished ones (past)
 //! apart and adds the two quotients; the sums are folded at the chunk's end.
 
+mod panel;
+mod rows;
+
 use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use self::panel::{Panel, PanelArgs};
+use self::rows::PackRows;
 use crate::feature_map::FeatureMap;
-use crate::isa::prefetch;
+use crate::isa::{outline, prefetch};
 use crate::shape::{Disjoint, Rows, RowsMut};
 use crate::state::{Layout, Normaliser};
-use crate::tile::{
-    self, NV, RowTile, copy_row, for_row_tiles, mul_ab, mul_ab_tril, mul_abt, mul_atb, panel_width, vectors_mut,
-};
+use crate::tile::{NV, copy_row, panel_width};
 
 /// Tokens in a tile.
 pub(crate) const TILE: usize = 16;
@@ -104,9 +107,11 @@ pub(crate) struct Prefill<'a> {
     pub(crate) scratch: &'a mut [f32],
 }
 
-/// Which sums a tile uses and adds to.
+/// A tile of one head, and which sums it uses and adds to.
 #[derive(Clone, Copy)]
-struct Phase {
+struct Tile {
+    token: usize,
+    head: usize,
     /// Tokens in the tile.
     rows: usize,
     /// S and z hold something: not so in the first tile of a chunk.
@@ -146,34 +151,31 @@ impl WithSimd for Prefill<'_> {
         let mut token = 0;
         let mut use_past = initial.is_some();
         while token < self.len {
-            let left = self.len - token;
-            let phase = match self.normaliser {
+            let first = Tile {
+                token,
+                head: self.heads.start,
+                rows: TILE.min(self.len - token),
+                use_current: true,
+                use_past: false,
+                add_to_past: false,
+                fold: false,
+            };
+            let first = match self.normaliser {
                 Normaliser::PerChunk { chunk, .. } => {
-                    let rows = TILE.min(left).min(chunk - count);
-                    let ends = count + rows == chunk;
-                    let phase = Phase {
-                        rows,
-                        use_current: count > 0,
-                        use_past,
-                        add_to_past: ends && count == 0,
-                        fold: ends && count > 0,
-                    };
+                    let rows = first.rows.min(chunk - count);
+                    let (begins, ends) = (count == 0, count + rows == chunk);
+                    let phase =
+                        Tile { rows, use_current: !begins, use_past, add_to_past: begins && ends, fold: !begins && ends, ..first };
                     count = if ends { 0 } else { count + rows };
                     use_past |= ends;
                     phase
                 }
-                _ => Phase {
-                    rows: TILE.min(left),
-                    use_current: true,
-                    use_past: false,
-                    add_to_past: false,
-                    fold: false,
-                },
+                _ => first,
             };
             for (h, head) in heads.chunks_exact_mut(work.head).enumerate() {
-                self.tile(simd, &work, phase, token, h, q, k, head);
+                self.tile(simd, &work, Tile { head: first.head + h, ..first }, q, k, head);
             }
-            token += phase.rows;
+            token += first.rows;
         }
         if let Some(last) = self.last.or(self.carried) {
             for (h, head) in heads.chunks_exact_mut(work.head).enumerate() {
@@ -204,62 +206,16 @@ impl Work {
 impl Prefill<'_> {
     /// One tile of one head.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "the loop's own variables; a struct would only rename them")]
-    fn tile<S: Simd>(
-        &self,
-        simd: S,
-        work: &Work,
-        phase: Phase,
-        token: usize,
-        h: usize,
-        q: &mut [f32],
-        k: &mut [f32],
-        head: &mut [f32],
-    ) {
+    fn tile<S: Simd>(&self, simd: S, work: &Work, tile: Tile, q: &mut [f32], k: &mut [f32], head: &mut [f32]) {
         let Head { panels, z, past, past_z } = work.split(head);
-        let at_head = self.heads.start + h;
-        for i in 0..phase.rows {
-            let row = &mut q[i * work.q_stride()..][..work.key];
-            self.feature_map.pack(simd, self.q.row(self.batch, token + i, at_head), row);
-            let row = &mut k[i * work.key..][..work.key];
-            self.feature_map.pack(simd, self.k.row(self.batch, token + i, at_head), row);
-        }
-        scores(simd, work, phase.rows, q, k);
-
-        let (mut inverse, mut past_inverse) = ([self.scale; TILE], [self.scale; TILE]);
-        match self.normaliser {
-            Normaliser::None => {}
-            Normaliser::Global { eps } => {
-                let mut norm = row_sums(work, phase.rows, q);
-                add_products(simd, work, phase.rows, q, z, &mut norm);
-                invert(&mut inverse, &norm, eps);
-                add_rows(simd, z, k, work.key, phase.rows, false);
-            }
-            Normaliser::PerChunk { eps, .. } => {
-                let mut norm = row_sums(work, phase.rows, q);
-                if phase.use_current {
-                    add_products(simd, work, phase.rows, q, z, &mut norm);
-                }
-                invert(&mut inverse, &norm, eps);
-                if phase.use_past {
-                    let mut norm = [0.0; TILE];
-                    add_products(simd, work, phase.rows, q, past_z, &mut norm);
-                    invert(&mut past_inverse, &norm, eps);
-                }
-                if phase.add_to_past {
-                    add_rows(simd, past_z, k, work.key, phase.rows, !phase.use_past);
-                } else {
-                    add_rows(simd, z, k, work.key, phase.rows, !phase.use_current);
-                }
-                if phase.fold {
-                    add_rows(simd, past_z, z, work.key, 1, !phase.use_past);
-                }
-            }
-        }
+        let inverses = outline(simd, PackRows { task: self, work, tile, q, k, z, past_z });
 
         // Prefetching is spread over the panels: each asks for its share of the next head's rows.
-        let (next_token, next_head) =
-            if h + 1 < self.heads.len() { (token, at_head + 1) } else { (token + phase.rows, self.heads.start) };
+        let (next_token, next_head) = if tile.head + 1 < self.heads.end {
+            (tile.token, tile.head + 1)
+        } else {
+            (tile.token + tile.rows, self.heads.start)
+        };
         let next_rows = TILE.min(self.len.saturating_sub(next_token));
         let full = panel_width(S::F32_LANES);
         let count = work.width.div_ceil(full);
@@ -270,83 +226,22 @@ impl Prefill<'_> {
                 prefetch(self.v.row(self.batch, next_token + i, next_head));
             }
             let from = panel * full;
-            let args = Panel {
-                simd,
-                key: work.key,
-                q_stride: work.q_stride(),
+            let width = full.min(work.width - from);
+            let args = PanelArgs {
+                task: self,
+                work,
+                tile,
                 q,
                 k,
-                inverse: &inverse,
-                past_inverse: &past_inverse,
-                phase,
+                inverses: &inverses,
                 from,
+                panel: &mut panels[from * (work.key + TILE)..][..width * (work.key + TILE)],
+                past: if work.past { &mut past[from * work.key..][..width * work.key] } else { &mut [] },
             };
-            let panels = &mut panels[from * (work.key + TILE)..];
-            let past = if work.past { &mut past[from * work.key..] } else { &mut *past };
-            if work.width - from >= full {
-                self.panel::<S, NV>(args, token, at_head, panels, past);
+            if width == full {
+                outline(simd, Panel::<NV>(args));
             } else {
-                self.panel::<S, 1>(args, token, at_head, panels, past);
-            }
-        }
-    }
-
-    /// One panel of N vectors of columns.
-    #[inline(always)]
-    fn panel<S: Simd, const N: usize>(
-        &self,
-        args: Panel<'_, S>,
-        token: usize,
-        head: usize,
-        panels: &mut [f32],
-        past: &mut [f32],
-    ) {
-        let (simd, key, rows) = (args.simd, args.key, args.phase.rows);
-        let width = N * S::F32_LANES;
-        let begin = self.columns.start + args.from;
-        let columns = width.min(self.columns.end - begin);
-        let panels = &mut panels[..(key + TILE) * width];
-        for (i, to) in panels[key * width..].chunks_exact_mut(width).take(rows).enumerate() {
-            let from = &self.v.row(self.batch, token + i, head)[begin..][..columns];
-            copy_row(simd, from, to);
-        }
-        let panels = vectors_mut::<S, N>(panels);
-        let past = if args.phase.use_past || args.phase.add_to_past || args.phase.fold {
-            &mut vectors_mut::<S, N>(past)[..key]
-        } else {
-            &mut []
-        };
-
-        for_row_tiles::<S>(
-            rows,
-            &mut OutputTile::<S, _, N> {
-                args: &args,
-                b: &panels[..key + rows],
-                past: &*past,
-                out: |i: usize| {
-                    #[allow(unsafe_code, reason = "rows of o are split among tasks")]
-                    // SAFETY: tasks differ in batch, head or columns, and this one holds one row at a time.
-                    unsafe {
-                        self.o.row(self.batch, token + i, head, begin, columns)
-                    }
-                },
-            },
-        );
-        let (s, v) = panels.split_at_mut(key);
-        let (sum, fresh) = if args.phase.add_to_past {
-            (&mut *past, !args.phase.use_past)
-        } else {
-            (&mut *s, !args.phase.use_current)
-        };
-        for_row_tiles::<S>(
-            self.layout.key,
-            &mut StateTile::<S, N> { simd, k: &args.k[..rows * key], stride: key, v: &v[..rows], s: sum, fresh },
-        );
-        if args.phase.fold {
-            for (past, s) in past.iter_mut().zip(s.iter()) {
-                for j in 0..N {
-                    past[j] = if args.phase.use_past { simd.add_f32s(past[j], s[j]) } else { s[j] };
-                }
+                outline(simd, Panel::<1>(args));
             }
         }
     }
@@ -447,167 +342,3 @@ impl Prefill<'_> {
     }
 }
 
-/// What the two products of a panel share.
-struct Panel<'a, S: Simd> {
-    simd: S,
-    /// K rounded up.
-    key: usize,
-    q_stride: usize,
-    /// Rows `[phi(Q) | A]`.
-    q: &'a [f32],
-    /// Rows phi(K).
-    k: &'a [f32],
-    inverse: &'a [f32; TILE],
-    past_inverse: &'a [f32; TILE],
-    phase: Phase,
-    /// Columns before this panel.
-    from: usize,
-}
-
-/// `O = [phi(Q) | A] [S ; V] / norm`, and for PerChunk `+ phi(Q) past / past norm`.
-struct OutputTile<'a, S: Simd, Out, const N: usize> {
-    args: &'a Panel<'a, S>,
-    b: &'a [[S::f32s; N]],
-    past: &'a [[S::f32s; N]],
-    out: Out,
-}
-
-impl<'a, S: Simd, Out: FnMut(usize) -> &'a mut [f32], const N: usize> RowTile for OutputTile<'_, S, Out, N> {
-    #[inline(always)]
-    fn run<const MR: usize>(&mut self, row: usize) {
-        let Panel { simd, key, q_stride, q, phase, .. } = *self.args;
-        let q = &q[row * q_stride..];
-        let begin = if phase.use_current { 0 } else { key };
-        let mut acc = tile::zero::<S, MR, N>(simd);
-        mul_ab(simd, &mut acc, &q[begin..], q_stride, &self.b[begin..key + row]);
-        mul_ab_tril(simd, &mut acc, &q[key + row..], q_stride, &self.b[key + row..]);
-        for i in 0..MR {
-            let inverse = simd.splat_f32s(self.args.inverse[row + i]);
-            for j in 0..N {
-                acc[i][j] = simd.mul_f32s(acc[i][j], inverse);
-            }
-        }
-        if phase.use_past {
-            let mut past = tile::zero::<S, MR, N>(simd);
-            mul_ab(simd, &mut past, q, q_stride, self.past);
-            for i in 0..MR {
-                let inverse = simd.splat_f32s(self.args.past_inverse[row + i]);
-                for j in 0..N {
-                    acc[i][j] = simd.mul_add_e_f32s(past[i][j], inverse, acc[i][j]);
-                }
-            }
-        }
-        for i in 0..MR {
-            let to = (self.out)(row + i);
-            let from = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
-            if to.len() == N * S::F32_LANES {
-                to.copy_from_slice(from);
-            } else {
-                to.copy_from_slice(&from[..to.len()]);
-            }
-        }
-    }
-}
-
-/// `S += phi(K)^T V`, or `=` where S is fresh.
-struct StateTile<'a, S: Simd, const N: usize> {
-    simd: S,
-    k: &'a [f32],
-    stride: usize,
-    v: &'a [[S::f32s; N]],
-    s: &'a mut [[S::f32s; N]],
-    fresh: bool,
-}
-
-impl<S: Simd, const N: usize> RowTile for StateTile<'_, S, N> {
-    #[inline(always)]
-    fn run<const MR: usize>(&mut self, row: usize) {
-        let s = &mut self.s[row..][..MR];
-        let mut acc = tile::zero::<S, MR, N>(self.simd);
-        if !self.fresh {
-            for i in 0..MR {
-                acc[i] = s[i];
-            }
-        }
-        mul_atb(self.simd, &mut acc, &self.k[row..], self.stride, self.v);
-        for i in 0..MR {
-            s[i] = acc[i];
-        }
-    }
-}
-
-/// `A = phi(Q) phi(K)^T` for the rows and columns of the lower triangle, beside phi(Q). Above the diagonal there
-/// may be anything: nothing reads it.
-#[inline(always)]
-fn scores<S: Simd>(simd: S, work: &Work, rows: usize, q: &mut [f32], k: &[f32]) {
-    // 4 x 2 accumulators: as many as hide the latency, and steps of the triangle that fit its height.
-    const M: usize = 4;
-    const N: usize = 2;
-    let stride = work.q_stride();
-    for i in (0..rows).step_by(M) {
-        for j in (0..rows.min(i + M)).step_by(N) {
-            let mut a: [&[S::f32s]; M] = [&[]; M];
-            for (x, a) in a.iter_mut().enumerate() {
-                *a = S::as_simd_f32s(&q[(i + x) * stride..][..work.key]).0;
-            }
-            let mut b: [&[S::f32s]; N] = [&[]; N];
-            for (y, b) in b.iter_mut().enumerate() {
-                *b = S::as_simd_f32s(&k[(j + y) * work.key..][..work.key]).0;
-            }
-            let products = mul_abt(simd, a, b);
-            for (x, products) in products.iter().enumerate() {
-                q[(i + x) * stride + work.key + j..][..N].copy_from_slice(products);
-            }
-        }
-    }
-}
-
-/// `norm[i] = sum over j <= i of A[i][j]`.
-#[inline(always)]
-fn row_sums(work: &Work, rows: usize, q: &[f32]) -> [f32; TILE] {
-    let mut norm = [0.0; TILE];
-    for (i, norm) in norm.iter_mut().enumerate().take(rows) {
-        for a in &q[i * work.q_stride() + work.key..][..=i] {
-            *norm += a;
-        }
-    }
-    norm
-}
-
-/// `norm[i] += phi(q_i) . z`.
-#[inline(always)]
-fn add_products<S: Simd>(simd: S, work: &Work, rows: usize, q: &[f32], z: &[f32], norm: &mut [f32; TILE]) {
-    const M: usize = 4;
-    let z = S::as_simd_f32s(z).0;
-    for i in (0..rows).step_by(M) {
-        let mut a: [&[S::f32s]; M] = [&[]; M];
-        for (x, a) in a.iter_mut().enumerate() {
-            *a = S::as_simd_f32s(&q[(i + x) * work.q_stride()..][..work.key]).0;
-        }
-        let products = mul_abt(simd, a, [z]);
-        for x in 0..M {
-            norm[i + x] += products[x][0];
-        }
-    }
-}
-
-/// `inverse[i] = inverse[i] / (norm[i] + eps)`.
-#[inline(always)]
-fn invert(inverse: &mut [f32; TILE], norm: &[f32; TILE], eps: f32) {
-    for i in 0..TILE {
-        inverse[i] /= norm[i] + eps;
-    }
-}
-
-/// `z += sum of the rows of k`, or `=` where z is fresh.
-#[inline(always)]
-fn add_rows<S: Simd>(simd: S, z: &mut [f32], k: &[f32], stride: usize, rows: usize, fresh: bool) {
-    let z = S::as_mut_simd_f32s(z).0;
-    for (at, z) in z.iter_mut().enumerate() {
-        let mut sum = if fresh { simd.splat_f32s(0.0) } else { *z };
-        for row in k.chunks_exact(stride).take(rows) {
-            sum = simd.add_f32s(sum, S::as_simd_f32s(row).0[at]);
-        }
-        *z = sum;
-    }
-}
