@@ -51,6 +51,15 @@ pub enum Error {
         /// Where its bytes are said to be.
         place: [u64; 2],
     },
+    /// A tensor to be written whose data is not as long as its shape says.
+    Length {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Elements given.
+        got: usize,
+    },
     /// A tensor of a type that can't be read as f32 without loss.
     Dtype {
         /// The tensor.
@@ -157,6 +166,9 @@ impl fmt::Display for Error {
                     f,
                     "{tensor}: {dtype} {shape:?} does not take the bytes {from} to {to} it is said to have"
                 )
+            }
+            Error::Length { tensor, shape, got } => {
+                write!(f, "{tensor}: {got} elements are not a tensor {shape:?}")
             }
             Error::Dtype { tensor, got, shape } => {
                 write!(f, "{tensor}: {got} {shape:?}, expected F32 (or F16, BF16) {shape:?}")

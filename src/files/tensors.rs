@@ -162,15 +162,19 @@ fn entry(info: &Value) -> Option<(Dtype, Vec<u64>, [u64; 2])> {
 /// A tensor whose data is not as long as its shape says; the file can't be written.
 pub fn write(path: impl AsRef<Path>, tensors: &[(&str, &Tensor<'_>)]) -> Result<()> {
     let path = path.as_ref();
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, tensor)| tensor.data.iter().flat_map(|x| x.to_le_bytes()).collect())
-        .collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, tensor), bytes)| {
-        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
-        view.map(|view| (*name, view)).map_err(|error| Error::Header { reason: format!("{name}: {error}") })
-    });
-    let all = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None);
-    let all = all.map_err(|error| Error::Header { reason: error.to_string() })?;
+    let mut bytes = Vec::new();
+    for (name, Tensor { shape, data }) in tensors {
+        // Before the format's own check, which multiplies whatever it is given.
+        if shape.iter().try_fold(1, |product: usize, n| product.checked_mul(*n)) != Some(data.len()) {
+            return Err(Error::Length { tensor: (*name).into(), shape: shape.clone(), got: data.len() });
+        }
+        bytes.push(data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    let unfit = |error: SafeTensorError| Error::Header { reason: error.to_string() };
+    let mut views = Vec::new();
+    for ((name, tensor), bytes) in tensors.iter().zip(&bytes) {
+        views.push((*name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map_err(unfit)?));
+    }
+    let all = safetensors::serialize(views, None).map_err(unfit)?;
     std::fs::write(path, all).map_err(|error| Error::Io(error).in_file(path))
 }

@@ -15,28 +15,38 @@ pub(crate) struct Flags {
     /// File with the parameters [default: the model's `weights_from`, else the model file]
     #[arg(long, value_name = "FILE")]
     pub(crate) weights: Option<PathBuf>,
+    /// Elements of an input row [default: from the shapes]
     #[arg(long, value_name = "N")]
     embed_dim: Option<String>,
+    /// Elements of a row inside [default: from the shapes]
     #[arg(long, value_name = "N")]
     hidden_size: Option<String>,
+    /// Heads
     #[arg(long, value_name = "N")]
     num_heads: Option<String>,
+    /// Blocks [default: from the names]
     #[arg(long, value_name = "N")]
     num_layers: Option<String>,
+    /// Tokens in a chunk of the normaliser
     #[arg(long, value_name = "N")]
     chunk_size: Option<String>,
-    /// Bounds the chunk, as in the reference
+    /// Tokens the model was built for; no chunk is longer [default: 64]
     #[arg(long, value_name = "N", visible_alias = "window-size")]
     seq_len: Option<String>,
-    #[arg(long, value_name = "elu|relu|identity")]
+    /// elu, relu or identity
+    #[arg(long, value_name = "MAP")]
     feature_map: Option<String>,
-    #[arg(long, value_name = "last_timestep|all|mean")]
+    /// last_timestep, all or mean [default: last_timestep]
+    #[arg(long, value_name = "MODE")]
     output_mode: Option<String>,
-    #[arg(long, value_name = "true|false")]
+    /// true or false [default: whether its parameters are there]
+    #[arg(long, value_name = "BOOL")]
     final_norm: Option<String>,
+    /// Eps of the layer norms [default: 1e-5]
     #[arg(long, value_name = "EPS")]
     layer_norm_eps: Option<String>,
-    #[arg(long, value_name = "true|false")]
+    /// Axon 0.8.0's layer norm, true or false [default: false]
+    #[arg(long, value_name = "BOOL")]
     layer_norm_clip: Option<String>,
 }
 

@@ -1,0 +1,34 @@
+//! Running the binary.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What a run left behind.
+pub(crate) struct Run {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+pub(crate) fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chunkwise"));
+    command.env_remove("CHUNKWISE_ISA");
+    command
+}
+
+pub(crate) fn chunkwise<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
+    finish(command().args(args))
+}
+
+pub(crate) fn finish(command: &mut Command) -> Run {
+    let output = command.output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Run { code: output.status.code().expect("no signal"), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// A place for a file of this test; tests run side by side, so names must differ.
+pub(crate) fn scratch_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
