@@ -6,7 +6,9 @@ mod common;
 use std::time::Instant;
 
 use chunkwise::{Config, FeatureMap, Isa};
-use common::{Case, DECODE_SHAPES, NORMALISERS, SHAPES, Sized, best_and_median, fma_rate, numbers, read_seconds};
+use common::{
+    Case, DECODE_SHAPES, NORMALISERS, SHAPES, Sized, best_and_median, fma_rate, numbers, read_seconds,
+};
 
 fn main() {
     let test = std::env::args().any(|arg| arg == "--test");
@@ -58,7 +60,9 @@ fn prefill(isa: Isa, rounds: usize) {
     }
     let (peak, median_peak) = best_and_median(peak);
     println!("\n{isa}, FMA peak best {:.1}, median {:.1} GFLOP/s", 1e-9 / peak, 1e-9 / median_peak);
-    println!("| prefill B x H x T x D | best us | best, % of peak | median, % of median peak |\n|---|---|---|---|");
+    println!(
+        "| prefill B x H x T x D | best us | best, % of peak | median, % of median peak |\n|---|---|---|---|"
+    );
     for (name, case, readings) in works {
         let (best, median) = best_and_median(readings);
         let percent = |time, peak| 100.0 * case.recurrent_flops() / time * peak;
@@ -76,7 +80,8 @@ fn decode(isa: Isa, rounds: usize) {
     println!("\n| decode {isa} B x H x D | best us | median us | GB/s |\n|---|---|---|---|");
     for (batch, heads, dim) in DECODE_SHAPES {
         let (name, normaliser) = NORMALISERS[1];
-        let mut case = Case::new(Config { isa: Some(isa), ..Config::new(batch, 1, heads, dim, dim, normaliser) });
+        let mut case =
+            Case::new(Config { isa: Some(isa), ..Config::new(batch, 1, heads, dim, dim, normaliser) });
         case.check();
         let times = (4e7 / case.state_bytes()) as usize;
         let readings = (0..rounds * 5).map(|_| seconds(|| case.decode(), times.max(1))).collect();
@@ -99,7 +104,8 @@ fn model(isa: Isa, rounds: usize) {
         let (mut peak, mut readings) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             peak.push(1.0 / fma_rate(isa));
-            readings.push(seconds(|| model.forward(batch, len, &input, &mut output, &mut scratch).unwrap(), 1));
+            readings
+                .push(seconds(|| model.forward(batch, len, &input, &mut output, &mut scratch).unwrap(), 1));
         }
         let ((peak, _), (best, median)) = (best_and_median(peak), best_and_median(readings));
         let percent = 100.0 * sized.flops(batch * len) / best * peak;

@@ -11,11 +11,14 @@ fn prefill(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("prefill/{isa}"));
         for (batch, heads, len, dim) in SHAPES {
             for (name, normaliser) in NORMALISERS {
-                let config = Config { isa: Some(isa), ..Config::new(batch, len, heads, dim, dim, normaliser) };
+                let config =
+                    Config { isa: Some(isa), ..Config::new(batch, len, heads, dim, dim, normaliser) };
                 let mut case = Case::new(config);
                 case.check();
                 group.throughput(Throughput::Elements(case.recurrent_flops() as u64));
-                group.bench_function(format!("{batch}x{heads}x{len}x{dim}/{name}"), |b| b.iter(|| case.forward()));
+                group.bench_function(format!("{batch}x{heads}x{len}x{dim}/{name}"), |b| {
+                    b.iter(|| case.forward())
+                });
             }
         }
     }

@@ -141,7 +141,8 @@ impl Case {
         for (b, h) in [(0, 0), (batch - 1, heads - 1)] {
             let (s, chunk_s) = (&mut vec![0.0; key * value], &mut vec![0.0; key * value]);
             let (z, chunk_z) = (&mut vec![0.0; key], &mut vec![0.0; key]);
-            let mut oracle = Recurrence { feature_map, normaliser, scale: 1.0, s, z, chunk_s, chunk_z, count: 0 };
+            let mut oracle =
+                Recurrence { feature_map, normaliser, scale: 1.0, s, z, chunk_s, chunk_z, count: 0 };
             let mut want = vec![0.0; value];
             let (mut difference, mut size) = (0.0, 0.0);
             for t in 0..len {
@@ -167,8 +168,11 @@ pub const SHAPES: [(usize, usize, usize, usize); 5] =
 /// The shapes of decode, `(B, H, D)`.
 pub const DECODE_SHAPES: [(usize, usize, usize); 3] = [(1, 4, 64), (1, 16, 128), (8, 16, 128)];
 
-pub const NORMALISERS: [(&str, Normaliser); 3] =
-    [("none", Normaliser::None), ("global", Normaliser::Global { eps: 1e-6 }), ("chunk64", Normaliser::per_chunk(64))];
+pub const NORMALISERS: [(&str, Normaliser); 3] = [
+    ("none", Normaliser::None),
+    ("global", Normaliser::Global { eps: 1e-6 }),
+    ("chunk64", Normaliser::per_chunk(64)),
+];
 
 /// A model at its default sizes with embed 256, untrained.
 pub struct Sized {
