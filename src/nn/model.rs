@@ -233,7 +233,7 @@ impl<'w> Model<'w> {
             batch.checked_mul(embed_dim).ok_or(Error::Overflow { what: "input" })?,
             input.len(),
         )?;
-        check_len("output", batch * hidden_size, output.len())?;
+        check_len("output", batch.saturating_mul(hidden_size), output.len())?;
         check_len("state", self.state_len(batch)?, state.len())?;
         check_scratch(self.step_scratch_len(batch)?, scratch.len())?;
         if batch == 0 {
