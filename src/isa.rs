@@ -164,19 +164,19 @@ pub(crate) fn outline<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
     simd.vectorize(op)
 }
 
-/// Asks for the cache lines of a row that will be read or written some microseconds from now.
+/// Asks for the cache lines of `len` elements that will be read or written some microseconds from now.
 #[inline(always)]
-pub(crate) fn prefetch(row: &[f32]) {
+pub(crate) fn prefetch(row: *const f32, len: usize) {
     const LINE: usize = 64 / size_of::<f32>();
-    let mut at = 0;
-    while at < row.len() {
+    for at in (0..len).step_by(LINE) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, valid on any address; SSE is part of x86-64.
         unsafe {
             use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().add(at).cast());
+            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(at).cast());
         }
-        at += LINE;
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (row, at);
     }
 }
 
@@ -240,7 +240,10 @@ mod x86 {
 
     impl Ask for Cpu {
         fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
-            #[allow(unused_unsafe, reason = "CPUID became a safe function in newer compilers than our minimum")]
+            #[allow(
+                unused_unsafe,
+                reason = "CPUID became a safe function in newer compilers than our minimum"
+            )]
             // SAFETY: every x86-64 CPU has CPUID.
             let r = unsafe { __cpuid_count(leaf, sub) };
             [r.eax, r.ebx, r.ecx, r.edx]

@@ -17,19 +17,46 @@ fn smoke() {
                         let mut q = normals(1, 2 * len * 3 * key);
                         let mut k = normals(2, 2 * len * 3 * key);
                         let v = normals(3, 2 * len * 3 * value);
-                        if map == FeatureMap::Identity { for x in q.iter_mut().chain(&mut k) { *x = x.abs() } }
+                        if map == FeatureMap::Identity {
+                            for x in q.iter_mut().chain(&mut k) {
+                                *x = x.abs()
+                            }
+                        }
                         let mut o = vec![f32::NAN; 2 * len * 3 * value];
                         let mut scratch = vec![f32::NAN; a.scratch_len()];
-                        a.forward(Forward { q: &q, k: &k, v: &v, state: State::Zero, o: &mut o, scratch: &mut scratch }).unwrap();
+                        a.forward(Forward {
+                            q: &q,
+                            k: &k,
+                            v: &v,
+                            state: State::Zero,
+                            o: &mut o,
+                            scratch: &mut scratch,
+                        })
+                        .unwrap();
                         let want = oracle(&config, &q, &k, &v);
                         let e = norm_error(&o, &want);
                         assert!(e < 2e-6, "{isa} {key} {value} {len} {normaliser:?} {map:?}: {e}");
-                        if len == 0 { continue }
+                        if len == 0 {
+                            continue;
+                        }
                         let mut o2 = vec![f32::NAN; 2 * len * 3 * value];
-                        let one = Attention::new(Config { len: 1, q_strides: Strides { batch: len * 3 * key, ..config.q_strides }, ..config }).unwrap();
+                        let one = Attention::new(Config {
+                            len: 1,
+                            q_strides: Strides { batch: len * 3 * key, ..config.q_strides },
+                            ..config
+                        })
+                        .unwrap();
                         let mut state = vec![0.0; one.state_len()];
                         for t in 0..len {
-                            one.decode(DecodeStep { q: &q[t*3*key..], k: &k[t*3*key..], v: &v[t*3*value..], state: &mut state, o: &mut o2[t*3*value..], scratch: &mut scratch }).unwrap();
+                            one.decode(DecodeStep {
+                                q: &q[t * 3 * key..],
+                                k: &k[t * 3 * key..],
+                                v: &v[t * 3 * value..],
+                                state: &mut state,
+                                o: &mut o2[t * 3 * value..],
+                                scratch: &mut scratch,
+                            })
+                            .unwrap();
                         }
                         let e = norm_error(&o2, &want);
                         assert!(e < 2e-6, "{isa} {key} {value} {len} {normaliser:?} {map:?}: decode {e}");

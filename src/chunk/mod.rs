@@ -35,7 +35,7 @@ use pulp::{Simd, WithSimd};
 use self::panel::{Panel, PanelArgs};
 use self::rows::PackRows;
 use crate::feature_map::FeatureMap;
-use crate::isa::{outline, prefetch};
+use crate::isa::outline;
 use crate::shape::{Disjoint, Rows, RowsMut};
 use crate::state::{Layout, Normaliser};
 use crate::tile::{NV, copy_row, panel_width};
@@ -75,7 +75,13 @@ impl Work {
 }
 
 /// Elements of scratch that a [`Prefill`] of so many heads and columns needs, beyond alignment.
-pub(crate) const fn prefill_scratch_len(lanes: usize, heads: usize, key: usize, columns: usize, per_chunk: bool) -> usize {
+pub(crate) const fn prefill_scratch_len(
+    lanes: usize,
+    heads: usize,
+    key: usize,
+    columns: usize,
+    per_chunk: bool,
+) -> usize {
     Work::new(lanes, key, columns, per_chunk).len(heads)
 }
 
@@ -144,44 +150,64 @@ impl WithSimd for Prefill<'_> {
         // SAFETY: this task alone has it, and is done reading before it writes.
         let carried = self.carried.map(|state| unsafe { &*state.whole() });
         let initial = self.initial.or(carried);
-        let mut count = initial.map_or(0, |state| self.layout.count(state));
         for (h, head) in heads.chunks_exact_mut(work.head).enumerate() {
             self.load(simd, &work, initial, h, head);
         }
-        let mut token = 0;
-        let mut use_past = initial.is_some();
-        while token < self.len {
-            let first = Tile {
-                token,
-                head: self.heads.start,
-                rows: TILE.min(self.len - token),
-                use_current: true,
-                use_past: false,
-                add_to_past: false,
-                fold: false,
-            };
-            let first = match self.normaliser {
-                Normaliser::PerChunk { chunk, .. } => {
-                    let rows = first.rows.min(chunk - count);
-                    let (begins, ends) = (count == 0, count + rows == chunk);
-                    let phase =
-                        Tile { rows, use_current: !begins, use_past, add_to_past: begins && ends, fold: !begins && ends, ..first };
-                    count = if ends { 0 } else { count + rows };
-                    use_past |= ends;
-                    phase
-                }
-                _ => first,
-            };
+        let mut place = Place {
+            token: 0,
+            count: initial.map_or(0, |state| self.layout.count(state)),
+            use_past: initial.is_some(),
+        };
+        while place.token < self.len {
+            let tile = place.next_tile(&self);
             for (h, head) in heads.chunks_exact_mut(work.head).enumerate() {
-                self.tile(simd, &work, Tile { head: first.head + h, ..first }, q, k, head);
+                self.tile(simd, &work, Tile { head: tile.head + h, ..tile }, q, k, head);
             }
-            token += first.rows;
         }
         if let Some(last) = self.last.or(self.carried) {
             for (h, head) in heads.chunks_exact_mut(work.head).enumerate() {
-                self.store::<S>(&work, last, h, head, count);
+                self.store::<S>(&work, last, h, head, place.count);
             }
         }
+    }
+}
+
+/// How far the heads have come.
+#[derive(Clone, Copy)]
+struct Place {
+    token: usize,
+    /// Tokens in the current chunk.
+    count: usize,
+    /// Whether a chunk, or an initial state, lies before it.
+    use_past: bool,
+}
+
+impl Place {
+    /// The first head's tile that begins here; moves on to its end.
+    #[inline(always)]
+    fn next_tile(&mut self, task: &Prefill<'_>) -> Tile {
+        let rows = TILE.min(task.len - self.token);
+        let mut tile = Tile {
+            token: self.token,
+            head: task.heads.start,
+            rows,
+            use_current: true,
+            use_past: false,
+            add_to_past: false,
+            fold: false,
+        };
+        if let Normaliser::PerChunk { chunk, .. } = task.normaliser {
+            tile.rows = rows.min(chunk - self.count);
+            let (begins, ends) = (self.count == 0, self.count + tile.rows == chunk);
+            tile.use_current = !begins;
+            tile.use_past = self.use_past;
+            tile.add_to_past = begins && ends;
+            tile.fold = ends && !begins;
+            self.count = if ends { 0 } else { self.count + tile.rows };
+            self.use_past |= ends;
+        }
+        self.token += tile.rows;
+        tile
     }
 }
 
@@ -206,24 +232,32 @@ impl Work {
 impl Prefill<'_> {
     /// One tile of one head.
     #[inline(always)]
-    fn tile<S: Simd>(&self, simd: S, work: &Work, tile: Tile, q: &mut [f32], k: &mut [f32], head: &mut [f32]) {
+    fn tile<S: Simd>(
+        &self,
+        simd: S,
+        work: &Work,
+        tile: Tile,
+        q: &mut [f32],
+        k: &mut [f32],
+        head: &mut [f32],
+    ) {
         let Head { panels, z, past, past_z } = work.split(head);
         let inverses = outline(simd, PackRows { task: self, work, tile, q, k, z, past_z });
 
-        // Prefetching is spread over the panels: each asks for its share of the next head's rows.
-        let (next_token, next_head) = if tile.head + 1 < self.heads.end {
-            (tile.token, tile.head + 1)
-        } else {
-            (tile.token + tile.rows, self.heads.start)
-        };
-        let next_rows = TILE.min(self.len.saturating_sub(next_token));
+        // Each tile asks for its head's next one, spread over the panels. That is one turn through the heads ahead;
+        // asking for the next head's rows, or for two tiles ahead, measured slower.
+        let next_token = tile.token + tile.rows;
+        let next_rows = TILE.min(self.len - next_token);
         let full = panel_width(S::F32_LANES);
         let count = work.width.div_ceil(full);
         for panel in 0..count {
             for i in next_rows * panel / count..next_rows * (panel + 1) / count {
-                prefetch(self.q.row(self.batch, next_token + i, next_head));
-                prefetch(self.k.row(self.batch, next_token + i, next_head));
-                prefetch(self.v.row(self.batch, next_token + i, next_head));
+                let (token, key) = (next_token + i, self.layout.key);
+                let (begin, columns) = (self.columns.start, self.columns.len());
+                self.q.prefetch(self.batch, token, tile.head, 0, key);
+                self.k.prefetch(self.batch, token, tile.head, 0, key);
+                self.v.prefetch(self.batch, token, tile.head, begin, columns);
+                self.o.prefetch(self.batch, token, tile.head, begin, columns);
             }
             let from = panel * full;
             let width = full.min(work.width - from);
@@ -341,4 +375,3 @@ impl Prefill<'_> {
         }
     }
 }
-

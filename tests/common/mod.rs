@@ -26,7 +26,13 @@ pub fn norm_error(got: &[f32], want: &[f64]) -> f64 {
         difference += (f64::from(*got) - want).powi(2);
         size += want.powi(2);
     }
-    if difference == 0.0 { 0.0 } else if difference.is_nan() { f64::INFINITY } else { (difference / size).sqrt() }
+    if difference == 0.0 {
+        0.0
+    } else if difference.is_nan() {
+        f64::INFINITY
+    } else {
+        (difference / size).sqrt()
+    }
 }
 
 /// Where a row of a strided tensor begins.
