@@ -242,14 +242,14 @@ fn parameters_in_another_file() {
     let parameters =
         stripped(&golden("fla_small_elu"), "weights_from/parameters.safetensors", |name| name.contains('.'));
     let original = files::read(golden("fla_small_elu")).unwrap();
-    let with_metadata = |weights_from: &str| {
+    let with_metadata = |weights_from: &str, names: &[&str]| {
         let tensors = Tensors::parse(&original).unwrap();
         let options =
             r#"{\"num_heads\": 4, \"chunk_size\": 8, \"feature_map\": \"elu\", \"layer_norm_clip\": true, "#;
         let mut header =
             format!(r#"{{"__metadata__": {{"config": "{options}\"weights_from\": {weights_from}}}"}}"#);
         let mut data = Vec::new();
-        for name in ["input", "output"] {
+        for name in names {
             let tensor = tensors.tensor(name).unwrap();
             let begin = data.len();
             data.extend(tensor.data.iter().flat_map(|x| x.to_le_bytes()));
@@ -264,15 +264,17 @@ fn parameters_in_another_file() {
             .unwrap();
         path
     };
-    let path = with_metadata(r#"\"parameters.safetensors\""#);
+    let path = with_metadata(r#"\"parameters.safetensors\""#, &["input", "output"]);
     fine(&chunkwise(["check", text(&path)]));
     fine(&chunkwise(["run", "--model", text(&path)]));
-    let path = with_metadata(r#"\"missing.safetensors\""#);
+    let path = with_metadata(r#"\"missing.safetensors\""#, &["input", "output"]);
     refused(&chunkwise(["check", text(&path)]), &["missing.safetensors"]);
     fine(&chunkwise(["check", text(&path), "--weights", text(&parameters)]));
-    let path = with_metadata(r#"\"../weights_from/parameters.safetensors\""#);
+    let path = with_metadata(r#"\"../weights_from/parameters.safetensors\""#, &["input", "output"]);
     refused(&chunkwise(["check", text(&path)]), &["weights_from", "same folder"]);
-    let path = with_metadata("null");
+    let path = with_metadata(r#"\"parameters.safetensors\""#, &["input"]);
+    refused(&chunkwise(["check", text(&path)]), &["without results"]);
+    let path = with_metadata("null", &["input", "output"]);
     refused(&chunkwise(["check", text(&path)]), &["no parameters"]);
 }
 

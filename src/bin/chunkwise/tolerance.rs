@@ -8,6 +8,9 @@ use crate::compare::Distance;
 
 /// Plain f32 reaches 4.1e-6, the reference itself is within 1e-6 of f64.
 const F32: Allowed = Allowed { max_abs: 1e-5, norm: Some(2e-6), ill_conditioned: false };
+/// The same one token at a time, of which the files hold no answer: what sums each token by itself rounds more often
+/// than what sums chunks, most of all without fused multiply-adds.
+const STREAMED: Allowed = Allowed { max_abs: 2e-5, ..F32 };
 /// q and k so negative that phi is a small multiple of 2^-24: one ULP of exp moves the outputs.
 const QUANTISED: (&str, Allowed) =
     ("k_elu_neg12", Allowed { max_abs: 1e-3, norm: None, ill_conditioned: false });
@@ -32,6 +35,7 @@ impl Allowed {
         file: &str,
         feature_map: FeatureMap,
         tensor: &str,
+        by_step: bool,
         final_norm: bool,
         inside: impl FnOnce() -> Distance,
     ) -> Self {
@@ -45,6 +49,7 @@ impl Allowed {
                 let max_abs = if inside.norm <= CREDIBLE { 10.0 * inside.max_abs + 1e-5 } else { 0.0 };
                 Self { max_abs, norm: None, ill_conditioned: inside.max_abs > F32.max_abs }
             }
+            _ if by_step => STREAMED,
             _ => F32,
         }
     }
