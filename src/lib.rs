@@ -65,9 +65,9 @@ pub mod attention;
 mod parallel;
 mod scratch;
 // The model, and its files.
-pub mod nn;
 #[cfg(feature = "files")]
 pub mod files;
+pub mod nn;
 
 pub use attention::{Attention, Config, DecodeStep, Forward, State};
 pub use error::{Error, Result};
