@@ -161,6 +161,17 @@ fn changed(name: &str, tensor: &str, change: impl Fn(&mut Vec<f32>)) -> PathBuf 
     path
 }
 
+/// A copy of a golden file with some text of its header changed to as much other text.
+fn edited(name: &str, was: &str, is: &str) -> PathBuf {
+    let mut bytes = files::read(golden(name)).unwrap();
+    let at =
+        bytes.windows(was.len()).position(|window| window == was.as_bytes()).expect("text of the header");
+    bytes[at..at + was.len()].copy_from_slice(is.as_bytes());
+    let path = scratch_file(&format!("edited_{name}_{}.safetensors", is.len()));
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
 fn check(path: &Path) -> Run {
     chunkwise(["check".as_ref(), "--isa".as_ref(), Isa::best().name().as_ref(), path.as_os_str()])
 }
@@ -207,10 +218,20 @@ fn a_small_bias_fails_by_its_norm() {
     assert!(max_abs < 1e-5, "{line}");
 }
 
+/// Whatever the tolerance looks at, the worst element or all of them.
 #[test]
 fn nan_fails() {
-    let run = check(&changed("k_elu_s1", "out", |data| data[3] = f32::NAN));
+    for (name, tensor) in [("k_elu_s1", "out"), ("k_elu_neg12", "out"), ("fla_odd_identity", "output")] {
+        let run = check(&changed(name, tensor, |data| data[3] = f32::NAN));
+        assert_eq!(run.code, 1, "{}", run.out);
+    }
+}
+
+#[test]
+fn a_wrong_shape_fails() {
+    let run = check(&edited("k_elu_s1", r#"[2,64,32]"#, "[2,32,64]"));
     assert_eq!(run.code, 1, "{}", run.out);
+    assert!(run.out.contains("stored [2, 32, 64], computed [2, 64, 32]"), "{}", run.out);
 }
 
 /// Where the tolerance comes from the stored tensor itself, one that is plainly wrong must not allow everything.
@@ -227,15 +248,9 @@ fn a_wrong_answer_does_not_excuse_itself() {
 /// A wrong option is as bad as wrong arithmetic: the chunk length is part of the model.
 #[test]
 fn a_wrong_chunk_length_fails() {
-    for (name, was, is) in [("k_elu_s1", "16", "32"), ("k_identity_s4", "4,", "8,")] {
-        let mut bytes = files::read(golden(name)).unwrap();
-        let text = format!(r#"\"chunk_size\":{was}"#);
-        let at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
-        let at = at.expect("chunk_size in the header") + text.len();
-        bytes[at - is.len()..at].copy_from_slice(is.as_bytes());
-        let path = scratch_file(&format!("wrong_chunk_{name}.safetensors"));
-        std::fs::write(&path, bytes).unwrap();
-        let run = check(&path);
+    for (name, was, is) in [("k_elu_s1", ":16", ":32"), ("k_identity_s4", ":4,", ":8,")] {
+        let chunk_size = r#"\"chunk_size\""#;
+        let run = check(&edited(name, &format!("{chunk_size}{was}"), &format!("{chunk_size}{is}")));
         assert_eq!(run.code, 1, "{}", run.out);
     }
 }
