@@ -61,10 +61,10 @@ impl Phi for Elu {
     #[inline(always)]
     fn phi<S: Simd>(&self, simd: S, x: S::f32s) -> S::f32s {
         let one = simd.splat_f32s(1.0);
-        let below = simd.add_f32s(one, simd.sub_f32s(exp_nonpositive(simd, x), one));
+        let below = simd.sub_f32s(exp_nonpositive(simd, x), one);
         // False for NaN, which comes through 1 + x.
         let nonpositive = simd.less_than_or_equal_f32s(x, simd.splat_f32s(0.0));
-        simd.select_f32s(nonpositive, below, simd.add_f32s(one, x))
+        simd.add_f32s(one, simd.select_f32s(nonpositive, below, x))
     }
 }
 

@@ -7,6 +7,7 @@
 use core::marker::PhantomData;
 
 use crate::error::{Error, Result};
+use crate::isa;
 
 /// Distances in elements between neighbours along batch, token and head. The innermost dimension is contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,12 @@ pub(crate) struct Rows<'a> {
     dim: usize,
 }
 
+/// Where a row begins.
+#[inline(always)]
+fn at(strides: Strides, batch: usize, token: usize, head: usize) -> usize {
+    batch * strides.batch + token * strides.token + head * strides.head
+}
+
 impl<'a> Rows<'a> {
     pub(crate) fn new(data: &'a [f32], extent: Extent, strides: Strides, what: &'static str) -> Result<Self> {
         let need = extent.reach(strides, what)?;
@@ -110,8 +117,15 @@ impl<'a> Rows<'a> {
 
     #[inline(always)]
     pub(crate) fn row(&self, batch: usize, token: usize, head: usize) -> &'a [f32] {
-        let at = batch * self.strides.batch + token * self.strides.token + head * self.strides.head;
+        let at = at(self.strides, batch, token, head);
         &self.data[at..][..self.dim]
+    }
+
+    /// Asks for a part of a row.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, batch: usize, token: usize, head: usize, from: usize, len: usize) {
+        let at = at(self.strides, batch, token, head);
+        isa::prefetch(self.data.as_ptr().wrapping_add(at + from), len);
     }
 }
 
@@ -180,6 +194,13 @@ impl<'a> RowsMut<'a> {
         Ok(Self { data: Disjoint::new(data), strides, dim: extent.dim })
     }
 
+    /// Asks for a part of a row.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, batch: usize, token: usize, head: usize, from: usize, len: usize) {
+        let at = at(self.strides, batch, token, head);
+        isa::prefetch(self.data.data.cast_const().wrapping_add(at + from), len);
+    }
+
     /// Columns `from .. from + len` of a row.
     ///
     /// # Safety
@@ -187,7 +208,7 @@ impl<'a> RowsMut<'a> {
     #[inline(always)]
     pub(crate) unsafe fn row(&self, batch: usize, token: usize, head: usize, from: usize, len: usize) -> &'a mut [f32] {
         debug_assert!(from + len <= self.dim, "columns out of the row");
-        let at = batch * self.strides.batch + token * self.strides.token + head * self.strides.head;
+        let at = at(self.strides, batch, token, head);
         // SAFETY: rows are disjoint by `check_disjoint`, columns by the caller's promise.
         unsafe { self.data.part(at + from, len) }
     }

@@ -37,17 +37,19 @@ pub(crate) fn zero<S: Simd, const MR: usize, const N: usize>(simd: S) -> Acc<S, 
 #[inline(always)]
 pub(crate) fn mul_ab<S: Simd, const MR: usize, const N: usize>(
     simd: S,
-    acc: &mut Acc<S, MR, N>,
+    mut acc: Acc<S, MR, N>,
     a: &[f32],
     stride: usize,
     b: &[[S::f32s; N]],
-) {
-    // Each row is cut to b's length here, so that the loop needs no check.
+) -> Acc<S, MR, N> {
+    // Each row is cut to one length here, so that the loop needs no check.
+    let len = b.len();
     let mut rows: [&[f32]; MR] = [&[]; MR];
     for i in 0..MR {
-        rows[i] = &a[i * stride..][..b.len()];
+        rows[i] = &a[i * stride..][..len];
     }
-    for (l, b) in b.iter().enumerate() {
+    for l in 0..len {
+        let b = b[l];
         for i in 0..MR {
             let x = simd.splat_f32s(rows[i][l]);
             for j in 0..N {
@@ -55,18 +57,19 @@ pub(crate) fn mul_ab<S: Simd, const MR: usize, const N: usize>(
             }
         }
     }
+    acc
 }
 
 /// `acc[i] += sum_l a[l * stride + i] * b[l]` for all rows l of b.
 #[inline(always)]
 pub(crate) fn mul_atb<S: Simd, const MR: usize, const N: usize>(
     simd: S,
-    acc: &mut Acc<S, MR, N>,
+    mut acc: Acc<S, MR, N>,
     a: &[f32],
     stride: usize,
     b: &[[S::f32s; N]],
-) {
-    for (a, b) in a.chunks(stride).zip(b) {
+) -> Acc<S, MR, N> {
+    for (a, &b) in a.chunks(stride).zip(b) {
         let a = &a[..MR];
         for i in 0..MR {
             let x = simd.splat_f32s(a[i]);
@@ -75,6 +78,7 @@ pub(crate) fn mul_atb<S: Simd, const MR: usize, const N: usize>(
             }
         }
     }
+    acc
 }
 
 /// The causal triangle at the end of a row tile: row i takes the rows 0 ..= i of b only. A row of b beyond it
@@ -82,11 +86,11 @@ pub(crate) fn mul_atb<S: Simd, const MR: usize, const N: usize>(
 #[inline(always)]
 pub(crate) fn mul_ab_tril<S: Simd, const MR: usize, const N: usize>(
     simd: S,
-    acc: &mut Acc<S, MR, N>,
+    mut acc: Acc<S, MR, N>,
     a: &[f32],
     stride: usize,
     b: &[[S::f32s; N]],
-) {
+) -> Acc<S, MR, N> {
     let b = &b[..MR];
     for l in 0..MR {
         for i in l..MR {
@@ -96,6 +100,7 @@ pub(crate) fn mul_ab_tril<S: Simd, const MR: usize, const N: usize>(
             }
         }
     }
+    acc
 }
 
 /// `out[i][j] = a[i] . b[j]` over whole vectors: one accumulator for each pair, lanes joined at the end.

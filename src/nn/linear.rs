@@ -259,7 +259,7 @@ impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
     fn run<const MR: usize>(&mut self, row: usize) {
         let inputs = self.b.len();
         let mut acc = tile::zero::<S, MR, N>(self.simd);
-        mul_ab(self.simd, &mut acc, &self.task.x[row * inputs..], inputs, self.b);
+        acc = mul_ab(self.simd, acc, &self.task.x[row * inputs..], inputs, self.b);
         for i in 0..MR {
             for j in 0..N {
                 acc[i][j] = self.simd.add_f32s(acc[i][j], self.bias[j]);

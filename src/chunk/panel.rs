@@ -1,0 +1,160 @@
+//! The products of a tile with one panel of V's columns: the outputs, then the state.
+
+use pulp::{Simd, WithSimd};
+
+use super::rows::Inverses;
+use super::{Prefill, Tile, Work};
+use crate::tile::{RowTile, copy_row, for_row_tiles, mul_ab, mul_ab_tril, mul_atb, vectors_mut, zero};
+
+/// A panel of N vectors of columns.
+pub(super) struct Panel<'a, const N: usize>(pub(super) PanelArgs<'a>);
+
+pub(super) struct PanelArgs<'a> {
+    pub(super) task: &'a Prefill<'a>,
+    pub(super) work: &'a Work,
+    pub(super) tile: Tile,
+    /// Rows `[phi(Q) | A]`.
+    pub(super) q: &'a [f32],
+    /// Rows phi(K).
+    pub(super) k: &'a [f32],
+    pub(super) inverses: &'a Inverses,
+    /// Columns of this task before the panel.
+    pub(super) from: usize,
+    /// `[S ; V]`: S is added to, V is packed here.
+    pub(super) panel: &'a mut [f32],
+    /// S of the finished chunks, for PerChunk.
+    pub(super) past: &'a mut [f32],
+}
+
+impl<const N: usize> WithSimd for Panel<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let PanelArgs { task, work, tile, q, k, inverses, from, panel, past } = self.0;
+        let (key, rows) = (work.key, tile.rows);
+        let width = N * S::F32_LANES;
+        let begin = task.columns.start + from;
+        let columns = width.min(task.columns.end - begin);
+        for (i, to) in panel[key * width..].chunks_exact_mut(width).take(rows).enumerate() {
+            let from = &task.v.row(task.batch, tile.token + i, tile.head)[begin..][..columns];
+            copy_row(simd, from, to);
+        }
+        let panel = vectors_mut::<S, N>(panel);
+        let past = vectors_mut::<S, N>(past);
+
+        for_row_tiles::<S>(
+            rows,
+            &mut OutputTile::<S, N> {
+                simd,
+                task,
+                tile,
+                key,
+                stride: work.q_stride(),
+                q,
+                inverses,
+                b: &panel[..key + rows],
+                past: &*past,
+                begin,
+                columns,
+            },
+        );
+        let (s, v) = panel.split_at_mut(key);
+        let (sum, fresh) =
+            if tile.add_to_past { (&mut *past, !tile.use_past) } else { (&mut *s, !tile.use_current) };
+        for_row_tiles::<S>(
+            task.layout.key,
+            &mut StateTile::<S, N> { simd, k: &k[..rows * key], stride: key, v: &v[..rows], s: sum, fresh },
+        );
+        if tile.fold {
+            for (past, s) in past.iter_mut().zip(s.iter()) {
+                for j in 0..N {
+                    past[j] = if tile.use_past { simd.add_f32s(past[j], s[j]) } else { s[j] };
+                }
+            }
+        }
+    }
+}
+
+/// `O = [phi(Q) | A] [S ; V] / norm`, and for PerChunk `+ phi(Q) past / past norm`.
+struct OutputTile<'a, S: Simd, const N: usize> {
+    simd: S,
+    task: &'a Prefill<'a>,
+    tile: Tile,
+    /// K rounded up.
+    key: usize,
+    stride: usize,
+    q: &'a [f32],
+    inverses: &'a Inverses,
+    b: &'a [[S::f32s; N]],
+    past: &'a [[S::f32s; N]],
+    /// Columns of o.
+    begin: usize,
+    columns: usize,
+}
+
+impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
+    #[inline(always)]
+    fn run<const MR: usize>(&mut self, row: usize) {
+        let Self { simd, task, tile, key, stride, inverses, .. } = *self;
+        let q = &self.q[row * stride..];
+        let begin = if tile.use_current { 0 } else { key };
+        let mut acc = zero::<S, MR, N>(simd);
+        acc = mul_ab(simd, acc, &q[begin..], stride, &self.b[begin..key + row]);
+        acc = mul_ab_tril(simd, acc, &q[key + row..], stride, &self.b[key + row..]);
+        for i in 0..MR {
+            let inverse = simd.splat_f32s(inverses.current[row + i]);
+            for j in 0..N {
+                acc[i][j] = simd.mul_f32s(acc[i][j], inverse);
+            }
+        }
+        if tile.use_past {
+            let mut past = zero::<S, MR, N>(simd);
+            past = mul_ab(simd, past, q, stride, self.past);
+            for i in 0..MR {
+                let inverse = simd.splat_f32s(inverses.past[row + i]);
+                for j in 0..N {
+                    acc[i][j] = simd.mul_add_e_f32s(past[i][j], inverse, acc[i][j]);
+                }
+            }
+        }
+        for i in 0..MR {
+            #[allow(unsafe_code, reason = "rows of o are split among tasks")]
+            // SAFETY: tasks differ in batch, head or columns, and this one holds one row at a time.
+            let to = unsafe { task.o.row(task.batch, tile.token + row + i, tile.head, self.begin, self.columns) };
+            let from = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
+            if to.len() == N * S::F32_LANES {
+                to.copy_from_slice(from);
+            } else {
+                to.copy_from_slice(&from[..to.len()]);
+            }
+        }
+    }
+}
+
+/// `S += phi(K)^T V`, or `=` where S is fresh.
+struct StateTile<'a, S: Simd, const N: usize> {
+    simd: S,
+    k: &'a [f32],
+    stride: usize,
+    v: &'a [[S::f32s; N]],
+    s: &'a mut [[S::f32s; N]],
+    fresh: bool,
+}
+
+impl<S: Simd, const N: usize> RowTile for StateTile<'_, S, N> {
+    #[inline(always)]
+    fn run<const MR: usize>(&mut self, row: usize) {
+        let s = &mut self.s[row..][..MR];
+        let mut acc = zero::<S, MR, N>(self.simd);
+        if !self.fresh {
+            for i in 0..MR {
+                acc[i] = s[i];
+            }
+        }
+        acc = mul_atb(self.simd, acc, &self.k[row..], self.stride, self.v);
+        for i in 0..MR {
+            s[i] = acc[i];
+        }
+    }
+}
