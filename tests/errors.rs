@@ -1,7 +1,7 @@
-//! What a caller can get wrong is answered with the error that says so, by `Attention::new` where it can be known from
-//! the configuration and by `forward` and `decode` where it can't; never with a panic. A refused call has written
-//! nothing: outputs, states and scratch hold the bits they held before. Next to each refusal stands the nearest call
-//! that is accepted.
+//! What a caller can get wrong is answered with the error that says so, by `Attention::new` where it can be
+//! known from the configuration and by `forward` and `decode` where it can't; never with a panic. A refused
+//! call has written nothing: outputs, states and scratch hold the bits they held before. Next to each refusal
+//! stands the nearest call that is accepted.
 mod common;
 
 use chunkwise::{
@@ -222,7 +222,9 @@ fn sizes_that_overflow() {
     }
     // The first that is too large is named.
     let config = config(Normaliser::None);
-    assert_eq!(refused(Config { key: MAX, ..config }), Error::Overflow { what: "the state" });
+    for config in [Config { key: MAX, ..config }, Config { key: HALF, value: HALF, ..config }] {
+        assert_eq!(refused(config), Error::Overflow { what: "the state" });
+    }
     for far in [MAX, MAX / 2 + 1, MAX / 8 + 1] {
         for far in [
             Strides { batch: far, ..config.q_strides },

@@ -1,6 +1,6 @@
 //! The instruction set is a value: its names, the pinned one, and the default, which the environment variable
-//! `CHUNKWISE_ISA` may name. That variable is read once in a process, so each of its values is tried in a child
-//! process, which runs one test of this file.
+//! `CHUNKWISE_ISA` may name. That variable is read once in a process, so each of its values is tried in a
+//! child process, which runs one test of this file.
 
 use chunkwise::{Attention, Config, Error, Isa, Normaliser, isa};
 
@@ -79,8 +79,8 @@ mod environment {
         }
     }
 
-    /// What `child` answers under a value of the variable; nothing where no process can be started (an emulator that
-    /// runs this file alone).
+    /// What `child` answers under a value of the variable; nothing where no process can be started (an
+    /// emulator that runs this file alone).
     fn answer(value: Option<&str>) -> Option<String> {
         let mut command = Command::new(std::env::current_exe().expect("a path to this test"));
         command

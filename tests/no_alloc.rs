@@ -1,5 +1,5 @@
-//! The core allocates nothing: not when it is configured, not in `forward`, not in `decode`, and not when it refuses.
-//! A global allocator counts what the calling thread asks for; with one thread that is all there is.
+//! The core allocates nothing: not when it is configured, not in `forward`, not in `decode`, and not when it
+//! refuses. A global allocator counts what the calling thread asks for; with one thread that is all there is.
 #![allow(unsafe_code, reason = "a global allocator is unsafe to implement")]
 mod common;
 

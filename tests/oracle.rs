@@ -1,21 +1,21 @@
-//! Attention computes what its definition says: outputs, final states and the elements it must leave alone, against
-//! the recurrence in f64. Every instruction set of the machine runs every case, many tokens at once and token by
-//! token; the first test prints which those are.
+//! Attention computes what its definition says: outputs, final states and the elements it must leave alone,
+//! against the recurrence in f64. Every instruction set of the machine runs every case, many tokens at once
+//! and token by token; the first test prints which those are.
 mod common;
 
 use chunkwise::{Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State, Strides, isa};
 use common::*;
 
 /// The worst element, as a part of what it would be if nothing cancelled: the first-order bound of a sum of n
-/// products is n 2^-24; their errors are independent, so that sqrt(n) 2^-24 is what is seen. Twice that for the worst
-/// of some 10^6 elements, and 16 more roundings for phi, the score, the norm and the quotient.
+/// products is n 2^-24; their errors are independent, so that sqrt(n) 2^-24 is what is seen. Twice that for
+/// the worst of some 10^6 elements, and 16 more roundings for phi, the score, the norm and the quotient.
 fn element_bound(config: &Config) -> f64 {
     let n = (config.key + config.len) as f64;
     (2.0 * n.sqrt() + 16.0) / f64::from(1 << 24)
 }
 
-/// Chunk lengths of PerChunk: a chunk for each token; shorter than a tile; a tile; longer and not a multiple; four
-/// tiles; never ended.
+/// Chunk lengths of PerChunk: a chunk for each token; shorter than a tile; a tile; longer and not a multiple;
+/// four tiles; never ended.
 const CHUNKS: [usize; 6] = [1, 5, 16, 20, 64, 5000];
 
 fn check(config: Config) {
@@ -123,7 +123,8 @@ fn every_small_key() {
 
 #[test]
 fn every_small_value() {
-    // Every number of columns in a last vector, behind none to four panels of 16 lanes; decode takes four vectors.
+    // Every number of columns in a last vector, behind none to four panels of 16 lanes; decode takes four
+    // vectors.
     for value in 1..=130 {
         check_all(1, TILE + 3, 1, 5, value);
     }
@@ -131,8 +132,8 @@ fn every_small_value() {
 
 #[test]
 fn lengths() {
-    // No token; every height of a row tile; below, at and above a tile of 16, of 32 and of 64; a few tiles and
-    // a part; and always several of the chunks of `CHUNKS`.
+    // No token; every height of a row tile; below, at and above a tile of 16, of 32 and of 64; a few tiles
+    // and a part; and always several of the chunks of `CHUNKS`.
     let short = 0..=TILE + 1;
     for len in short.chain([23, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100, 129, 200]) {
         check_all(1, len, 1, 20, 40);
@@ -141,7 +142,8 @@ fn lengths() {
 
 #[test]
 fn every_small_chunk() {
-    // Every way in which a chunk is cut into tiles, up to four of them and two tokens; three chunks and a part.
+    // Every way in which a chunk is cut into tiles, up to four of them and two tokens; three chunks and a
+    // part.
     for chunk in 1..=4 * TILE + 2 {
         check(Config::new(1, 3 * chunk + 1 + chunk / 2, 1, 9, 11, Normaliser::per_chunk(chunk)));
     }
@@ -191,8 +193,8 @@ fn wide_inputs() {
 
 #[test]
 fn strongly_negative_inputs() {
-    // Elu is a multiple of 2^-24 there, some ten of them: exp alone would be off by percents. Numbers that exp
-    // brings near the middle between two multiples are left out, for a ULP would decide.
+    // Elu is a multiple of 2^-24 there, some ten of them: exp alone would be off by percents. Numbers that
+    // exp brings near the middle between two multiples are left out, for a ULP would decide.
     let clear = |x: f32| {
         let steps = f64::from(x).exp() * f64::from(1 << 24);
         (steps.fract() - 0.5).abs() > 0.05
@@ -299,8 +301,8 @@ fn packed_qkv() {
 
 #[test]
 fn states() {
-    // A sequence in three pieces, through each way of passing a state; cut inside a tile and inside a chunk, so
-    // that 5, 20 and 64 go on in the middle of a chunk, with and without finished ones before it.
+    // A sequence in three pieces, through each way of passing a state; cut inside a tile and inside a chunk,
+    // so that 5, 20 and 64 go on in the middle of a chunk, with and without finished ones before it.
     let pieces = [0..7, 7..50, 50..93];
     for normaliser in normalisers(&CHUNKS) {
         for feature_map in MAPS {

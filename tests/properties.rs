@@ -1,7 +1,7 @@
-//! What follows from the mathematics and from the contract on bits, on shapes drawn at random: causality, linearity,
-//! sequences in pieces, heads and sequences that don't know of each other, layouts, scratch. Every case runs on
-//! every instruction set. The oracle is asked for nothing but the size of rounding errors: the library is compared
-//! with itself, most of the time for the same bits.
+//! What follows from the mathematics and from the contract on bits, on shapes drawn at random: causality,
+//! linearity, sequences in pieces, heads and sequences that don't know of each other, layouts, scratch. Every
+//! case runs on every instruction set. The oracle is asked for nothing but the size of rounding errors: the
+//! library is compared with itself, most of the time for the same bits.
 mod common;
 
 use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State};
@@ -25,8 +25,8 @@ fn for_all<S: Strategy>(others: S, property: impl Fn(&Case, &S::Value) -> TestCa
     }
 }
 
-/// Shapes around the sizes of vectors, panels and tiles under any strides, and a seed for the numbers; they shrink
-/// to the smallest one.
+/// Shapes around the sizes of vectors, panels and tiles under any strides, and a seed for the numbers; they
+/// shrink to the smallest one.
 fn shape() -> impl Strategy<Value = (Config, u64)> {
     let sizes = (1..=2_usize, 1..=70_usize, 1..=3_usize, 1..=34_usize, 1..=70_usize);
     let layouts = prop::array::uniform4(layout());
@@ -124,15 +124,21 @@ fn causal() {
     });
 }
 
-/// NaN or infinity in one element gets exactly where the formula takes it: from q to its own row, from k to its own
-/// and the later rows of its head, from v to its column of these. All other bits stay what they were.
+/// NaN or infinity in one element gets exactly where the formula takes it, in prefill and in decode: from q
+/// to its own row, from k to its own and the later rows of its head, from v to its column of these. All other
+/// bits stay what they were.
 #[test]
 fn poison_spreads_as_the_formula_says() {
+    fn decoded(case: &Case) -> Vec<f32> {
+        let mut o = case.output();
+        case.decode(0..case.config.len, &mut case.zero_state(), &mut o);
+        o
+    }
+
     for_all((place(), place(), 0..3, poison()), |case, (place, column, tensor, poison)| {
         let config = case.config;
         let all: Vec<_> = rows(&config).collect();
         let (batch, token, head) = *place.get(&all);
-        let clean = case.whole();
         let mut other = case.clone();
         let (x, strides, dim) = match tensor {
             0 => (&mut other.q, config.q_strides, config.key),
@@ -141,18 +147,19 @@ fn poison_spreads_as_the_formula_says() {
         };
         let column = column.index(dim);
         x[at(strides, batch, token, head) + column] = *poison;
-        let other = other.whole();
-        for (b, t, h) in all {
-            let [clean, other] = [&clean, &other].map(|o| row(&config, o, (b, t, h)));
-            let depends = (b, h) == (batch, head) && (t == token || t > token && *tensor != 0);
-            if !depends {
-                same("does not depend on it", clean, other)?;
-            } else if *tensor == 2 {
-                prop_assert!(!other[column].is_finite(), "token {t} depends on {token}: {other:?}");
-                same("columns before it", &clean[..column], &other[..column])?;
-                same("columns behind it", &clean[column + 1..], &other[column + 1..])?;
-            } else if poison.is_nan() {
-                prop_assert!(other.iter().all(|x| x.is_nan()), "token {t} depends on {token}: {other:?}");
+        for (clean, other) in [(case.whole(), other.whole()), (decoded(case), decoded(&other))] {
+            for &(b, t, h) in &all {
+                let [clean, other] = [&clean, &other].map(|o| row(&config, o, (b, t, h)));
+                let depends = (b, h) == (batch, head) && (t == token || t > token && *tensor != 0);
+                if !depends {
+                    same("does not depend on it", clean, other)?;
+                } else if *tensor == 2 {
+                    prop_assert!(!other[column].is_finite(), "token {t} depends on {token}: {other:?}");
+                    same("columns before it", &clean[..column], &other[..column])?;
+                    same("columns behind it", &clean[column + 1..], &other[column + 1..])?;
+                } else if poison.is_nan() {
+                    prop_assert!(other.iter().all(|x| x.is_nan()), "token {t} depends on {token}: {other:?}");
+                }
             }
         }
         Ok(())
@@ -183,8 +190,8 @@ fn pieces_are_the_whole() {
     });
 }
 
-/// Cut where a tile begins anyway, it is the same bits: at multiples of a tile's tokens, counted from the beginning
-/// of the chunk if there are chunks.
+/// Cut where a tile begins anyway, it is the same bits: at multiples of a tile's tokens, counted from the
+/// beginning of the chunk if there are chunks.
 #[test]
 fn pieces_of_whole_tiles_are_the_same_bits() {
     for_all(prop::collection::vec(place(), 1..5), |case, cuts| {
@@ -200,7 +207,8 @@ fn pieces_of_whole_tiles_are_the_same_bits() {
     });
 }
 
-/// Many tokens, then one by one, then many again, in the middle of chunks or not: the state means the same to both.
+/// Many tokens, then one by one, then many again, in the middle of chunks or not: the state means the same to
+/// both.
 #[test]
 fn prefill_then_decode_is_forward() {
     for_all((place(), place()), |case, (one, two)| {
@@ -272,8 +280,8 @@ fn linear_in_v() {
     });
 }
 
-/// Heads and sequences don't know of each other, and strides are only strides: the same rows with the heads turned
-/// round, each sequence alone, or each head alone, in another layout, give the same bits.
+/// Heads and sequences don't know of each other, and strides are only strides: the same rows with the heads
+/// turned round, each sequence alone, or each head alone, in another layout, give the same bits.
 #[test]
 fn rows_elsewhere_are_the_same_bits() {
     /// Outputs, states, one decoded token.
@@ -319,8 +327,8 @@ fn rows_elsewhere_are_the_same_bits() {
     });
 }
 
-/// What scratch, output and final state held before plays no part, nor where scratch begins; what is asked for is
-/// enough, and never more than the bound for static arrays.
+/// What scratch, output and final state held before plays no part, nor where scratch begins; what is asked
+/// for is enough, and never more than the bound for static arrays.
 #[test]
 fn memory_may_hold_anything() {
     for_all(Just(()), |case, ()| {

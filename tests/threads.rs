@@ -1,6 +1,7 @@
-//! Any number of threads gives the same bits: outputs, and final states through every way of passing them, whether
-//! the work is cut along sequences, heads, groups of neighbouring heads or columns of V. The shapes are large enough
-//! for five workers by the thresholds in `chunkwise::attention`, and each test asserts that it was cut.
+//! Any number of threads gives the same bits: outputs, and final states through every way of passing them,
+//! whether the work is cut along sequences, heads, groups of neighbouring heads or columns of V. The shapes
+//! are large enough for five workers by the thresholds in `chunkwise::attention`, and each test asserts that
+//! it was cut.
 #![cfg(feature = "std")]
 mod common;
 
@@ -12,8 +13,8 @@ fn on_five_threads(test: impl FnOnce() + Send) {
     rayon::ThreadPoolBuilder::new().num_threads(5).build().expect("five threads").install(test);
 }
 
-/// The second part of the tokens after the first, through each way of passing the state, and all of them at once:
-/// pairs of outputs and states.
+/// The second part of the tokens after the first, through each way of passing the state, and all of them at
+/// once: pairs of outputs and states.
 fn results(case: &Case) -> [(Vec<f32>, Vec<f32>); 5] {
     let len = case.config.len;
     let cut = len / 3;
@@ -44,7 +45,8 @@ fn check(batch: usize, heads: usize, order: usize, cut_columns: bool) {
                     case.config.threads = threads;
                     let many = case.attention();
                     let context = format!("{threads} threads: {:?}", case.config);
-                    // Scratch for each worker; and where parts of a head run apart, a copy of the state they begin with.
+                    // Scratch for each worker; and where parts of a head run apart, a copy of the state they
+                    // begin with.
                     let copy = if cut_columns && threads > heads { many.state_len() } else { 0 };
                     assert!(many.scratch_len() > one.scratch_len() + copy, "not cut for {context}");
                     for (at, (got, want)) in results(&case).iter().zip(&want).enumerate() {

@@ -1,5 +1,5 @@
-//! What the tests share: numbers to compute with, tensors under any strides, the oracle over whole tensors, and
-//! the error measures.
+//! What the tests share: numbers to compute with, tensors under any strides, the oracle over whole tensors,
+//! and the error measures.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ops::Range;
@@ -7,8 +7,9 @@ use std::ops::Range;
 use chunkwise::reference::Recurrence;
 use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State, Strides};
 
-/// The documented accuracy of f32 up to 4096 tokens, `||got - want|| / ||want||`. A sum of n terms of one size is
-/// off by about sqrt(n) 2^-24, which is 3.8e-6 for n = 4096; averaged over the tensor half of that is left.
+/// The documented accuracy of f32 up to 4096 tokens, `||got - want|| / ||want||`. A sum of n terms of one
+/// size is off by about sqrt(n) 2^-24, which is 3.8e-6 for n = 4096; averaged over the tensor half of that is
+/// left.
 pub(crate) const NORM_ERROR: f64 = 2e-6;
 
 /// Tokens in the kernel's tile: pieces cut at its multiples give the same bits.
@@ -91,8 +92,8 @@ pub(crate) fn reach(config: &Config, strides: Strides, dim: usize) -> usize {
     if batch * len * heads == 0 { 0 } else { at(strides, batch - 1, len - 1, heads - 1) + dim }
 }
 
-/// Strides that nest batch, token and head in one of six orders, with a gap behind each: all that is legal for o.
-/// Order 0 without gaps is `[B, T, H, D]`, 1 is `[B, H, T, D]`.
+/// Strides that nest batch, token and head in one of six orders, with a gap behind each: all that is legal
+/// for o. Order 0 without gaps is `[B, T, H, D]`, 1 is `[B, H, T, D]`.
 pub(crate) fn nested(config: &Config, dim: usize, order: usize, gaps: [usize; 3]) -> Strides {
     const ORDERS: [[usize; 3]; 6] = [[2, 1, 0], [1, 2, 0], [2, 0, 1], [0, 2, 1], [1, 0, 2], [0, 1, 2]];
     let sizes = [config.batch, config.len, config.heads];
@@ -193,8 +194,8 @@ impl Oracle {
     }
 }
 
-/// A configuration and tensors that are exactly as long as it needs. The numbers in a row are the same under any
-/// strides; between the rows is NaN.
+/// A configuration and tensors that are exactly as long as it needs. The numbers in a row are the same under
+/// any strides; between the rows is NaN.
 #[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) config: Config,
@@ -256,8 +257,8 @@ impl Case {
         case
     }
 
-    /// The same sizes with all terms of all sums positive: the oracle's outputs are then the sizes that rounding
-    /// errors are to be measured against.
+    /// The same sizes with all terms of all sums positive: the oracle's outputs are then the sizes that
+    /// rounding errors are to be measured against.
     pub(crate) fn without_cancellation(&self) -> Self {
         let mut case = self.clone();
         let absolute = |x: &mut Vec<f32>| x.iter_mut().for_each(|x| *x = x.abs());
