@@ -47,7 +47,14 @@ pub struct Config {
 
 impl Config {
     /// Contiguous `[B, T, H, D]` tensors, Elu, scale 1, the default instruction set, one thread.
-    pub const fn new(batch: usize, len: usize, heads: usize, key: usize, value: usize, normaliser: Normaliser) -> Self {
+    pub const fn new(
+        batch: usize,
+        len: usize,
+        heads: usize,
+        key: usize,
+        value: usize,
+        normaliser: Normaliser,
+    ) -> Self {
         let (keys, values) = (Strides::bthd(len, heads, key), Strides::bthd(len, heads, value));
         Self {
             batch,
@@ -299,33 +306,39 @@ impl Attention {
         }
         let groups = heads.div_ceil(plan.group);
         let head_len = self.layout.len();
-        parallel::for_each(plan.workers, batch * groups * plan.parts, scratch, plan.part_len, |task, scratch| {
-            let (row, part) = (task / plan.parts, task % plan.parts);
-            let (batch, first) = (row / groups, row % groups * plan.group);
-            let group = first..heads.min(first + plan.group);
-            let (at, size) = ((batch * heads + first) * head_len, group.len() * head_len);
-            dispatch(
-                self.isa,
-                Prefill {
-                    batch,
-                    heads: group,
-                    columns: part * plan.columns..value.min((part + 1) * plan.columns),
-                    len,
-                    q,
-                    k,
-                    v,
-                    o,
-                    feature_map: self.config.feature_map,
-                    normaliser: self.config.normaliser,
-                    scale: self.config.scale,
-                    layout: self.layout,
-                    initial: initial.map(|state| &state[at..][..size]),
-                    last: last.map(|state| state.cut(at, size)),
-                    carried: carried.map(|state| state.cut(at, size)),
-                    scratch,
-                },
-            );
-        });
+        parallel::for_each(
+            plan.workers,
+            batch * groups * plan.parts,
+            scratch,
+            plan.part_len,
+            |task, scratch| {
+                let (row, part) = (task / plan.parts, task % plan.parts);
+                let (batch, first) = (row / groups, row % groups * plan.group);
+                let group = first..heads.min(first + plan.group);
+                let (at, size) = ((batch * heads + first) * head_len, group.len() * head_len);
+                dispatch(
+                    self.isa,
+                    Prefill {
+                        batch,
+                        heads: group,
+                        columns: part * plan.columns..value.min((part + 1) * plan.columns),
+                        len,
+                        q,
+                        k,
+                        v,
+                        o,
+                        feature_map: self.config.feature_map,
+                        normaliser: self.config.normaliser,
+                        scale: self.config.scale,
+                        layout: self.layout,
+                        initial: initial.map(|state| &state[at..][..size]),
+                        last: last.map(|state| state.cut(at, size)),
+                        carried: carried.map(|state| state.cut(at, size)),
+                        scratch,
+                    },
+                );
+            },
+        );
         Ok(())
     }
 
@@ -373,7 +386,11 @@ impl Attention {
 
     fn decode_workers(&self) -> usize {
         let rows = self.config.batch * self.config.heads;
-        parallel::workers(self.config.threads.min(rows.max(1)), self.state_len() * size_of::<f32>(), GRAIN_BYTES)
+        parallel::workers(
+            self.config.threads.min(rows.max(1)),
+            self.state_len() * size_of::<f32>(),
+            GRAIN_BYTES,
+        )
     }
 
     fn extent(&self, dim: usize) -> Extent {

@@ -98,7 +98,8 @@ impl Decode<'_> {
                 let (z, count_at) = rest.split_at_mut(key);
                 let norm = plain_dot(q, z) + score + eps;
                 let past_scale = self.scale / (plain_dot(q, past_z) + eps);
-                Pass { simd, q, k, v, score, scale: self.scale / norm, past: Some((past_s, past_scale)) }.run(s, o);
+                Pass { simd, q, k, v, score, scale: self.scale / norm, past: Some((past_s, past_scale)) }
+                    .run(s, o);
                 add(z, k);
                 if count + 1 == chunk {
                     add(past_s, s);

@@ -93,19 +93,25 @@ impl fmt::Display for Error {
             Error::Overlap { what } => {
                 write!(f, "the strides of {what} let two of its rows overlap")
             }
-            Error::NotFinite { what } => write!(f, "{what} must be a finite number, and not negative for an epsilon"),
+            Error::NotFinite { what } => {
+                write!(f, "{what} must be a finite number, and not negative for an epsilon")
+            }
             Error::ChunkTooLong { chunk } => {
                 write!(f, "a chunk of {chunk} tokens: the per-chunk normaliser allows at most {}", 1 << 24)
             }
             Error::BadState => write!(f, "the state was not made by this configuration"),
-            Error::Isa { name } => write!(f, "the instruction set {name} is unknown or not available on this machine"),
+            Error::Isa { name } => {
+                write!(f, "the instruction set {name} is unknown or not available on this machine")
+            }
             Error::Parameter { name, block: 0, want, got } => {
                 write!(f, "{name}: shape {got:?}, expected {want:?}")
             }
             Error::Parameter { name, block, want, got } => {
                 write!(f, "block {block}, {name}: shape {got:?}, expected {want:?}")
             }
-            Error::Part { name, present: true } => write!(f, "{name} is present but the configuration has no place for it"),
+            Error::Part { name, present: true } => {
+                write!(f, "{name} is present but the configuration has no place for it")
+            }
             Error::Part { name, present: false } => write!(f, "{name} is missing"),
         }
     }

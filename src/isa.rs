@@ -240,7 +240,10 @@ mod x86 {
 
     impl Ask for Cpu {
         fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
-            #[allow(unused_unsafe, reason = "CPUID became a safe function in newer compilers than our minimum")]
+            #[allow(
+                unused_unsafe,
+                reason = "CPUID became a safe function in newer compilers than our minimum"
+            )]
             // SAFETY: every x86-64 CPU has CPUID.
             let r = unsafe { __cpuid_count(leaf, sub) };
             [r.eax, r.ebx, r.ecx, r.edx]

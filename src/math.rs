@@ -82,8 +82,8 @@ pub(crate) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 mod tests {
     use super::*;
     use crate::isa::{Isa, dispatch};
-    use std::vec::Vec;
     use pulp::WithSimd;
+    use std::vec::Vec;
 
     #[derive(Clone, Copy)]
     enum Function {

@@ -28,7 +28,7 @@ mod tests {
         let mut memory = [0.0; 80];
         for from in 0..16 {
             let part = align(&mut memory[from..][..with_alignment(48)]);
-            assert!(part.len() >= 48 && part.as_ptr().addr() % 64 == 0, "from {from}");
+            assert!(part.len() >= 48 && part.as_ptr().addr().is_multiple_of(64), "from {from}");
         }
         assert_eq!((padded(0), padded(1), padded(16), padded(17)), (0, 16, 16, 32));
     }

@@ -185,7 +185,12 @@ pub(crate) struct RowsMut<'a> {
 }
 
 impl<'a> RowsMut<'a> {
-    pub(crate) fn new(data: &'a mut [f32], extent: Extent, strides: Strides, what: &'static str) -> Result<Self> {
+    pub(crate) fn new(
+        data: &'a mut [f32],
+        extent: Extent,
+        strides: Strides,
+        what: &'static str,
+    ) -> Result<Self> {
         let need = extent.reach(strides, what)?;
         if data.len() < need {
             return Err(Error::TooShort { what, need, got: data.len() });
@@ -206,7 +211,14 @@ impl<'a> RowsMut<'a> {
     /// # Safety
     /// No other task holds columns of this row that overlap these.
     #[inline(always)]
-    pub(crate) unsafe fn row(&self, batch: usize, token: usize, head: usize, from: usize, len: usize) -> &'a mut [f32] {
+    pub(crate) unsafe fn row(
+        &self,
+        batch: usize,
+        token: usize,
+        head: usize,
+        from: usize,
+        len: usize,
+    ) -> &'a mut [f32] {
         debug_assert!(from + len <= self.dim, "columns out of the row");
         let at = at(self.strides, batch, token, head);
         // SAFETY: rows are disjoint by `check_disjoint`, columns by the caller's promise.

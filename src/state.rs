@@ -41,7 +41,9 @@ impl Normaliser {
 
     pub(crate) fn check(self) -> Result<()> {
         match self {
-            Normaliser::Global { eps } | Normaliser::PerChunk { eps, .. } if !(eps.is_finite() && eps >= 0.0) => {
+            Normaliser::Global { eps } | Normaliser::PerChunk { eps, .. }
+                if !(eps.is_finite() && eps >= 0.0) =>
+            {
                 Err(Error::NotFinite { what: "the normaliser's eps" })
             }
             Normaliser::PerChunk { chunk: 0, .. } => Err(Error::Zero { what: "chunk" }),

@@ -42,12 +42,12 @@ pub(crate) fn mul_ab<S: Simd, const MR: usize, const N: usize>(
     stride: usize,
     b: &[[S::f32s; N]],
 ) -> Acc<S, MR, N> {
-    // Each row is cut to one length here, so that the loop needs no check.
     let len = b.len();
     let mut rows: [&[f32]; MR] = [&[]; MR];
     for i in 0..MR {
-        rows[i] = &a[i * stride..][..len];
+        rows[i] = &a[i * stride..];
     }
+    let rows = cut(rows, len);
     for l in 0..len {
         let b = b[l];
         for i in 0..MR {
@@ -111,18 +111,12 @@ pub(crate) fn mul_abt<S: Simd, const M: usize, const N: usize>(
     b: [&[S::f32s]; N],
 ) -> [[f32; N]; M] {
     let len = a[0].len();
-    let (mut x, mut y): ([&[S::f32s]; M], [&[S::f32s]; N]) = ([&[]; M], [&[]; N]);
-    for i in 0..M {
-        x[i] = &a[i][..len];
-    }
-    for j in 0..N {
-        y[j] = &b[j][..len];
-    }
+    let (a, b) = (cut(a, len), cut(b, len));
     let mut acc = zero::<S, M, N>(simd);
     for l in 0..len {
         for i in 0..M {
             for j in 0..N {
-                acc[i][j] = simd.mul_add_e_f32s(x[i][l], y[j][l], acc[i][j]);
+                acc[i][j] = simd.mul_add_e_f32s(a[i][l], b[j][l], acc[i][j]);
             }
         }
     }
@@ -133,6 +127,15 @@ pub(crate) fn mul_abt<S: Simd, const M: usize, const N: usize>(
         }
     }
     out
+}
+
+/// Slices of one length, so that the loop over them needs no check.
+#[inline(always)]
+fn cut<T, const N: usize>(mut rows: [&[T]; N], len: usize) -> [&[T]; N] {
+    for row in &mut rows {
+        *row = &row[..len];
+    }
+    rows
 }
 
 /// Work on MR rows from `row` on; a trait because closures can't be generic over a const.

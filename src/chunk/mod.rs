@@ -75,7 +75,13 @@ impl Work {
 }
 
 /// Elements of scratch that a [`Prefill`] of so many heads and columns needs, beyond alignment.
-pub(crate) const fn prefill_scratch_len(lanes: usize, heads: usize, key: usize, columns: usize, per_chunk: bool) -> usize {
+pub(crate) const fn prefill_scratch_len(
+    lanes: usize,
+    heads: usize,
+    key: usize,
+    columns: usize,
+    per_chunk: bool,
+) -> usize {
     Work::new(lanes, key, columns, per_chunk).len(heads)
 }
 
@@ -226,7 +232,15 @@ impl Work {
 impl Prefill<'_> {
     /// One tile of one head.
     #[inline(always)]
-    fn tile<S: Simd>(&self, simd: S, work: &Work, tile: Tile, q: &mut [f32], k: &mut [f32], head: &mut [f32]) {
+    fn tile<S: Simd>(
+        &self,
+        simd: S,
+        work: &Work,
+        tile: Tile,
+        q: &mut [f32],
+        k: &mut [f32],
+        head: &mut [f32],
+    ) {
         let Head { panels, z, past, past_z } = work.split(head);
         let inverses = outline(simd, PackRows { task: self, work, tile, q, k, z, past_z });
 
@@ -361,4 +375,3 @@ impl Prefill<'_> {
         }
     }
 }
-

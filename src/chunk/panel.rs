@@ -121,7 +121,8 @@ impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
         for i in 0..MR {
             #[allow(unsafe_code, reason = "rows of o are split among tasks")]
             // SAFETY: tasks differ in batch, head or columns, and this one holds one row at a time.
-            let to = unsafe { task.o.row(task.batch, tile.token + row + i, tile.head, self.begin, self.columns) };
+            let to =
+                unsafe { task.o.row(task.batch, tile.token + row + i, tile.head, self.begin, self.columns) };
             let from = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
             if to.len() == N * S::F32_LANES {
                 to.copy_from_slice(from);
@@ -148,13 +149,9 @@ impl<S: Simd, const N: usize> RowTile for StateTile<'_, S, N> {
         let s = &mut self.s[row..][..MR];
         let mut acc = zero::<S, MR, N>(self.simd);
         if !self.fresh {
-            for i in 0..MR {
-                acc[i] = s[i];
-            }
+            acc.copy_from_slice(s);
         }
         acc = mul_atb(self.simd, acc, &self.k[row..], self.stride, self.v);
-        for i in 0..MR {
-            s[i] = acc[i];
-        }
+        s.copy_from_slice(&acc);
     }
 }

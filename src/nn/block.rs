@@ -42,7 +42,12 @@ impl<'w> Block<'w> {
         Ok(Self::unchecked(config, weights, isa, threads))
     }
 
-    pub(super) fn unchecked(config: &ModelConfig, weights: BlockWeights<'w>, isa: Isa, threads: usize) -> Self {
+    pub(super) fn unchecked(
+        config: &ModelConfig,
+        weights: BlockWeights<'w>,
+        isa: Isa,
+        threads: usize,
+    ) -> Self {
         Self { config: *config, weights, isa, threads }
     }
 
@@ -95,9 +100,18 @@ impl<'w> Block<'w> {
         let width = self.config.attention_width();
         let (q, k, v) = (&qkv[..], &qkv[width.min(qkv.len())..], &qkv[(2 * width).min(qkv.len())..]);
         match pass {
-            Pass::Whole => attention.forward(Forward { q, k, v, state: State::Zero, o: mixed, scratch: rest })?,
+            Pass::Whole => {
+                attention.forward(Forward { q, k, v, state: State::Zero, o: mixed, scratch: rest })?
+            }
             Pass::Carried(state) => {
-                attention.forward(Forward { q, k, v, state: State::Carried(state), o: mixed, scratch: rest })?;
+                attention.forward(Forward {
+                    q,
+                    k,
+                    v,
+                    state: State::Carried(state),
+                    o: mixed,
+                    scratch: rest,
+                })?;
             }
             Pass::Step(state) => attention.decode(DecodeStep { q, k, v, state, o: mixed, scratch: rest })?,
         }

@@ -170,9 +170,11 @@ impl ModelConfig {
         projection
             .into_iter()
             .flatten()
-            .chain((1..=self.num_layers).flat_map(move |at| {
-                block.into_iter().flatten().map(move |p| Parameter { block: at, ..p })
-            }))
+            .chain(
+                (1..=self.num_layers).flat_map(move |at| {
+                    block.into_iter().flatten().map(move |p| Parameter { block: at, ..p })
+                }),
+            )
             .chain(last.into_iter().flatten())
     }
 }

@@ -65,7 +65,14 @@ impl<'w> Linear<'w> {
     /// # Errors
     /// A kernel that is not `[in, out]`; x not whole rows; y or scratch of the wrong length. Nothing has been
     /// written then.
-    pub fn forward(&self, isa: Isa, threads: usize, x: &[f32], y: &mut [f32], scratch: &mut [f32]) -> Result<()> {
+    pub fn forward(
+        &self,
+        isa: Isa,
+        threads: usize,
+        x: &[f32],
+        y: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<()> {
         let (inputs, outputs) = (self.inputs(), self.outputs());
         if inputs == 0 || inputs * outputs != self.kernel.len() {
             return Err(Error::Parameter {
@@ -172,7 +179,7 @@ impl WithSimd for Task<'_> {
     }
 }
 
-impl Task<'_> {
+impl<'a> Task<'a> {
     /// Many rows: panel by panel.
     #[inline(always)]
     fn tiles<S: Simd>(&self, simd: S, scratch: &mut [f32]) {
@@ -199,7 +206,14 @@ impl Task<'_> {
         copy_row(simd, &self.layer.bias[from..][..columns], bytemuck::cast_slice_mut(&mut bias[0]));
         for_row_tiles::<S>(
             self.rows,
-            &mut DenseTile::<S, N> { simd, task: self, b: vectors_mut::<S, N>(panel), bias: bias[0], from, columns },
+            &mut DenseTile::<S, N> {
+                simd,
+                task: self,
+                b: vectors_mut::<S, N>(panel),
+                bias: bias[0],
+                from,
+                columns,
+            },
         );
     }
 
@@ -231,15 +245,21 @@ impl Task<'_> {
             at += 1;
         }
         for (i, sum) in sums.chunks_exact(columns).enumerate() {
-            finish(simd, self.epilogue, sum, self.output(i, self.columns.start, columns));
+            #[allow(unsafe_code, reason = "columns of y are split among tasks")]
+            // SAFETY: one row at a time.
+            let to = unsafe { self.output(i, self.columns.start, columns) };
+            finish(simd, self.epilogue, sum, to);
         }
     }
 
-    /// Columns of a row of y.
+    /// Columns of a row of y, of those that are this task's.
+    ///
+    /// # Safety
+    /// This task holds no other part that overlaps.
     #[inline(always)]
     #[allow(unsafe_code, reason = "columns of y are split among tasks")]
-    fn output(&self, row: usize, from: usize, columns: usize) -> &mut [f32] {
-        // SAFETY: tasks differ in their columns, and this one holds one part at a time.
+    unsafe fn output(&self, row: usize, from: usize, columns: usize) -> &'a mut [f32] {
+        // SAFETY: tasks differ in their columns; within this one it is the caller's promise.
         unsafe { self.y.part(row * self.layer.outputs() + from, columns) }
     }
 }
@@ -264,7 +284,9 @@ impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
             for j in 0..N {
                 acc[i][j] = self.simd.add_f32s(acc[i][j], self.bias[j]);
             }
-            let to = self.task.output(row + i, self.from, self.columns);
+            #[allow(unsafe_code, reason = "columns of y are split among tasks")]
+            // SAFETY: one row at a time.
+            let to = unsafe { self.task.output(row + i, self.from, self.columns) };
             let from = &bytemuck::cast_slice::<S::f32s, f32>(&acc[i])[..self.columns];
             finish(self.simd, self.task.epilogue, from, to);
         }

@@ -10,13 +10,13 @@
 //! Like the kernels it allocates nothing: weights are borrowed, from flash or from a mapped file, and outputs,
 //! state and scratch are the caller's.
 
+pub mod block;
 pub mod config;
+pub mod init;
 pub mod linear;
+pub mod model;
 pub mod norm;
 pub mod weights;
-pub mod block;
-pub mod model;
-pub mod init;
 
 pub use block::Block;
 pub use config::{ModelConfig, OutputMode, Parameter};

@@ -32,7 +32,11 @@ struct Tile {
 
 impl Tile {
     fn new(batch: usize, len: usize) -> Self {
-        if len >= ROWS { Self { batch: 1, len: ROWS } } else { Self { batch: (ROWS / len.max(1)).min(batch), len } }
+        if len >= ROWS {
+            Self { batch: 1, len: ROWS }
+        } else {
+            Self { batch: (ROWS / len.max(1)).min(batch), len }
+        }
     }
 
     fn rows(&self) -> usize {
@@ -96,7 +100,8 @@ impl<'w> Model<'w> {
     /// Sizes that overflow.
     pub fn scratch_len(&self, batch: usize, len: usize) -> Result<usize> {
         let tile = Tile::new(batch, len);
-        let states = if len > tile.len { self.layer_state_len(tile.batch)? * self.config.num_layers } else { 0 };
+        let states =
+            if len > tile.len { self.layer_state_len(tile.batch)? * self.config.num_layers } else { 0 };
         // The last tile of a sequence, and of the batch, may be smaller; fewer rows can need more scratch, for
         // they are multiplied in another way.
         let last_len = Tile { len: len.checked_rem(tile.len).unwrap_or(0), ..tile };
@@ -171,7 +176,8 @@ impl<'w> Model<'w> {
                 let x = &mut x[..tile.rows() * hidden_size];
                 self.project(input, x, scratch);
                 for (i, weights) in self.weights.blocks.iter().enumerate() {
-                    let pass = if carried { Pass::Carried(&mut states[i * layer..][..layer]) } else { Pass::Whole };
+                    let pass =
+                        if carried { Pass::Carried(&mut states[i * layer..][..layer]) } else { Pass::Whole };
                     let block = Block::unchecked(&self.config, *weights, self.isa, self.threads);
                     block.run(tile.batch, tile.len, x, pass, scratch)?;
                 }
@@ -183,7 +189,8 @@ impl<'w> Model<'w> {
                     OutputMode::LastTimestep if begin + tile.len == len => {
                         let output = &mut output[first * hidden_size..][..sequences * hidden_size];
                         let sequence = tile.len * hidden_size;
-                        for (x, output) in x.chunks_exact(sequence).zip(output.chunks_exact_mut(hidden_size)) {
+                        for (x, output) in x.chunks_exact(sequence).zip(output.chunks_exact_mut(hidden_size))
+                        {
                             self.finish(&x[sequence - hidden_size..], output)?;
                         }
                     }
@@ -193,7 +200,9 @@ impl<'w> Model<'w> {
                         self.finish(x, normed)?;
                         let output = &mut output[first * hidden_size..][..sequences * hidden_size];
                         let sequence = tile.len * hidden_size;
-                        for (normed, mean) in normed.chunks_exact(sequence).zip(output.chunks_exact_mut(hidden_size)) {
+                        for (normed, mean) in
+                            normed.chunks_exact(sequence).zip(output.chunks_exact_mut(hidden_size))
+                        {
                             add_mean(normed, mean, len, begin == 0);
                         }
                     }
@@ -219,8 +228,12 @@ impl<'w> Model<'w> {
         scratch: &mut [f32],
     ) -> Result<()> {
         let ModelConfig { embed_dim, hidden_size, num_layers, output_mode, .. } = self.config;
-        check_len("input", batch.checked_mul(embed_dim).ok_or(Error::Overflow { what: "input" })?, input.len())?;
-        check_len("output", batch * hidden_size, output.len())?;
+        check_len(
+            "input",
+            batch.checked_mul(embed_dim).ok_or(Error::Overflow { what: "input" })?,
+            input.len(),
+        )?;
+        check_len("output", batch.saturating_mul(hidden_size), output.len())?;
         check_len("state", self.state_len(batch)?, state.len())?;
         check_scratch(self.step_scratch_len(batch)?, scratch.len())?;
         if batch == 0 {
@@ -242,7 +255,9 @@ impl<'w> Model<'w> {
         }
         self.finish(x, output)?;
         if output_mode == OutputMode::Mean {
-            for (state, output) in means.chunks_exact_mut(1 + hidden_size).zip(output.chunks_exact_mut(hidden_size)) {
+            for (state, output) in
+                means.chunks_exact_mut(1 + hidden_size).zip(output.chunks_exact_mut(hidden_size))
+            {
                 let (count, mean) = state.split_at_mut(1);
                 // Stays at 2^24: from there on the mean forgets, slowly.
                 count[0] += 1.0;

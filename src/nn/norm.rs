@@ -43,7 +43,7 @@ impl<'w> LayerNorm<'w> {
         if self.beta.len() != size {
             return Err(Error::Length { what: "beta", want: size, got: self.beta.len() });
         }
-        if x.len() % size != 0 {
+        if !x.len().is_multiple_of(size) {
             return Err(Error::Length { what: "x", want: x.len().next_multiple_of(size), got: x.len() });
         }
         if y.len() != x.len() {

@@ -51,7 +51,8 @@ impl<'w> Weights<'w> {
         if blocks.len() != config.num_layers {
             return Err(Error::Length { what: "blocks", want: config.num_layers, got: blocks.len() }.into());
         }
-        let norm = LayerNorm { eps: config.layer_norm_eps, clip: config.layer_norm_clip, ..LayerNorm::default() };
+        let norm =
+            LayerNorm { eps: config.layer_norm_eps, clip: config.layer_norm_clip, ..LayerNorm::default() };
         let (mut input_projection, mut final_norm) = (Linear::default(), norm);
         for block in &mut *blocks {
             *block = BlockWeights { attn_norm: norm, ffn_norm: norm, ..BlockWeights::default() };
@@ -93,7 +94,11 @@ impl<'w> Weights<'w> {
     ///
     /// # Errors
     /// A configuration that does not check, or a length other than [`ModelConfig::parameters_len`].
-    pub fn from_flat(config: &ModelConfig, flat: &'w [f32], blocks: &'w mut [BlockWeights<'w>]) -> Result<Self> {
+    pub fn from_flat(
+        config: &ModelConfig,
+        flat: &'w [f32],
+        blocks: &'w mut [BlockWeights<'w>],
+    ) -> Result<Self> {
         config.check()?;
         let (want, got) = (config.parameters_len(), flat.len());
         if want != got {
@@ -116,7 +121,11 @@ impl<'w> Weights<'w> {
         let presence = |present: bool, wanted: bool, name| {
             if present == wanted { Ok(()) } else { Err(Error::Part { name, present }) }
         };
-        presence(self.input_projection.is_some(), config.embed_dim != config.hidden_size, "input_projection")?;
+        presence(
+            self.input_projection.is_some(),
+            config.embed_dim != config.hidden_size,
+            "input_projection",
+        )?;
         presence(self.final_norm.is_some(), config.final_norm, "final_norm")?;
         for parameter in config.parameters() {
             let Parameter { layer, block, field, shape: want, .. } = parameter;
