@@ -294,7 +294,7 @@ impl Case {
     }
 
     /// The part of each tensor that begins with a token, and o likewise: `[q, k, v]`.
-    fn from_token<'a>(&'a self, token: usize, o: &'a mut [f32]) -> ([&'a [f32]; 3], &'a mut [f32]) {
+    fn at_token<'a>(&'a self, token: usize, o: &'a mut [f32]) -> ([&'a [f32]; 3], &'a mut [f32]) {
         let Config { q_strides, k_strides, v_strides, o_strides, .. } = self.config;
         let inputs = [(&self.q, q_strides), (&self.k, k_strides), (&self.v, v_strides)];
         // An empty piece may begin behind the end.
@@ -307,7 +307,7 @@ impl Case {
         let config = Config { len: tokens.len(), ..self.config };
         let attention = Attention::new(config).expect("a legal configuration");
         let scratch = &mut vec![f32::NAN; attention.scratch_len()];
-        let ([q, k, v], o) = self.from_token(tokens.start, o);
+        let ([q, k, v], o) = self.at_token(tokens.start, o);
         attention.forward(Forward { q, k, v, state, o, scratch }).expect("legal arguments");
     }
 
@@ -330,7 +330,7 @@ impl Case {
         let attention = self.attention();
         let scratch = &mut vec![f32::NAN; attention.decode_scratch_len()];
         for token in tokens {
-            let ([q, k, v], o) = self.from_token(token, o);
+            let ([q, k, v], o) = self.at_token(token, o);
             attention.decode(DecodeStep { q, k, v, state, o, scratch }).expect("legal arguments");
         }
     }
