@@ -1,4 +1,4 @@
-//! The core allocates nothing: not when it is configured, not in `forward`, not in `decode`, and not when it
+//! The core and the model allocate nothing: not when configured, not in `forward`, `decode` or `step`, and not when it
 //! refuses. A global allocator counts what the calling thread asks for; with one thread that is all there is.
 #![allow(unsafe_code, reason = "a global allocator is unsafe to implement")]
 mod common;
@@ -6,6 +6,7 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
 use chunkwise::{Attention, Config, DecodeStep, Forward, Isa, State};
 use common::*;
 
@@ -98,6 +99,42 @@ fn attention() {
                 without_allocating("decode", || attention.decode(args)).expect("legal arguments");
                 let args = Forward { q, k, v, state: State::Zero, o, scratch: &mut [] };
                 without_allocating("an error", || attention.forward(args)).expect_err("no scratch");
+            }
+        }
+    }
+}
+
+#[test]
+fn model() {
+    for isa in Isa::available() {
+        for output_mode in [OutputMode::LastTimestep, OutputMode::All, OutputMode::Mean] {
+            let config = ModelConfig {
+                hidden_size: 50,
+                num_heads: 3,
+                num_layers: 2,
+                output_mode,
+                ..ModelConfig::new(7)
+            };
+            let flat = &mut vec![0.0; config.parameters_len()];
+            without_allocating("init", || init(&config, 1, flat)).expect("a flat model");
+            let blocks = &mut [BlockWeights::default(); 2];
+            let weights = without_allocating("from_flat", || Weights::from_flat(&config, flat, blocks));
+            let weights = weights.expect("a flat model");
+            let model = without_allocating("Model::new", || Model::new(config, weights, Some(isa), 1));
+            let model = model.expect("a legal model");
+            // The second is carried from tile to tile.
+            for (batch, len) in [(3, 20), (1, 150)] {
+                let scratch_len = without_allocating("scratch_len", || model.scratch_len(batch, len));
+                let scratch = &mut vec![0.0; scratch_len.expect("a legal size")];
+                let (input, output) =
+                    (normals(1, batch * len * 7), &mut vec![0.0; model.output_len(batch, len)]);
+                without_allocating("Model::forward", || model.forward(batch, len, &input, output, scratch))
+                    .expect("legal arguments");
+                let state = &mut vec![0.0; model.state_len(batch).expect("a legal size")];
+                let scratch = &mut vec![0.0; model.step_scratch_len(batch).expect("a legal size")];
+                let (input, output) = (&input[..batch * 7], &mut vec![0.0; batch * 50]);
+                without_allocating("Model::step", || model.step(batch, input, state, output, scratch))
+                    .expect("legal arguments");
             }
         }
     }
