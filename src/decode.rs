@@ -12,6 +12,7 @@ use core::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::feature_map::FeatureMap;
+use crate::scratch::round_up;
 use crate::shape::{Disjoint, Rows, RowsMut};
 use crate::state::{Layout, Normaliser};
 
@@ -20,7 +21,7 @@ const COLUMNS: usize = 4;
 
 /// Elements of scratch that a [`Decode`] needs, beyond alignment: phi(q) and phi(k) of one head.
 pub(crate) const fn decode_scratch_len(lanes: usize, key: usize) -> usize {
-    2 * key.next_multiple_of(lanes)
+    round_up(key, lanes).saturating_mul(2)
 }
 
 /// One task: one token of some of the `B x H` heads.
@@ -50,7 +51,7 @@ impl WithSimd for Decode<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let key = self.layout.key.next_multiple_of(S::F32_LANES);
+        let key = round_up(self.layout.key, S::F32_LANES);
         let scratch = core::mem::take(&mut self.scratch);
         let (q, k) = scratch[..2 * key].split_at_mut(key);
         for row in self.rows.clone() {

@@ -5,7 +5,12 @@ const LINE: usize = 64 / size_of::<f32>();
 
 /// Elements of a part, rounded up so that the next part is aligned as well.
 pub(crate) const fn padded(len: usize) -> usize {
-    len.saturating_add(LINE - 1) / LINE * LINE
+    round_up(len, LINE)
+}
+
+/// The next multiple, or the last one there is.
+pub(crate) const fn round_up(len: usize, step: usize) -> usize {
+    len.saturating_add(step - 1) / step * step
 }
 
 /// Elements to ask for so that `len` of them can be aligned wherever the slice lies.
@@ -31,5 +36,6 @@ mod tests {
             assert!(part.len() >= 48 && part.as_ptr().addr().is_multiple_of(64), "from {from}");
         }
         assert_eq!((padded(0), padded(1), padded(16), padded(17)), (0, 16, 16, 32));
+        assert_eq!(round_up(usize::MAX, 16), usize::MAX - 15);
     }
 }

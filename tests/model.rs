@@ -348,6 +348,7 @@ fn weights_that_do_not_fit() {
 
     let zero_threads = Model::new(config, good, Some(Isa::Scalar), 0).unwrap_err();
     assert_eq!(zero_threads, Error::Zero { what: "threads" });
+    assert_eq!(Block::new(&config, good.blocks[0], Isa::Scalar, 0).unwrap_err(), zero_threads);
     let missing = Weights { input_projection: None, ..good };
     assert_eq!(refused(config, missing), Error::Part { name: "input_projection", present: false });
     let extra = ModelConfig { final_norm: false, ..config };
@@ -433,12 +434,15 @@ fn wrong_lengths_write_nothing() {
             assert!(untouched(&output) && untouched(&scratch), "step {at} {by}");
             assert!(state.iter().all(|x| *x == 0.0), "step {at} {by}");
         }
-        // A state that no model made: 0.5 tokens in the chunk, in the last layer.
-        let mut state = vec![0.5; step_sizes[3]];
+        // A state that no model made: half a token in the last layer's chunk. The first layer's is left alone too.
+        let mut state = vec![0.0; step_sizes[3]];
+        let last_count = step_sizes[3] - batch * (1 + 32) - 1;
+        state[last_count] = 0.5;
         let (mut output, mut scratch) = (vec![sentinel; step_sizes[1]], vec![sentinel; step_sizes[2]]);
         let error = model.step(batch, &vec![0.5; step_sizes[0]], &mut state, &mut output, &mut scratch);
         assert_eq!(error, Err(Error::BadState));
-        assert!(untouched(&output) && state.iter().all(|x| *x == 0.5));
+        assert!(untouched(&output) && untouched(&scratch));
+        assert!(state.iter().enumerate().all(|(at, x)| *x == if at == last_count { 0.5 } else { 0.0 }));
 
         let error = model.forward(usize::MAX, 2, &[], &mut [], &mut []).unwrap_err();
         assert_eq!(error, Error::Overflow { what: "input" });

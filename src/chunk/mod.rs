@@ -36,6 +36,7 @@ use self::panel::{Panel, PanelArgs};
 use self::rows::PackRows;
 use crate::feature_map::FeatureMap;
 use crate::isa::outline;
+use crate::scratch::round_up;
 use crate::shape::{Disjoint, Rows, RowsMut};
 use crate::state::{Layout, Normaliser};
 use crate::tile::{NV, copy_row, panel_width};
@@ -55,22 +56,24 @@ struct Work {
     past: bool,
 }
 
+/// Sizes saturate: what is absurd stays absurd, and is refused at the entry.
 impl Work {
     const fn new(lanes: usize, key: usize, columns: usize, per_chunk: bool) -> Self {
-        let key = key.next_multiple_of(lanes);
-        let width = columns.next_multiple_of(lanes);
-        let sums = width * key + key;
-        let head = sums + width * TILE + if per_chunk { sums } else { 0 };
+        let (key, width) = (round_up(key, lanes), round_up(columns, lanes));
+        let sums = width.saturating_mul(key).saturating_add(key);
+        let panels = sums.saturating_add(width.saturating_mul(TILE));
+        let head = panels.saturating_add(if per_chunk { sums } else { 0 });
         Self { key, width, head, past: per_chunk }
     }
 
     /// Elements of a row of `[phi(Q) | A]`.
     const fn q_stride(&self) -> usize {
-        self.key + TILE
+        self.key.saturating_add(TILE)
     }
 
     const fn len(&self, heads: usize) -> usize {
-        TILE * self.q_stride() + TILE * self.key + heads * self.head
+        let rows = self.q_stride().saturating_add(self.key).saturating_mul(TILE);
+        rows.saturating_add(heads.saturating_mul(self.head))
     }
 }
 

@@ -1,11 +1,28 @@
-//! What the tests share: numbers to compute with, the oracle over whole tensors, and the error measure.
+//! What the tests share: numbers to compute with, tensors under any strides, the oracle over whole tensors,
+//! and the error measures.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::ops::Range;
+
 use chunkwise::reference::Recurrence;
-use chunkwise::{Config, Normaliser, Strides};
+use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State, Strides};
+
+/// The documented accuracy of f32 up to 4096 tokens, `||got - want|| / ||want||`. A sum of n terms of one
+/// size is off by about sqrt(n) 2^-24, which is 3.8e-6 for n = 4096; averaged over the tensor half of that is
+/// left.
+pub(crate) const NORM_ERROR: f64 = 2e-6;
+
+/// Tokens in the kernel's tile: pieces cut at its multiples give the same bits.
+pub(crate) const TILE: usize = 16;
+
+/// What outputs hold before a call, and between their rows after it: a NaN with a mark.
+pub(crate) const SENTINEL: f32 = f32::from_bits(0x7fc5_a5a5);
+
+/// Every feature map.
+pub(crate) const MAPS: [FeatureMap; 3] = [FeatureMap::Elu, FeatureMap::RELU, FeatureMap::Identity];
 
 /// Numbers that look normal (sum of uniforms), the same for the same seed.
-pub fn normals(seed: u64, len: usize) -> Vec<f32> {
+pub(crate) fn normals(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def1;
     let mut uniform = || {
         // splitmix64
@@ -18,66 +35,312 @@ pub fn normals(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
 }
 
-/// `||got - want|| / ||want||`; 0 where both are zero. NaN anywhere is an error of infinity.
-pub fn norm_error(got: &[f32], want: &[f64]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let (mut difference, mut size) = (0.0, 0.0);
-    for (got, want) in got.iter().zip(want) {
-        difference += (f64::from(*got) - want).powi(2);
-        size += want.powi(2);
-    }
-    if difference == 0.0 {
-        0.0
-    } else if difference.is_nan() {
-        f64::INFINITY
-    } else {
-        (difference / size).sqrt()
-    }
-}
-
-/// Where a row of a strided tensor begins.
-pub fn at(strides: Strides, batch: usize, token: usize, head: usize) -> usize {
-    batch * strides.batch + token * strides.token + head * strides.head
-}
-
-/// The oracle over whole tensors, from the zero state: o `[B, T, H, V]`, contiguous.
-pub fn oracle(config: &Config, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
-    let Config { batch, len, heads, key, value, normaliser, .. } = *config;
-    let mut o = vec![0.0; batch * len * heads * value];
-    for b in 0..batch {
-        for h in 0..heads {
-            let (s, chunk_s) = (&mut vec![0.0; key * value], &mut vec![0.0; key * value]);
-            let (z, chunk_z) = (&mut vec![0.0; key], &mut vec![0.0; key]);
-            let scale = f64::from(config.scale);
-            let feature_map = config.feature_map;
-            let mut head = Recurrence { feature_map, normaliser, scale, s, z, chunk_s, chunk_z, count: 0 };
-            for t in 0..len {
-                let q = &q[at(config.q_strides, b, t, h)..][..key];
-                let k = &k[at(config.k_strides, b, t, h)..][..key];
-                let v = &v[at(config.v_strides, b, t, h)..][..value];
-                head.step(q, k, v, &mut o[((b * len + t) * heads + h) * value..][..value]);
-            }
-        }
-    }
-    o
-}
-
-/// The rows of a strided output, contiguous `[B, T, H, V]`.
-pub fn gather(config: &Config, o: &[f32]) -> Vec<f32> {
-    let mut out = Vec::new();
-    for b in 0..config.batch {
-        for t in 0..config.len {
-            for h in 0..config.heads {
-                out.extend_from_slice(&o[at(config.o_strides, b, t, h)..][..config.value]);
-            }
-        }
-    }
-    out
-}
-
 /// Every normaliser, with the chunk lengths given.
-pub fn normalisers(chunks: &[usize]) -> Vec<Normaliser> {
+pub(crate) fn normalisers(chunks: &[usize]) -> Vec<Normaliser> {
     let mut all = vec![Normaliser::None, Normaliser::Global { eps: 1e-6 }];
     all.extend(chunks.iter().map(|&chunk| Normaliser::per_chunk(chunk)));
     all
+}
+
+/// `||got - want|| / ||size||`; 0 where nothing differs. NaN anywhere is an error of infinity.
+///
+/// `size` is `want` for the documented measure, or what `want` would be if none of its terms cancelled
+/// ([`Case::without_cancellation`]) for inputs that are not chosen to be harmless.
+pub(crate) fn norm_error_of(got: &[f32], want: &[f64], size: &[f64]) -> f64 {
+    assert!(got.len() == want.len() && want.len() == size.len());
+    let difference: f64 = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).powi(2)).sum();
+    let size: f64 = size.iter().map(|size| size.powi(2)).sum();
+    let error = if difference == 0.0 { 0.0 } else { (difference / size).sqrt() };
+    if error.is_nan() { f64::INFINITY } else { error }
+}
+
+/// `||got - want|| / ||want||`.
+pub(crate) fn norm_error(got: &[f32], want: &[f64]) -> f64 {
+    norm_error_of(got, want, want)
+}
+
+/// The worst element, `max |got - want| / size`, measured as [`norm_error_of`].
+pub(crate) fn element_error(got: &[f32], want: &[f64], size: &[f64]) -> f64 {
+    assert!(got.len() == want.len() && want.len() == size.len());
+    let error = |((got, want), size): ((&f32, &f64), &f64)| {
+        let difference = (f64::from(*got) - want).abs();
+        let error = if difference == 0.0 { 0.0 } else { difference / size };
+        if error.is_nan() { f64::INFINITY } else { error }
+    };
+    got.iter().zip(want).zip(size).map(error).fold(0.0, f64::max)
+}
+
+/// Where the first bits differ. One NaN is as good as another: which operand's payload survives is not ours.
+pub(crate) fn first_difference(a: &[f32], b: &[f32]) -> Option<usize> {
+    assert_eq!(a.len(), b.len(), "lengths");
+    a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan()))
+}
+
+/// Exactly the same bits, the NaNs' payloads too: for what must not have been touched.
+pub(crate) fn untouched(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// Where a row of a strided tensor begins.
+pub(crate) fn at(strides: Strides, batch: usize, token: usize, head: usize) -> usize {
+    batch * strides.batch + token * strides.token + head * strides.head
+}
+
+/// Elements from the first to the last one of a strided tensor.
+pub(crate) fn reach(config: &Config, strides: Strides, dim: usize) -> usize {
+    let Config { batch, len, heads, .. } = *config;
+    if batch * len * heads == 0 { 0 } else { at(strides, batch - 1, len - 1, heads - 1) + dim }
+}
+
+/// Strides that nest batch, token and head in one of six orders, with a gap behind each: all that is legal
+/// for o. Order 0 without gaps is `[B, T, H, D]`, 1 is `[B, H, T, D]`.
+pub(crate) fn nested(config: &Config, dim: usize, order: usize, gaps: [usize; 3]) -> Strides {
+    const ORDERS: [[usize; 3]; 6] = [[2, 1, 0], [1, 2, 0], [2, 0, 1], [0, 2, 1], [1, 0, 2], [0, 1, 2]];
+    let sizes = [config.batch, config.len, config.heads];
+    let (mut strides, mut covered) = ([0; 3], dim);
+    for (axis, gap) in ORDERS[order].into_iter().zip(gaps) {
+        strides[axis] = covered + gap;
+        covered += strides[axis] * (sizes[axis].max(1) - 1);
+    }
+    Strides { batch: strides[0], token: strides[1], head: strides[2] }
+}
+
+/// All rows `[B, T, H]` of a configuration.
+pub(crate) fn rows(config: &Config) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    let Config { batch, len, heads, .. } = *config;
+    (0..batch).flat_map(move |b| (0..len).flat_map(move |t| (0..heads).map(move |h| (b, t, h))))
+}
+
+/// A row of a strided output.
+pub(crate) fn row<'a>(
+    config: &Config,
+    o: &'a [f32],
+    (batch, token, head): (usize, usize, usize),
+) -> &'a [f32] {
+    &o[at(config.o_strides, batch, token, head)..][..config.value]
+}
+
+/// The rows of a strided output, contiguous `[B, T, H, V]`.
+pub(crate) fn gather(config: &Config, o: &[f32]) -> Vec<f32> {
+    rows(config).flat_map(|at| row(config, o, at)).copied().collect()
+}
+
+/// The oracle over whole tensors, from the zero state: o `[B, T, H, V]`, contiguous.
+pub(crate) fn oracle(config: &Config, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+    Oracle::new(config).run(q, k, v, 0..config.len)
+}
+
+/// The oracle's sums of all heads.
+pub(crate) struct Oracle {
+    config: Config,
+    heads: Vec<Sums>,
+}
+
+struct Sums {
+    s: Vec<f64>,
+    z: Vec<f64>,
+    chunk_s: Vec<f64>,
+    chunk_z: Vec<f64>,
+    count: usize,
+}
+
+impl Oracle {
+    /// Before the first token.
+    pub(crate) fn new(config: &Config) -> Self {
+        let Config { batch, heads, key, value, .. } = *config;
+        let zero = || Sums {
+            s: vec![0.0; key * value],
+            z: vec![0.0; key],
+            chunk_s: vec![0.0; key * value],
+            chunk_z: vec![0.0; key],
+            count: 0,
+        };
+        Self { config: *config, heads: (0..batch * heads).map(|_| zero()).collect() }
+    }
+
+    /// Some tokens more: their o `[B, tokens, H, V]`, contiguous.
+    pub(crate) fn run(&mut self, q: &[f32], k: &[f32], v: &[f32], tokens: Range<usize>) -> Vec<f64> {
+        let Config { batch, heads, key, value, feature_map, normaliser, .. } = self.config;
+        let config = Config { len: tokens.len(), ..self.config };
+        let mut o = vec![0.0; batch * config.len * heads * value];
+        for ((b, t, h), o) in rows(&config).zip(o.chunks_exact_mut(value)) {
+            let Sums { s, z, chunk_s, chunk_z, count } = &mut self.heads[b * heads + h];
+            let scale = f64::from(config.scale);
+            let mut head =
+                Recurrence { feature_map, normaliser, scale, s, z, chunk_s, chunk_z, count: *count };
+            let t = tokens.start + t;
+            let q = &q[at(config.q_strides, b, t, h)..][..key];
+            let k = &k[at(config.k_strides, b, t, h)..][..key];
+            let v = &v[at(config.v_strides, b, t, h)..][..value];
+            head.step(q, k, v, o);
+            *count = head.count;
+        }
+        o
+    }
+
+    /// The sums as `chunkwise::state` lays them out.
+    pub(crate) fn state(&self) -> Vec<f64> {
+        let mut state = Vec::new();
+        for Sums { s, z, chunk_s, chunk_z, count } in &self.heads {
+            state.extend(s);
+            if self.config.normaliser != Normaliser::None {
+                state.extend(z);
+            }
+            if let Normaliser::PerChunk { .. } = self.config.normaliser {
+                state.extend(chunk_s.iter().chain(chunk_z).chain(&[*count as f64]));
+            }
+        }
+        state
+    }
+}
+
+/// A configuration and tensors that are exactly as long as it needs. The numbers in a row are the same under
+/// any strides; between the rows is NaN.
+#[derive(Clone)]
+pub(crate) struct Case {
+    pub(crate) config: Config,
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
+}
+
+impl Case {
+    /// Rows of normal numbers. Where the identity's products are divided by their sum, q and k are positive:
+    /// else the sum may be anywhere near zero and no kernel has the accuracy that the oracle asks for.
+    pub(crate) fn new(config: Config, seed: u64) -> Self {
+        let positive = config.feature_map == FeatureMap::Identity && config.normaliser != Normaliser::None;
+        let tensor = |seed, strides, dim, positive: bool| {
+            let mut numbers = normals(seed, config.batch * config.len * config.heads * dim).into_iter();
+            let mut tensor = vec![f32::NAN; reach(&config, strides, dim)];
+            for (b, t, h) in rows(&config) {
+                let row = &mut tensor[at(strides, b, t, h)..][..dim];
+                row.fill_with(|| numbers.next().map_or(0.0, |x| if positive { x.abs() } else { x }));
+            }
+            tensor
+        };
+        Self {
+            config,
+            q: tensor(3 * seed, config.q_strides, config.key, positive),
+            k: tensor(3 * seed + 1, config.k_strides, config.key, positive),
+            v: tensor(3 * seed + 2, config.v_strides, config.value, false),
+        }
+    }
+
+    /// A case whose row (b, t, h) is this one's row `from(b, t, h)`: other strides, heads or sequences.
+    pub(crate) fn rearranged(
+        &self,
+        config: Config,
+        from: impl Fn(usize, usize, usize) -> (usize, usize, usize),
+    ) -> Self {
+        let tensor = |old: &[f32], old_strides, strides, dim| {
+            let mut tensor = vec![f32::NAN; reach(&config, strides, dim)];
+            for (b, t, h) in rows(&config) {
+                let (old_b, old_t, old_h) = from(b, t, h);
+                let row = &old[at(old_strides, old_b, old_t, old_h)..][..dim];
+                tensor[at(strides, b, t, h)..][..dim].copy_from_slice(row);
+            }
+            tensor
+        };
+        let old = self.config;
+        Self {
+            config,
+            q: tensor(&self.q, old.q_strides, config.q_strides, config.key),
+            k: tensor(&self.k, old.k_strides, config.k_strides, config.key),
+            v: tensor(&self.v, old.v_strides, config.v_strides, config.value),
+        }
+    }
+
+    /// The same case on another instruction set.
+    pub(crate) fn on(&self, isa: Isa) -> Self {
+        let mut case = self.clone();
+        case.config.isa = Some(isa);
+        case
+    }
+
+    /// The same sizes with all terms of all sums positive: the oracle's outputs are then the sizes that
+    /// rounding errors are to be measured against.
+    pub(crate) fn without_cancellation(&self) -> Self {
+        let mut case = self.clone();
+        let absolute = |x: &mut Vec<f32>| x.iter_mut().for_each(|x| *x = x.abs());
+        absolute(&mut case.v);
+        if case.config.feature_map == FeatureMap::Identity {
+            absolute(&mut case.q);
+            absolute(&mut case.k);
+        }
+        case.config.scale = case.config.scale.abs();
+        case
+    }
+
+    /// The oracle's outputs and its state after the last token.
+    pub(crate) fn oracle(&self) -> (Vec<f64>, Vec<f64>) {
+        let mut oracle = Oracle::new(&self.config);
+        let o = oracle.run(&self.q, &self.k, &self.v, 0..self.config.len);
+        (o, oracle.state())
+    }
+
+    /// Checked; the configurations of the tests are right unless the test is about that.
+    pub(crate) fn attention(&self) -> Attention {
+        Attention::new(self.config).expect("a legal configuration")
+    }
+
+    /// An output that nothing was written to.
+    pub(crate) fn output(&self) -> Vec<f32> {
+        vec![SENTINEL; reach(&self.config, self.config.o_strides, self.config.value)]
+    }
+
+    /// The state before the first token.
+    pub(crate) fn zero_state(&self) -> Vec<f32> {
+        vec![0.0; self.attention().state_len()]
+    }
+
+    /// The part of each tensor that begins with a token, and o likewise: `[q, k, v]`.
+    fn at_token<'a>(&'a self, token: usize, o: &'a mut [f32]) -> ([&'a [f32]; 3], &'a mut [f32]) {
+        let Config { q_strides, k_strides, v_strides, o_strides, .. } = self.config;
+        let inputs = [(&self.q, q_strides), (&self.k, k_strides), (&self.v, v_strides)];
+        // An empty piece may begin behind the end.
+        let inputs = inputs.map(|(x, strides)| x.get(token * strides.token..).unwrap_or(&[]));
+        (inputs, o.get_mut(token * o_strides.token..).unwrap_or(&mut []))
+    }
+
+    /// Some of the tokens.
+    pub(crate) fn forward(&self, tokens: Range<usize>, state: State<'_>, o: &mut [f32]) {
+        let config = Config { len: tokens.len(), ..self.config };
+        let attention = Attention::new(config).expect("a legal configuration");
+        let scratch = &mut vec![f32::NAN; attention.scratch_len()];
+        let ([q, k, v], o) = self.at_token(tokens.start, o);
+        attention.forward(Forward { q, k, v, state, o, scratch }).expect("legal arguments");
+    }
+
+    /// All tokens from the zero state.
+    pub(crate) fn whole(&self) -> Vec<f32> {
+        let mut o = self.output();
+        self.forward(0..self.config.len, State::Zero, &mut o);
+        o
+    }
+
+    /// All tokens from the zero state: o and the state after them.
+    pub(crate) fn whole_and_state(&self) -> (Vec<f32>, Vec<f32>) {
+        let (mut o, mut state) = (self.output(), vec![SENTINEL; self.attention().state_len()]);
+        self.forward(0..self.config.len, State::Final(&mut state), &mut o);
+        (o, state)
+    }
+
+    /// Some of the tokens, one by one.
+    pub(crate) fn decode(&self, tokens: Range<usize>, state: &mut [f32], o: &mut [f32]) {
+        let attention = self.attention();
+        let scratch = &mut vec![f32::NAN; attention.decode_scratch_len()];
+        for token in tokens {
+            let ([q, k, v], o) = self.at_token(token, o);
+            attention.decode(DecodeStep { q, k, v, state, o, scratch }).expect("legal arguments");
+        }
+    }
+
+    /// Whether the elements between the rows of o still hold the sentinel.
+    pub(crate) fn gaps_are_untouched(&self, o: &[f32]) -> bool {
+        let mut o = o.to_vec();
+        for (b, t, h) in rows(&self.config) {
+            o[at(self.config.o_strides, b, t, h)..][..self.config.value].fill(SENTINEL);
+        }
+        untouched(&o, &self.output())
+    }
 }
