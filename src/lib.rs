@@ -69,6 +69,11 @@ mod scratch;
 pub mod files;
 pub mod nn;
 
+/// The README's examples.
+#[cfg(all(doctest, feature = "files"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use attention::{Attention, Config, DecodeStep, Forward, State};
 pub use error::{Error, Result};
 pub use feature_map::FeatureMap;

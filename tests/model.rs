@@ -304,7 +304,8 @@ fn names_are_the_reference_s() {
 fn configurations_that_cannot_be() {
     let good = ModelConfig::new(8);
     good.check().unwrap();
-    let zeros: [(fn(&mut ModelConfig), &str); 6] = [
+    type Set = fn(&mut ModelConfig);
+    let zeros: [(Set, &str); 6] = [
         (|c| c.embed_dim = 0, "embed_dim"),
         (|c| c.hidden_size = 0, "hidden_size"),
         (|c| c.num_heads = 0, "num_heads"),

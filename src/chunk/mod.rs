@@ -3,11 +3,11 @@
 //! ```text
 //! for each tile of up to 16 tokens, for each head:
 //!     pack phi(Q), phi(K)                            rows padded to whole vectors
-//!     A  = tril(phi(Q) phi(K)^T)                     beside phi(Q): the rows are [phi(Q) | A]
-//!     1 / norm                                       from A's row sums and phi(Q) z
+//!     A  = tril(phi(Q) phi(K)^T) / norm              beside phi(Q): the rows are [phi(Q) | A]
+//!                                                    norm = rowsum A + phi(Q) z + eps
 //!     for each panel of V's columns:
 //!         pack V                                     below S: the columns are [S ; V]
-//!         O  = [phi(Q) | A] [S ; V] / norm           one product, the last MR rows a triangle
+//!         O  = phi(Q) S / norm + A V                 the last MR rows of A V a triangle
 //!         S += phi(K)^T V
 //!     z += sum of phi(K)'s rows
 //! ```
@@ -16,7 +16,7 @@
 //! 1. A tile of 16 tokens, whatever the model's chunk: it costs 12 % more than the recurrence at K = 64, a tile
 //!    of 64 would cost 50 %.
 //! 2. S lives in panels of two vectors' width, so that a panel stays in L1 between the two products, and a row
-//!    of it is one cache line. V is packed directly below it: intra and inter are one product.
+//!    of it is one cache line. V is packed directly below it, so that a panel is one stretch of memory.
 //! 3. A is computed from dot products, not outer ones: no operand is transposed, only the triangle is
 //!    computed, and phi(Q) z is one more column of it.
 //! 4. Heads are inside, tiles outside: with heads side by side in memory, rows of 256 bytes 1 KB apart would

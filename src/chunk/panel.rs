@@ -13,7 +13,7 @@ pub(super) struct PanelArgs<'a> {
     pub(super) task: &'a Prefill<'a>,
     pub(super) work: &'a Work,
     pub(super) tile: Tile,
-    /// Rows `[phi(Q) | A]`.
+    /// Rows `[phi(Q) | A]`, A divided by the norm.
     pub(super) q: &'a [f32],
     /// Rows phi(K).
     pub(super) k: &'a [f32],
@@ -76,7 +76,8 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
     }
 }
 
-/// `O = [phi(Q) | A] [S ; V] / norm`, and for PerChunk `+ phi(Q) past / past norm`.
+/// `O = phi(Q) past / past norm + phi(Q) S / norm + A V`, A divided before. In this order, and with the quotients taken
+/// before they are added, the reference's own rounding is met most closely where large terms cancel.
 struct OutputTile<'a, S: Simd, const N: usize> {
     simd: S,
     task: &'a Prefill<'a>,
@@ -98,26 +99,27 @@ impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
     fn run<const MR: usize>(&mut self, row: usize) {
         let Self { simd, task, tile, key, stride, inverses, .. } = *self;
         let q = &self.q[row * stride..];
-        let begin = if tile.use_current { 0 } else { key };
         let mut acc = zero::<S, MR, N>(simd);
-        acc = mul_ab(simd, acc, &q[begin..], stride, &self.b[begin..key + row]);
-        acc = mul_ab_tril(simd, acc, &q[key + row..], stride, &self.b[key + row..]);
-        for i in 0..MR {
-            let inverse = simd.splat_f32s(inverses.current[row + i]);
-            for j in 0..N {
-                acc[i][j] = simd.mul_f32s(acc[i][j], inverse);
-            }
-        }
         if tile.use_past {
-            let mut past = zero::<S, MR, N>(simd);
-            past = mul_ab(simd, past, q, stride, self.past);
+            acc = mul_ab(simd, acc, q, stride, self.past);
             for i in 0..MR {
                 let inverse = simd.splat_f32s(inverses.past[row + i]);
                 for j in 0..N {
-                    acc[i][j] = simd.mul_add_e_f32s(past[i][j], inverse, acc[i][j]);
+                    acc[i][j] = simd.mul_f32s(acc[i][j], inverse);
                 }
             }
         }
+        if tile.use_current {
+            let current = mul_ab(simd, zero::<S, MR, N>(simd), q, stride, &self.b[..key]);
+            for i in 0..MR {
+                let inverse = simd.splat_f32s(inverses.current[row + i]);
+                for j in 0..N {
+                    acc[i][j] = simd.mul_add_e_f32s(current[i][j], inverse, acc[i][j]);
+                }
+            }
+        }
+        acc = mul_ab(simd, acc, &q[key..], stride, &self.b[key..key + row]);
+        acc = mul_ab_tril(simd, acc, &q[key + row..], stride, &self.b[key + row..]);
         for i in 0..MR {
             #[allow(unsafe_code, reason = "rows of o are split among tasks")]
             // SAFETY: tasks differ in batch, head or columns, and this one holds one row at a time.

@@ -11,7 +11,7 @@ pub(super) struct PackRows<'a> {
     pub(super) task: &'a Prefill<'a>,
     pub(super) work: &'a Work,
     pub(super) tile: Tile,
-    /// Written: `[phi(Q) | A]`.
+    /// Written: `[phi(Q) | A]`, A divided by the norm.
     pub(super) q: &'a mut [f32],
     /// Written: phi(K).
     pub(super) k: &'a mut [f32],
@@ -69,6 +69,14 @@ impl WithSimd for PackRows<'_> {
                 }
                 if tile.fold {
                     add_rows(simd, past_z, z, work.key, 1, !tile.use_past);
+                }
+            }
+        }
+        // A is divided here, where it is small; what S and past give, when it is summed (see `OutputTile`).
+        if task.normaliser != Normaliser::None || task.scale != 1.0 {
+            for (i, inverse) in inverses.current.iter().enumerate().take(rows) {
+                for a in &mut q[i * work.q_stride() + work.key..][..TILE] {
+                    *a *= inverse;
                 }
             }
         }

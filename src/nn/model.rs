@@ -1,6 +1,6 @@
 //! The whole model: all tokens at once, or one time step at a time.
 //!
-//! `forward` walks through time in tiles of [`ROWS`] rows, all blocks for one tile before the next, and carries the
+//! `forward` walks through time in tiles of 64 rows, all blocks for one tile before the next, and carries the
 //! state of each block's attention: memory does not grow with T, and a tile's activations stay in cache.
 
 use super::block::{self, Block, Pass};
