@@ -2,6 +2,8 @@
 //! `CHUNKWISE_ISA` may name. That variable is read once in a process, so each of its values is tried in a
 //! child process, which runs one test of this file.
 
+mod common;
+
 use chunkwise::{Attention, Config, Error, Isa, Normaliser, isa};
 
 fn config(isa: Option<Isa>) -> Config {
@@ -90,7 +92,9 @@ mod environment {
         let output = match command.output() {
             Ok(output) => output,
             Err(error) => {
-                println!("NOT tested, there is no child process here: {error}");
+                super::common::report(&format!(
+                    "CHUNKWISE_ISA: NOT tested, there is no child process here: {error}"
+                ));
                 return None;
             }
         };

@@ -21,6 +21,13 @@ pub(crate) const SENTINEL: f32 = f32::from_bits(0x7fc5_a5a5);
 /// Every feature map.
 pub(crate) const MAPS: [FeatureMap; 3] = [FeatureMap::Elu, FeatureMap::RELU, FeatureMap::Identity];
 
+/// What a run covers and what it does not is said even when the tests pass: past the harness, which would keep it.
+pub(crate) fn report(line: &str) {
+    use std::io::Write;
+    // There is no one to tell where stderr is closed.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Numbers that look normal (sum of uniforms), the same for the same seed.
 pub(crate) fn normals(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def1;
