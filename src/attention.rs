@@ -2,6 +2,7 @@
 
 use crate::chunk::{Prefill, prefill_scratch_len};
 use crate::decode::{Decode, decode_scratch_len};
+use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::feature_map::FeatureMap;
 use crate::isa::{Isa, dispatch};
@@ -91,36 +92,36 @@ pub enum State<'a> {
     Carried(&'a mut [f32]),
 }
 
-/// Arguments of [`Attention::forward`].
+/// Arguments of [`Attention::forward`]. Each tensor may be f32, bf16 or f16 ([`Element`]).
 #[derive(Debug)]
-pub struct Forward<'a> {
+pub struct Forward<'a, Q = f32, K = Q, V = Q, O = Q> {
     /// q `[B, T, H, K]` by its strides.
-    pub q: &'a [f32],
+    pub q: &'a [Q],
     /// k `[B, T, H, K]` by its strides.
-    pub k: &'a [f32],
+    pub k: &'a [K],
     /// v `[B, T, H, V]` by its strides.
-    pub v: &'a [f32],
+    pub v: &'a [V],
     /// The state before and after.
     pub state: State<'a>,
     /// o `[B, T, H, V]` by its strides. Elements between the rows are left alone.
-    pub o: &'a mut [f32],
+    pub o: &'a mut [O],
     /// At least [`Attention::scratch_len`] elements, of any content.
     pub scratch: &'a mut [f32],
 }
 
-/// Arguments of [`Attention::decode`]. The strides of tokens play no part.
+/// Arguments of [`Attention::decode`], of any types likewise. The strides of tokens play no part.
 #[derive(Debug)]
-pub struct DecodeStep<'a> {
+pub struct DecodeStep<'a, Q = f32, K = Q, V = Q, O = Q> {
     /// q `[B, H, K]` by its strides.
-    pub q: &'a [f32],
+    pub q: &'a [Q],
     /// k `[B, H, K]` by its strides.
-    pub k: &'a [f32],
+    pub k: &'a [K],
     /// v `[B, H, V]` by its strides.
-    pub v: &'a [f32],
+    pub v: &'a [V],
     /// The state, [`Attention::state_len`] elements, replaced.
     pub state: &'a mut [f32],
     /// o `[B, H, V]` by its strides.
-    pub o: &'a mut [f32],
+    pub o: &'a mut [O],
     /// At least [`Attention::decode_scratch_len`] elements, of any content.
     pub scratch: &'a mut [f32],
 }
@@ -254,7 +255,7 @@ impl Attention {
 
     /// Elements of scratch that [`Attention::decode`] needs.
     pub fn decode_scratch_len(&self) -> usize {
-        with_alignment(self.decode_workers() * padded(decode_scratch_len(self.isa.lanes(), self.config.key)))
+        with_alignment(self.decode_workers() * padded(decode_scratch_len(self.isa.lanes(), self.config.key, self.config.value)))
     }
 
     /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`] for one thread, any
@@ -269,12 +270,15 @@ impl Attention {
     /// # Errors
     /// A slice shorter than its shape and strides reach, a state of another length, scratch that is too short,
     /// a state whose count of tokens is not possible. Nothing has been written then.
-    pub fn forward(&self, args: Forward<'_>) -> Result<()> {
+    pub fn forward<Q: Element, K: Element, V: Element, O: Element>(
+        &self,
+        args: Forward<'_, Q, K, V, O>,
+    ) -> Result<()> {
         let Config { batch, len, heads, key, value, .. } = self.config;
-        let q = Rows::new(args.q, self.extent(key), self.config.q_strides, "q")?;
-        let k = Rows::new(args.k, self.extent(key), self.config.k_strides, "k")?;
-        let v = Rows::new(args.v, self.extent(value), self.config.v_strides, "v")?;
-        let o = RowsMut::new(args.o, self.extent(value), self.config.o_strides, "o")?;
+        let q = Rows::new(args.q.into(), self.extent(key), self.config.q_strides, "q")?;
+        let k = Rows::new(args.k.into(), self.extent(key), self.config.k_strides, "k")?;
+        let v = Rows::new(args.v.into(), self.extent(value), self.config.v_strides, "v")?;
+        let o = RowsMut::new(O::elements_mut(args.o), self.extent(value), self.config.o_strides, "o")?;
         check_scratch(args.scratch, self.scratch_len())?;
         match &args.state {
             State::Zero => {}
@@ -346,13 +350,16 @@ impl Attention {
     ///
     /// # Errors
     /// As for [`Attention::forward`].
-    pub fn decode(&self, args: DecodeStep<'_>) -> Result<()> {
+    pub fn decode<Q: Element, K: Element, V: Element, O: Element>(
+        &self,
+        args: DecodeStep<'_, Q, K, V, O>,
+    ) -> Result<()> {
         let Config { batch, heads, key, value, .. } = self.config;
         let extent = |dim| Extent { len: 1, ..self.extent(dim) };
-        let q = Rows::new(args.q, extent(key), self.config.q_strides, "q")?;
-        let k = Rows::new(args.k, extent(key), self.config.k_strides, "k")?;
-        let v = Rows::new(args.v, extent(value), self.config.v_strides, "v")?;
-        let o = RowsMut::new(args.o, extent(value), self.config.o_strides, "o")?;
+        let q = Rows::new(args.q.into(), extent(key), self.config.q_strides, "q")?;
+        let k = Rows::new(args.k.into(), extent(key), self.config.k_strides, "k")?;
+        let v = Rows::new(args.v.into(), extent(value), self.config.v_strides, "v")?;
+        let o = RowsMut::new(O::elements_mut(args.o), extent(value), self.config.o_strides, "o")?;
         check_scratch(args.scratch, self.decode_scratch_len())?;
         self.check_state(args.state)?;
 
@@ -361,7 +368,7 @@ impl Attention {
         let workers = self.decode_workers();
         // A few tasks for each worker, so that a late one can be helped out.
         let step = if workers == 1 { rows } else { rows.div_ceil(4 * workers) }.max(1);
-        let part = padded(decode_scratch_len(self.isa.lanes(), key));
+        let part = padded(decode_scratch_len(self.isa.lanes(), key, value));
         parallel::for_each(workers, rows.div_ceil(step), align(args.scratch), part, |task, scratch| {
             dispatch(
                 self.isa,

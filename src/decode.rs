@@ -19,9 +19,10 @@ use crate::state::{Layout, Normaliser};
 /// Vectors of S's columns taken at once: as many accumulators as hide the latency and still leave registers.
 const COLUMNS: usize = 4;
 
-/// Elements of scratch that a [`Decode`] needs, beyond alignment: phi(q) and phi(k) of one head.
-pub(crate) const fn decode_scratch_len(lanes: usize, key: usize) -> usize {
-    round_up(key, lanes).saturating_mul(2)
+/// Elements of scratch that a [`Decode`] needs, beyond alignment: phi(q), phi(k), and v and o of one head in f32, for
+/// where they are of another type.
+pub(crate) const fn decode_scratch_len(lanes: usize, key: usize, value: usize) -> usize {
+    round_up(key, lanes).saturating_add(value).saturating_mul(2)
 }
 
 /// One task: one token of some of the `B x H` heads.
@@ -53,19 +54,28 @@ impl WithSimd for Decode<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let key = round_up(self.layout.key, S::F32_LANES);
         let scratch = core::mem::take(&mut self.scratch);
-        let (q, k) = scratch[..2 * key].split_at_mut(key);
+        let value = self.layout.value;
+        let (q, rest) = scratch.split_at_mut(key);
+        let (k, rest) = rest.split_at_mut(key);
+        let (v, rest) = rest.split_at_mut(value);
+        let wide_o = &mut rest[..value];
         for row in self.rows.clone() {
             let (batch, head) = (row / self.heads, row % self.heads);
             self.feature_map.pack(simd, self.q.row(batch, 0, head), q);
             self.feature_map.pack(simd, self.k.row(batch, 0, head), k);
-            let v = self.v.row(batch, 0, head);
+            let v = self.v.row(batch, 0, head).widened(simd, v);
             #[allow(unsafe_code, reason = "heads are split among tasks")]
-            // SAFETY: tasks differ in their rows, this one holds each once.
-            let (o, state) = unsafe {
+            // SAFETY: tasks differ in their rows; this one holds each once, and o either to compute in or to write.
+            unsafe {
                 let state = self.state.part(row * self.layout.len(), self.layout.len());
-                (self.o.row(batch, 0, head, 0, self.layout.value), state)
-            };
-            self.head(simd, q, k, v, o, state);
+                match self.o.row(batch, 0, head, 0, value) {
+                    Some(o) => self.head(simd, q, k, v, o, state),
+                    None => {
+                        self.head(simd, q, k, v, wide_o, state);
+                        self.o.write(simd, [batch, 0, head], 0, wide_o);
+                    }
+                }
+            }
         }
     }
 }

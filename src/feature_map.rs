@@ -2,8 +2,10 @@
 
 use pulp::Simd;
 
+use crate::element::{Elements, widen};
 use crate::error::{Error, Result};
 use crate::math::exp_nonpositive;
+use crate::tile::copy_row;
 
 /// The elementwise map phi on q and k.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -37,7 +39,7 @@ impl FeatureMap {
 
     /// Writes `phi(from)` into `to`, and zeros where `to`, a whole number of vectors, is longer.
     #[inline(always)]
-    pub(crate) fn pack<S: Simd>(self, simd: S, from: &[f32], to: &mut [f32]) {
+    pub(crate) fn pack<S: Simd>(self, simd: S, from: Elements<'_>, to: &mut [f32]) {
         match self {
             FeatureMap::Elu => map_row(simd, Elu, from, to),
             FeatureMap::Relu { eps } => map_row(simd, Relu { eps }, from, to),
@@ -86,17 +88,30 @@ impl Phi for Identity {
 }
 
 #[inline(always)]
-fn map_row<S: Simd>(simd: S, phi: impl Phi, from: &[f32], to: &mut [f32]) {
-    let (from_vectors, from_tail) = S::as_simd_f32s(from);
-    let (to_whole, to_rest) = to.split_at_mut(from_vectors.len() * S::F32_LANES);
-    for (to, from) in S::as_mut_simd_f32s(to_whole).0.iter_mut().zip(from_vectors) {
-        *to = phi.phi(simd, *from);
+fn map_row<S: Simd>(simd: S, phi: impl Phi, from: Elements<'_>, to: &mut [f32]) {
+    let len = from.len();
+    match from {
+        // In one pass.
+        Elements::F32(from) => {
+            let (from, tail) = S::as_simd_f32s(from);
+            let (vectors, rest) = to.split_at_mut(from.len() * S::F32_LANES);
+            for (to, from) in S::as_mut_simd_f32s(vectors).0.iter_mut().zip(from) {
+                *to = phi.phi(simd, *from);
+            }
+            if let Some(last) = S::as_mut_simd_f32s(rest).0.first_mut()
+                && !tail.is_empty()
+            {
+                copy_row(simd, tail, bytemuck::cast_slice_mut(core::slice::from_mut(last)));
+                *last = phi.phi(simd, *last);
+            }
+        }
+        // Widened first: a row is in L1, and a type's own loop is simpler than vectors of it.
+        from => {
+            widen(simd, from, to);
+            for x in S::as_mut_simd_f32s(to).0 {
+                *x = phi.phi(simd, *x);
+            }
+        }
     }
-    to_rest.fill(0.0);
-    if !from_tail.is_empty() {
-        to_rest[..from_tail.len()].copy_from_slice(from_tail);
-        let last = &mut S::as_mut_simd_f32s(to_rest).0[0];
-        *last = phi.phi(simd, *last);
-        to_rest[from_tail.len()..].fill(0.0);
-    }
+    to[len..].fill(0.0);
 }

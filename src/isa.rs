@@ -8,6 +8,7 @@
 
 use core::fmt;
 
+use half::f16;
 use pulp::{Simd, WithSimd};
 
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ macro_rules! proof {
 }
 
 proof! {
-    /// Proof that AVX2 and FMA (x86-64-v3) are available and the OS saves their registers.
+    /// Proof that AVX2, FMA and F16C (x86-64-v3) are available and the OS saves their registers.
     Avx2,
     /// Proof that AVX-512 F, BW, CD, DQ and VL (x86-64-v4) are available and the OS saves their registers.
     Avx512,
@@ -164,11 +165,10 @@ pub(crate) fn outline<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
     simd.vectorize(op)
 }
 
-/// Asks for the cache lines of `len` elements that will be read or written some microseconds from now.
+/// Asks for the cache lines of `len` bytes that will be read or written some microseconds from now.
 #[inline(always)]
-pub(crate) fn prefetch(row: *const f32, len: usize) {
-    const LINE: usize = 64 / size_of::<f32>();
-    for at in (0..len).step_by(LINE) {
+pub(crate) fn prefetch(row: *const u8, len: usize) {
+    for at in (0..len).step_by(64) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, valid on any address; SSE is part of x86-64.
         unsafe {
@@ -177,6 +177,32 @@ pub(crate) fn prefetch(row: *const f32, len: usize) {
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (row, at);
+    }
+}
+
+/// Widens f16, by the instruction set's own conversion where it has one. Both have one length.
+#[inline(always)]
+pub(crate) fn widen_f16<S: Simd>(_: S, from: &[f16], to: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if S::F32_LANES >= 8 {
+        // SAFETY: with 8 lanes or more S is pulp's V3 or V4, which `dispatch` reaches by an `Isa` that proves F16C.
+        return unsafe { x86::widen_f16(from, to) };
+    }
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.to_f32();
+    }
+}
+
+/// Rounds to f16, to nearest, ties to even, likewise.
+#[inline(always)]
+pub(crate) fn narrow_f16<S: Simd>(_: S, from: &[f32], to: &mut [f16]) {
+    #[cfg(target_arch = "x86_64")]
+    if S::F32_LANES >= 8 {
+        // SAFETY: as for `widen_f16`.
+        return unsafe { x86::narrow_f16(from, to) };
+    }
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = f16::from_f32(*from);
     }
 }
 
@@ -226,7 +252,49 @@ fn ask() -> u8 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{AVX2, AVX512, SCALAR};
-    use core::arch::x86_64::{__cpuid_count, _xgetbv};
+    use core::arch::x86_64::*;
+
+    use half::f16;
+
+    /// Rows at a time: pulp's tokens don't include F16C, so these are calls, never inlined.
+    #[target_feature(enable = "avx,f16c")]
+    pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
+        let (from8, from_tail) = from.as_chunks::<8>();
+        let (to8, to_tail) = to[..from.len()].as_chunks_mut::<8>();
+        for (to, from) in to8.iter_mut().zip(from8) {
+            // SAFETY: 16 bytes are read from an array of 16, 32 written to one of 32; neither need be aligned.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) };
+        }
+        let mut padded = [f16::ZERO; 8];
+        padded[..from_tail.len()].copy_from_slice(from_tail);
+        let mut wide = [0.0; 8];
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(padded.as_ptr().cast()))) };
+        to_tail.copy_from_slice(&wide[..to_tail.len()]);
+    }
+
+    #[target_feature(enable = "avx,f16c")]
+    pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+        let (from8, from_tail) = from.as_chunks::<8>();
+        let (to8, to_tail) = to[..from.len()].as_chunks_mut::<8>();
+        for (to, from) in to8.iter_mut().zip(from8) {
+            // SAFETY: 32 bytes are read from an array of 32, 16 written to one of 16; neither need be aligned.
+            unsafe {
+                let half = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(from.as_ptr()));
+                _mm_storeu_si128(to.as_mut_ptr().cast(), half);
+            }
+        }
+        let mut padded = [0.0; 8];
+        padded[..from_tail.len()].copy_from_slice(from_tail);
+        let mut half = [f16::ZERO; 8];
+        // SAFETY: as above.
+        unsafe {
+            let bits = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(padded.as_ptr()));
+            _mm_storeu_si128(half.as_mut_ptr().cast(), bits);
+        }
+        to_tail.copy_from_slice(&half[..to_tail.len()]);
+    }
 
     /// What detection asks; a trait so that tests can lie.
     pub(super) trait Ask {
@@ -268,8 +336,8 @@ mod x86 {
         }
         let [.., one_ecx, _] = ask.cpuid(1, 0);
         let [_, seven_ebx, ..] = ask.cpuid(7, 0);
-        // FMA 12, OSXSAVE 27, AVX 28 in leaf 1; BMI1 3, AVX2 5, BMI2 8 in leaf 7.
-        if !has(one_ecx, &[12, 27, 28]) || !has(seven_ebx, &[3, 5, 8]) {
+        // FMA 12, OSXSAVE 27, AVX 28, F16C 29 in leaf 1; BMI1 3, AVX2 5, BMI2 8 in leaf 7.
+        if !has(one_ecx, &[12, 27, 28, 29]) || !has(seven_ebx, &[3, 5, 8]) {
             return SCALAR;
         }
         let xcr0 = ask.xcr0() as u32;
@@ -305,7 +373,7 @@ mod x86 {
             }
         }
 
-        const V3_1: u32 = 1 << 12 | 1 << 27 | 1 << 28;
+        const V3_1: u32 = 1 << 12 | 1 << 27 | 1 << 28 | 1 << 29;
         const V3_7: u32 = 1 << 3 | 1 << 5 | 1 << 8;
         const V4_7: u32 = V3_7 | 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31;
 
@@ -319,6 +387,7 @@ mod x86 {
             assert_eq!(fake(V3_1, V4_7, Some(0x03)), SCALAR, "YMM is not saved");
             assert_eq!(fake(V3_1 & !(1 << 27), V4_7, None), SCALAR, "no OSXSAVE");
             assert_eq!(fake(V3_1 & !(1 << 12), V4_7, Some(0xe7)), SCALAR, "no FMA");
+            assert_eq!(fake(V3_1 & !(1 << 29), V4_7, Some(0xe7)), SCALAR, "no F16C");
             assert_eq!(fake(V3_1, V3_7 & !(1 << 5), Some(0xe7)), SCALAR, "no AVX2");
             let old = Fake { leaves: 6, one_ecx: V3_1, seven_ebx: V4_7, xcr0: None };
             assert_eq!(level(&old), SCALAR);

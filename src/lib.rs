@@ -52,6 +52,8 @@ pub mod shape;
 // Which CPU this is, and the judge of every kernel:
 pub mod isa;
 pub mod reference;
+// The types of elements.
+pub mod element;
 // One head: functions on tiles, generic over the instruction set.
 pub mod feature_map;
 mod math;
@@ -75,6 +77,7 @@ pub mod nn;
 struct Readme;
 
 pub use attention::{Attention, Config, DecodeStep, Forward, State};
+pub use element::Element;
 pub use error::{Error, Result};
 pub use feature_map::FeatureMap;
 pub use isa::Isa;

@@ -6,6 +6,10 @@
 
 use core::marker::PhantomData;
 
+use half::{bf16, f16};
+use pulp::Simd;
+
+use crate::element::{Elements, ElementsMut, narrow_bf16};
 use crate::error::{Error, Result};
 use crate::isa;
 
@@ -95,7 +99,7 @@ impl Extent {
 /// A read-only tensor whose length was checked against its [`Extent`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows<'a> {
-    data: &'a [f32],
+    data: Elements<'a>,
     strides: Strides,
     dim: usize,
 }
@@ -107,7 +111,12 @@ fn at(strides: Strides, batch: usize, token: usize, head: usize) -> usize {
 }
 
 impl<'a> Rows<'a> {
-    pub(crate) fn new(data: &'a [f32], extent: Extent, strides: Strides, what: &'static str) -> Result<Self> {
+    pub(crate) fn new(
+        data: Elements<'a>,
+        extent: Extent,
+        strides: Strides,
+        what: &'static str,
+    ) -> Result<Self> {
         let need = extent.reach(strides, what)?;
         if data.len() < need {
             return Err(Error::TooShort { what, need, got: data.len() });
@@ -116,40 +125,40 @@ impl<'a> Rows<'a> {
     }
 
     #[inline(always)]
-    pub(crate) fn row(&self, batch: usize, token: usize, head: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, batch: usize, token: usize, head: usize) -> Elements<'a> {
         let at = at(self.strides, batch, token, head);
-        &self.data[at..][..self.dim]
+        self.data.slice(at..at + self.dim)
     }
 
     /// Asks for a part of a row.
     #[inline(always)]
     pub(crate) fn prefetch(&self, batch: usize, token: usize, head: usize, from: usize, len: usize) {
-        let at = at(self.strides, batch, token, head);
-        isa::prefetch(self.data.as_ptr().wrapping_add(at + from), len);
+        let (row, size) = self.data.address(at(self.strides, batch, token, head) + from);
+        isa::prefetch(row, len * size);
     }
 }
 
 /// A slice of which different tasks write different parts. The borrow keeps everyone else out; that no two
 /// tasks take the same part is the caller's promise, made where the parts are cut.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Disjoint<'a> {
-    data: *mut f32,
+pub(crate) struct Disjoint<'a, T = f32> {
+    data: *mut T,
     len: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a `&mut [f32]` that was cut up; `part` passes on the duty to keep the parts apart.
-unsafe impl Send for Disjoint<'_> {}
+// SAFETY: it is a `&mut [T]` that was cut up; `part` passes on the duty to keep the parts apart.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
 // SAFETY: as above; without `part` nothing can be reached through a shared one.
-unsafe impl Sync for Disjoint<'_> {}
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
-impl<'a> Disjoint<'a> {
-    pub(crate) fn new(data: &'a mut [f32]) -> Self {
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(data: &'a mut [T]) -> Self {
         Self { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
     /// Elements `at .. at + len`, still to be taken.
-    pub(crate) fn cut(self, at: usize, len: usize) -> Disjoint<'a> {
+    pub(crate) fn cut(self, at: usize, len: usize) -> Self {
         assert!(at <= self.len && len <= self.len - at, "part out of bounds");
         // SAFETY: in bounds by the assertion.
         Self { data: unsafe { self.data.add(at) }, len, borrow: PhantomData }
@@ -159,7 +168,7 @@ impl<'a> Disjoint<'a> {
     ///
     /// # Safety
     /// No part that overlaps it is alive.
-    pub(crate) unsafe fn whole(self) -> &'a mut [f32] {
+    pub(crate) unsafe fn whole(self) -> &'a mut [T] {
         // SAFETY: the slice it was made of; not shared by the caller's promise.
         unsafe { core::slice::from_raw_parts_mut(self.data, self.len) }
     }
@@ -169,7 +178,7 @@ impl<'a> Disjoint<'a> {
     /// # Safety
     /// No other part that is alive overlaps this one.
     #[inline(always)]
-    pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &'a mut [f32] {
+    pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &'a mut [T] {
         assert!(at <= self.len && len <= self.len - at, "part out of bounds");
         // SAFETY: in bounds by the assertion, inside the slice borrowed for 'a; disjoint by the caller's promise.
         unsafe { core::slice::from_raw_parts_mut(self.data.add(at), len) }
@@ -179,34 +188,51 @@ impl<'a> Disjoint<'a> {
 /// An output tensor: [`Disjoint`] with strides, checked for length and for rows that don't overlap.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowsMut<'a> {
-    data: Disjoint<'a>,
+    data: Outputs<'a>,
     strides: Strides,
     dim: usize,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Outputs<'a> {
+    F32(Disjoint<'a>),
+    Bf16(Disjoint<'a, bf16>),
+    F16(Disjoint<'a, f16>),
+}
+
 impl<'a> RowsMut<'a> {
     pub(crate) fn new(
-        data: &'a mut [f32],
+        data: ElementsMut<'a>,
         extent: Extent,
         strides: Strides,
         what: &'static str,
     ) -> Result<Self> {
         let need = extent.reach(strides, what)?;
-        if data.len() < need {
-            return Err(Error::TooShort { what, need, got: data.len() });
+        let (got, data) = match data {
+            ElementsMut::F32(data) => (data.len(), Outputs::F32(Disjoint::new(data))),
+            ElementsMut::Bf16(data) => (data.len(), Outputs::Bf16(Disjoint::new(data))),
+            ElementsMut::F16(data) => (data.len(), Outputs::F16(Disjoint::new(data))),
+        };
+        if got < need {
+            return Err(Error::TooShort { what, need, got });
         }
         extent.check_disjoint(strides, what)?;
-        Ok(Self { data: Disjoint::new(data), strides, dim: extent.dim })
+        Ok(Self { data, strides, dim: extent.dim })
     }
 
     /// Asks for a part of a row.
     #[inline(always)]
     pub(crate) fn prefetch(&self, batch: usize, token: usize, head: usize, from: usize, len: usize) {
-        let at = at(self.strides, batch, token, head);
-        isa::prefetch(self.data.data.cast_const().wrapping_add(at + from), len);
+        let at = at(self.strides, batch, token, head) + from;
+        let (row, size) = match self.data {
+            Outputs::F32(data) => (data.data.wrapping_add(at).cast(), 4),
+            Outputs::Bf16(data) => (data.data.wrapping_add(at).cast(), 2),
+            Outputs::F16(data) => (data.data.wrapping_add(at).cast(), 2),
+        };
+        isa::prefetch(row, len * size);
     }
 
-    /// Columns `from .. from + len` of a row.
+    /// Columns `from .. from + len` of a row in f32, if that is the type.
     ///
     /// # Safety
     /// No other task holds columns of this row that overlap these.
@@ -218,10 +244,36 @@ impl<'a> RowsMut<'a> {
         head: usize,
         from: usize,
         len: usize,
-    ) -> &'a mut [f32] {
-        debug_assert!(from + len <= self.dim, "columns out of the row");
-        let at = at(self.strides, batch, token, head);
+    ) -> Option<&'a mut [f32]> {
+        let at = at(self.strides, batch, token, head) + from;
+        match self.data {
+            // SAFETY: rows are disjoint by `check_disjoint`, columns by the caller's promise.
+            Outputs::F32(data) => Some(unsafe { data.part(at, len) }),
+            _ => None,
+        }
+    }
+
+    /// Writes columns of a row from `from` on, rounded to its type.
+    ///
+    /// # Safety
+    /// No other task holds columns of this row that overlap these.
+    #[inline(always)]
+    pub(crate) unsafe fn write<S: Simd>(
+        &self,
+        simd: S,
+        [batch, token, head]: [usize; 3],
+        from: usize,
+        columns: &[f32],
+    ) {
+        debug_assert!(from + columns.len() <= self.dim, "columns out of the row");
+        let (at, len) = (at(self.strides, batch, token, head) + from, columns.len());
         // SAFETY: rows are disjoint by `check_disjoint`, columns by the caller's promise.
-        unsafe { self.data.part(at + from, len) }
+        unsafe {
+            match self.data {
+                Outputs::F32(data) => data.part(at, len).copy_from_slice(columns),
+                Outputs::Bf16(data) => narrow_bf16(columns, data.part(at, len)),
+                Outputs::F16(data) => isa::narrow_f16(simd, columns, data.part(at, len)),
+            }
+        }
     }
 }

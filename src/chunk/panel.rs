@@ -4,7 +4,8 @@ use pulp::{Simd, WithSimd};
 
 use super::rows::Inverses;
 use super::{Prefill, Tile, Work};
-use crate::tile::{RowTile, copy_row, for_row_tiles, mul_ab, mul_ab_tril, mul_atb, vectors_mut, zero};
+use crate::element::widen;
+use crate::tile::{RowTile, for_row_tiles, mul_ab, mul_ab_tril, mul_atb, vectors_mut, zero};
 
 /// A panel of N vectors of columns.
 pub(super) struct Panel<'a, const N: usize>(pub(super) PanelArgs<'a>);
@@ -37,8 +38,8 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
         let begin = task.columns.start + from;
         let columns = width.min(task.columns.end - begin);
         for (i, to) in panel[key * width..].chunks_exact_mut(width).take(rows).enumerate() {
-            let from = &task.v.row(task.batch, tile.token + i, tile.head)[begin..][..columns];
-            copy_row(simd, from, to);
+            let row = task.v.row(task.batch, tile.token + i, tile.head);
+            widen(simd, row.slice(begin..begin + columns), to);
         }
         let panel = vectors_mut::<S, N>(panel);
         let past = vectors_mut::<S, N>(past);
@@ -121,15 +122,14 @@ impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
         acc = mul_ab(simd, acc, &q[key..], stride, &self.b[key..key + row]);
         acc = mul_ab_tril(simd, acc, &q[key + row..], stride, &self.b[key + row..]);
         for i in 0..MR {
+            let from = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
+            // Two branches, so that the usual one copies a length the compiler knows.
+            let from = if self.columns == N * S::F32_LANES { from } else { &from[..self.columns] };
+            let row = [task.batch, tile.token + row + i, tile.head];
             #[allow(unsafe_code, reason = "rows of o are split among tasks")]
             // SAFETY: tasks differ in batch, head or columns, and this one holds one row at a time.
-            let to =
-                unsafe { task.o.row(task.batch, tile.token + row + i, tile.head, self.begin, self.columns) };
-            let from = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
-            if to.len() == N * S::F32_LANES {
-                to.copy_from_slice(from);
-            } else {
-                to.copy_from_slice(&from[..to.len()]);
+            unsafe {
+                task.o.write(simd, row, self.begin, from);
             }
         }
     }

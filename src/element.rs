@@ -1,0 +1,257 @@
+//! The types tensors and weights may have: f32, bf16, f16. All arithmetic is f32: widening is exact, storing rounds to
+//! nearest even, NaN stays NaN.
+//!
+//! The kernels are not compiled once for each type: a row is widened while it is packed, by a `match` per row.
+
+use core::ops::Range;
+
+use half::{bf16, f16};
+use pulp::Simd;
+
+use crate::isa;
+use crate::tile::copy_row;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for half::f16 {}
+}
+
+/// A type of element: `f32`, [`half::bf16`] or [`half::f16`].
+pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
+    /// A slice of them as [`Elements`].
+    fn elements(slice: &[Self]) -> Elements<'_>;
+    /// A slice of them as [`ElementsMut`].
+    fn elements_mut(slice: &mut [Self]) -> ElementsMut<'_>;
+}
+
+/// A slice of one of the types.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Elements<'a> {
+    /// f32.
+    F32(&'a [f32]),
+    /// bf16.
+    Bf16(&'a [bf16]),
+    /// f16.
+    F16(&'a [f16]),
+}
+
+/// A slice of one of the types, to be written.
+#[derive(Debug)]
+pub enum ElementsMut<'a> {
+    /// f32.
+    F32(&'a mut [f32]),
+    /// bf16.
+    Bf16(&'a mut [bf16]),
+    /// f16.
+    F16(&'a mut [f16]),
+}
+
+macro_rules! element {
+    ($($type:ty, $variant:ident;)*) => {$(
+        impl Element for $type {
+            fn elements(slice: &[Self]) -> Elements<'_> {
+                Elements::$variant(slice)
+            }
+            fn elements_mut(slice: &mut [Self]) -> ElementsMut<'_> {
+                ElementsMut::$variant(slice)
+            }
+        }
+    )*};
+}
+
+element! { f32, F32; bf16, Bf16; f16, F16; }
+
+impl<'a, E: Element> From<&'a [E]> for Elements<'a> {
+    fn from(slice: &'a [E]) -> Self {
+        E::elements(slice)
+    }
+}
+
+impl<'a, E: Element, const N: usize> From<&'a [E; N]> for Elements<'a> {
+    fn from(array: &'a [E; N]) -> Self {
+        E::elements(array)
+    }
+}
+
+impl Default for Elements<'_> {
+    fn default() -> Self {
+        Elements::F32(&[])
+    }
+}
+
+impl<'a> Elements<'a> {
+    /// Elements in the slice.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        match self {
+            Elements::F32(slice) => slice.len(),
+            Elements::Bf16(slice) => slice.len(),
+            Elements::F16(slice) => slice.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Some of the elements.
+    ///
+    /// # Panics
+    /// As slices do, where the range is not inside.
+    #[inline(always)]
+    #[must_use]
+    pub fn slice(self, range: Range<usize>) -> Elements<'a> {
+        match self {
+            Elements::F32(slice) => Elements::F32(&slice[range]),
+            Elements::Bf16(slice) => Elements::Bf16(&slice[range]),
+            Elements::F16(slice) => Elements::F16(&slice[range]),
+        }
+    }
+
+    /// Where element `at` lies, for a prefetch, and the bytes of one.
+    #[inline(always)]
+    pub(crate) fn address(&self, at: usize) -> (*const u8, usize) {
+        match self {
+            Elements::F32(slice) => (slice.as_ptr().wrapping_add(at).cast(), 4),
+            Elements::Bf16(slice) => (slice.as_ptr().wrapping_add(at).cast(), 2),
+            Elements::F16(slice) => (slice.as_ptr().wrapping_add(at).cast(), 2),
+        }
+    }
+
+    /// The elements as f32: as they lie, or widened into `space`, which has room for them.
+    #[inline(always)]
+    pub(crate) fn widened<'s, S: Simd>(self, simd: S, space: &'s mut [f32]) -> &'s [f32]
+    where
+        'a: 's,
+    {
+        match self {
+            Elements::F32(slice) => slice,
+            other => {
+                let space = &mut space[..other.len()];
+                widen(simd, other, space);
+                space
+            }
+        }
+    }
+}
+
+/// Widens a row and pads it with zeros.
+#[inline(always)]
+pub(crate) fn widen<S: Simd>(simd: S, from: Elements<'_>, to: &mut [f32]) {
+    match from {
+        Elements::F32(from) => copy_row(simd, from, to),
+        Elements::Bf16(from) => {
+            let (to, rest) = to.split_at_mut(from.len());
+            // A plain loop: the dispatch makes vectors of it.
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+            }
+            rest.fill(0.0);
+        }
+        Elements::F16(from) => {
+            let (to, rest) = to.split_at_mut(from.len());
+            isa::widen_f16(simd, from, to);
+            rest.fill(0.0);
+        }
+    }
+}
+
+/// Rounds a row to bf16, to nearest, ties to even.
+#[inline(always)]
+pub(crate) fn narrow_bf16(from: &[f32], to: &mut [bf16]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        let bits = from.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        // The payload may be all in the lower half: a bit is set so that NaN doesn't become an infinity.
+        let nan = bits >> 16 | 0x40;
+        *to = bf16::from_bits(if from.is_nan() { nan } else { rounded } as u16);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Isa, dispatch};
+    use pulp::WithSimd;
+    use std::vec;
+    use std::vec::Vec;
+
+    struct Widen<'a>(Elements<'a>, &'a mut [f32]);
+
+    impl WithSimd for Widen<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            widen(simd, self.0, self.1);
+        }
+    }
+
+    struct Narrow<'a>(&'a [f32], &'a mut [f16], &'a mut [bf16]);
+
+    impl WithSimd for Narrow<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            isa::narrow_f16(simd, self.0, self.1);
+            narrow_bf16(self.0, self.2);
+        }
+    }
+
+    /// Every number of 16 bits, widened and rounded back; padding behind it.
+    #[test]
+    fn widening_is_exact() {
+        for isa in Isa::available() {
+            let all_f16: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+            let all_bf16: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+            let mut wide = vec![9.0; (1 << 16) + 5];
+            let (mut back_f16, mut back_bf16) = (vec![f16::ONE; 1 << 16], vec![bf16::ONE; 1 << 16]);
+            dispatch(isa, Widen((&all_f16[..]).into(), &mut wide));
+            for (narrow, wide) in all_f16.iter().zip(&wide) {
+                let want = narrow.to_f32();
+                assert!(want == *wide || want.is_nan() && wide.is_nan(), "{isa}: {narrow:?} {wide}");
+            }
+            assert_eq!(wide[1 << 16..], [0.0; 5]);
+            dispatch(isa, Narrow(&wide[..1 << 16], &mut back_f16, &mut vec![bf16::ONE; 1 << 16]));
+            dispatch(isa, Widen((&all_bf16[..]).into(), &mut wide));
+            for (narrow, wide) in all_bf16.iter().zip(&wide) {
+                let want = narrow.to_f32();
+                assert!(want == *wide || want.is_nan() && wide.is_nan(), "{isa}: {narrow:?} {wide}");
+            }
+            dispatch(isa, Narrow(&wide[..1 << 16], &mut vec![f16::ONE; 1 << 16], &mut back_bf16));
+            for (from, to) in all_f16.iter().zip(&back_f16) {
+                assert!(from.to_bits() == to.to_bits() || from.is_nan() && to.is_nan(), "{isa}: {from:?} {to:?}");
+            }
+            for (from, to) in all_bf16.iter().zip(&back_bf16) {
+                assert!(from.to_bits() == to.to_bits() || from.is_nan() && to.is_nan(), "{isa}: {from:?} {to:?}");
+            }
+        }
+    }
+
+    /// Around every number of 16 bits: below, at and above the middle to the next one, as the half crate rounds.
+    #[test]
+    fn rounding_is_to_nearest_even() {
+        let mut wide = Vec::new();
+        for bits in 0..=u16::MAX {
+            for (x, ulp) in [(bf16::from_bits(bits).to_f32(), 1 << 16), (f16::from_bits(bits).to_f32(), 1 << 13)] {
+                for step in [1, ulp / 2 - 1, ulp / 2, ulp / 2 + 1, ulp - 1] {
+                    wide.push(f32::from_bits(x.to_bits().wrapping_add(step)));
+                }
+            }
+        }
+        // Below the smallest normal f16 its steps are of another size.
+        wide.extend((0..200_000).map(|i| i as f32 * 3e-10));
+        wide.extend([65_519.9, 65_520.0, 65_535.0, -65_520.0, 1e-8, f32::MAX, f32::MIN_POSITIVE]);
+        for isa in Isa::available() {
+            let (mut to_f16, mut to_bf16) = (vec![f16::ONE; wide.len()], vec![bf16::ONE; wide.len()]);
+            dispatch(isa, Narrow(&wide, &mut to_f16, &mut to_bf16));
+            for ((x, f), b) in wide.iter().zip(&to_f16).zip(&to_bf16) {
+                let (want_f, want_b) = (f16::from_f32(*x), bf16::from_f32(*x));
+                assert!(f.to_bits() == want_f.to_bits() || f.is_nan() && want_f.is_nan(), "{isa}: {x:e} {f:?}");
+                assert!(b.to_bits() == want_b.to_bits() || b.is_nan() && want_b.is_nan(), "{isa}: {x:e} {b:?}");
+            }
+        }
+    }
+}
