@@ -255,7 +255,10 @@ impl Attention {
 
     /// Elements of scratch that [`Attention::decode`] needs.
     pub fn decode_scratch_len(&self) -> usize {
-        with_alignment(self.decode_workers() * padded(decode_scratch_len(self.isa.lanes(), self.config.key, self.config.value)))
+        with_alignment(
+            self.decode_workers()
+                * padded(decode_scratch_len(self.isa.lanes(), self.config.key, self.config.value)),
+        )
     }
 
     /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`] for one thread, any

@@ -222,10 +222,16 @@ mod tests {
             }
             dispatch(isa, Narrow(&wide[..1 << 16], &mut vec![f16::ONE; 1 << 16], &mut back_bf16));
             for (from, to) in all_f16.iter().zip(&back_f16) {
-                assert!(from.to_bits() == to.to_bits() || from.is_nan() && to.is_nan(), "{isa}: {from:?} {to:?}");
+                assert!(
+                    from.to_bits() == to.to_bits() || from.is_nan() && to.is_nan(),
+                    "{isa}: {from:?} {to:?}"
+                );
             }
             for (from, to) in all_bf16.iter().zip(&back_bf16) {
-                assert!(from.to_bits() == to.to_bits() || from.is_nan() && to.is_nan(), "{isa}: {from:?} {to:?}");
+                assert!(
+                    from.to_bits() == to.to_bits() || from.is_nan() && to.is_nan(),
+                    "{isa}: {from:?} {to:?}"
+                );
             }
         }
     }
@@ -235,7 +241,9 @@ mod tests {
     fn rounding_is_to_nearest_even() {
         let mut wide = Vec::new();
         for bits in 0..=u16::MAX {
-            for (x, ulp) in [(bf16::from_bits(bits).to_f32(), 1 << 16), (f16::from_bits(bits).to_f32(), 1 << 13)] {
+            for (x, ulp) in
+                [(bf16::from_bits(bits).to_f32(), 1 << 16), (f16::from_bits(bits).to_f32(), 1 << 13)]
+            {
                 for step in [1, ulp / 2 - 1, ulp / 2, ulp / 2 + 1, ulp - 1] {
                     wide.push(f32::from_bits(x.to_bits().wrapping_add(step)));
                 }
@@ -249,8 +257,14 @@ mod tests {
             dispatch(isa, Narrow(&wide, &mut to_f16, &mut to_bf16));
             for ((x, f), b) in wide.iter().zip(&to_f16).zip(&to_bf16) {
                 let (want_f, want_b) = (f16::from_f32(*x), bf16::from_f32(*x));
-                assert!(f.to_bits() == want_f.to_bits() || f.is_nan() && want_f.is_nan(), "{isa}: {x:e} {f:?}");
-                assert!(b.to_bits() == want_b.to_bits() || b.is_nan() && want_b.is_nan(), "{isa}: {x:e} {b:?}");
+                assert!(
+                    f.to_bits() == want_f.to_bits() || f.is_nan() && want_f.is_nan(),
+                    "{isa}: {x:e} {f:?}"
+                );
+                assert!(
+                    b.to_bits() == want_b.to_bits() || b.is_nan() && want_b.is_nan(),
+                    "{isa}: {x:e} {b:?}"
+                );
             }
         }
     }

@@ -263,13 +263,17 @@ mod x86 {
         let (to8, to_tail) = to[..from.len()].as_chunks_mut::<8>();
         for (to, from) in to8.iter_mut().zip(from8) {
             // SAFETY: 16 bytes are read from an array of 16, 32 written to one of 32; neither need be aligned.
-            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) };
+            unsafe {
+                _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())))
+            };
         }
         let mut padded = [f16::ZERO; 8];
         padded[..from_tail.len()].copy_from_slice(from_tail);
         let mut wide = [0.0; 8];
         // SAFETY: as above.
-        unsafe { _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(padded.as_ptr().cast()))) };
+        unsafe {
+            _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(padded.as_ptr().cast())))
+        };
         to_tail.copy_from_slice(&wide[..to_tail.len()]);
     }
 

@@ -1,0 +1,217 @@
+//! bf16 and f16: the same kernels on widened rows, bit for bit, in any mixture of types; and what rounding the tensors
+//! costs beside what the kernels cost.
+
+mod common;
+
+use chunkwise::{Config, DecodeStep, Element, Error, FeatureMap, Forward, Isa, Normaliser, State};
+use common::*;
+use half::{bf16, f16};
+
+/// A type of element, with the half crate's conversions: the judge of ours.
+trait Number: Element + PartialEq + std::fmt::Debug {
+    const NAME: &str;
+    fn narrow(x: f32) -> Self;
+    fn widen(self) -> f32;
+}
+
+impl Number for f32 {
+    const NAME: &str = "f32";
+    fn narrow(x: f32) -> Self {
+        x
+    }
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Number for bf16 {
+    const NAME: &str = "bf16";
+    fn narrow(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Number for f16 {
+    const NAME: &str = "f16";
+    fn narrow(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+fn narrow<E: Number>(x: &[f32]) -> Vec<E> {
+    x.iter().map(|x| E::narrow(*x)).collect()
+}
+
+fn widen<E: Number>(x: &[E]) -> Vec<f32> {
+    x.iter().map(|x| x.widen()).collect()
+}
+
+/// Forward from the zero state: outputs and final state.
+fn forward<Q: Number, K: Number, V: Number, O: Number>(
+    config: Config,
+    q: &[Q],
+    k: &[K],
+    v: &[V],
+) -> (Vec<O>, Vec<f32>) {
+    let attention = chunkwise::Attention::new(config).expect("a legal configuration");
+    let mut o = vec![O::narrow(SENTINEL); reach(&config, config.o_strides, config.value)];
+    let mut state = vec![f32::NAN; attention.state_len()];
+    let mut scratch = vec![f32::NAN; attention.scratch_len()];
+    let args = Forward { q, k, v, state: State::Final(&mut state), o: &mut o, scratch: &mut scratch };
+    attention.forward(args).expect("legal arguments");
+    (o, state)
+}
+
+/// Token by token from the zero state; tensors `[B, T, H, D]`.
+fn decode<Q: Number, K: Number, V: Number, O: Number>(
+    config: Config,
+    q: &[Q],
+    k: &[K],
+    v: &[V],
+) -> (Vec<O>, Vec<f32>) {
+    let attention = chunkwise::Attention::new(config).expect("a legal configuration");
+    let mut o = vec![O::narrow(SENTINEL); reach(&config, config.o_strides, config.value)];
+    let mut state = vec![0.0; attention.state_len()];
+    let mut scratch = vec![f32::NAN; attention.decode_scratch_len()];
+    for t in 0..config.len {
+        let (q, k) = (&q[t * config.q_strides.token..], &k[t * config.k_strides.token..]);
+        let (v, o) = (&v[t * config.v_strides.token..], &mut o[t * config.o_strides.token..]);
+        let args = DecodeStep { q, k, v, state: &mut state, o, scratch: &mut scratch };
+        attention.decode(args).expect("legal arguments");
+    }
+    (o, state)
+}
+
+/// In types Q, K, V, O against f32 on what the narrow inputs hold.
+fn check_bits<Q: Number, K: Number, V: Number, O: Number>(case: &Case) {
+    let config = case.config;
+    let (q, k, v) = (narrow::<Q>(&case.q), narrow::<K>(&case.k), narrow::<V>(&case.v));
+    let (wide_q, wide_k, wide_v) = (widen(&q), widen(&k), widen(&v));
+    let name = format!("{}, {}, {} to {}, {config:?}", Q::NAME, K::NAME, V::NAME, O::NAME);
+    let runs = [
+        ("forward", forward::<_, _, _, f32>(config, &wide_q, &wide_k, &wide_v), forward(config, &q, &k, &v)),
+        ("decode", decode::<_, _, _, f32>(config, &wide_q, &wide_k, &wide_v), decode(config, &q, &k, &v)),
+    ];
+    for (how, (want, want_state), (got, state)) in runs {
+        let (want, got) = (widen(&narrow::<O>(&want)), widen::<O>(&got));
+        assert_eq!(first_difference(&got, &want), None, "{how}, {name}");
+        assert_eq!(first_difference(&state, &want_state), None, "state, {how}, {name}");
+    }
+}
+
+#[test]
+fn the_same_bits_as_f32_on_widened_rows() {
+    for isa in Isa::available() {
+        for feature_map in MAPS {
+            for normaliser in normalisers(&[5, 64]) {
+                // Less than a vector; no multiple of one; whole panels.
+                for (key, value) in [(3, 5), (17, 33), (32, 64)] {
+                    let config = Config { feature_map, ..Config::new(2, 37, 2, key, value, normaliser) };
+                    let case = Case::new(config, 1).on(isa);
+                    check_bits::<bf16, bf16, bf16, bf16>(&case);
+                    check_bits::<f16, f16, f16, f16>(&case);
+                    check_bits::<bf16, bf16, bf16, f32>(&case);
+                    check_bits::<f32, bf16, f16, bf16>(&case);
+                    check_bits::<f16, f32, bf16, f16>(&case);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gaps_between_rows_are_left_alone() {
+    fn check<O: Number>(isa: Isa) {
+        let mut config = Config::new(2, 20, 3, 10, 21, Normaliser::Global { eps: 1e-6 });
+        config.isa = Some(isa);
+        config.o_strides = nested(&config, config.value, 1, [3, 2, 1]);
+        let case = Case::new(config, 1);
+        let (o, _) = forward::<f32, f32, f32, O>(config, &case.q, &case.k, &case.v);
+        let mut written = vec![false; o.len()];
+        for (b, t, h) in rows(&config) {
+            written[at(config.o_strides, b, t, h)..][..config.value].fill(true);
+        }
+        assert!(written.contains(&false));
+        for (o, written) in o.iter().zip(written) {
+            assert_eq!(o.widen().is_nan(), !written, "{isa}, {}", O::NAME);
+        }
+    }
+    for isa in Isa::available() {
+        check::<f32>(isa);
+        check::<bf16>(isa);
+        check::<f16>(isa);
+    }
+}
+
+/// The error of a type beside that of rounding alone: the exact answer for the rounded inputs, rounded.
+fn check_error<E: Number>(isa: Isa, feature_map: FeatureMap, normaliser: Normaliser) {
+    let config = Config { isa: Some(isa), feature_map, ..Config::new(1, 300, 2, 48, 40, normaliser) };
+    let case = Case::new(config, 1);
+    let want = oracle(&config, &case.q, &case.k, &case.v);
+    let (q, k, v) = (narrow::<E>(&case.q), narrow::<E>(&case.k), narrow::<E>(&case.v));
+    let exact = oracle(&config, &widen(&q), &widen(&k), &widen(&v));
+    let rounded: Vec<f32> = exact.iter().map(|x| E::narrow(*x as f32).widen()).collect();
+    let allowed = 1.5 * norm_error(&rounded, &want);
+    for (how, (got, _)) in
+        [("forward", forward::<E, E, E, E>(config, &q, &k, &v)), ("decode", decode(config, &q, &k, &v))]
+    {
+        let error = norm_error(&widen(&got), &want);
+        assert!(error <= allowed, "{isa}, {}, {how}, {feature_map:?}, {normaliser:?}: {error}", E::NAME);
+    }
+}
+
+#[test]
+fn little_more_than_rounding() {
+    for isa in Isa::available() {
+        for feature_map in MAPS {
+            for normaliser in normalisers(&[64]) {
+                check_error::<bf16>(isa, feature_map, normaliser);
+                check_error::<f16>(isa, feature_map, normaliser);
+            }
+        }
+    }
+}
+
+/// The sums stay f32: in bf16, z would stop growing after some 256 tokens, and the outputs be off by 12 % and more.
+#[test]
+fn a_long_bf16_stream_stays_within_2e_3() {
+    for isa in Isa::available() {
+        for normaliser in [Normaliser::Global { eps: 1e-6 }, Normaliser::per_chunk(64)] {
+            let config = Config { isa: Some(isa), ..Config::new(1, 8192, 1, 32, 32, normaliser) };
+            let case = Case::new(config, 1);
+            let (q, k, v) = (narrow::<bf16>(&case.q), narrow::<bf16>(&case.k), narrow::<bf16>(&case.v));
+            let want = oracle(&config, &widen(&q), &widen(&k), &widen(&v));
+            let (got, _) = decode::<_, _, _, bf16>(config, &q, &k, &v);
+            let error = norm_error(&widen(&got), &want);
+            assert!(error <= 2e-3, "{isa}, {normaliser:?}: {error}");
+            let last = want.len() - 256 * 32;
+            let error = norm_error(&widen(&got[last..]), &want[last..]);
+            assert!(error <= 2e-3, "{isa}, {normaliser:?}, the last 256 tokens: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_slice_too_short_of_any_type() {
+    fn check<E: Number>() {
+        let config = Config { isa: Some(Isa::Scalar), ..Config::new(1, 3, 2, 4, 5, Normaliser::None) };
+        let attention = chunkwise::Attention::new(config).expect("a legal configuration");
+        let (long, scratch) = (vec![E::narrow(1.0); 30], &mut vec![0.0; attention.scratch_len()]);
+        let mut o = vec![E::narrow(9.0); 29];
+        let args = Forward { q: &long, k: &long, v: &long, state: State::Zero, o: &mut o, scratch };
+        assert_eq!(attention.forward(args), Err(Error::TooShort { what: "o", need: 30, got: 29 }));
+        let mut o = vec![E::narrow(9.0); 30];
+        let args = Forward { q: &long, k: &long[..23], v: &long, state: State::Zero, o: &mut o, scratch };
+        assert_eq!(attention.forward(args), Err(Error::TooShort { what: "k", need: 24, got: 23 }));
+        assert!(o.iter().all(|x| *x == E::narrow(9.0)));
+    }
+    check::<f32>();
+    check::<bf16>();
+    check::<f16>();
+}
