@@ -111,6 +111,15 @@ impl<'a> Elements<'a> {
         }
     }
 
+    /// The elements one by one, widened.
+    pub fn iter(self) -> impl ExactSizeIterator<Item = f32> + Clone + 'a {
+        (0..self.len()).map(move |at| match self {
+            Elements::F32(slice) => slice[at],
+            Elements::Bf16(slice) => slice[at].to_f32(),
+            Elements::F16(slice) => slice[at].to_f32(),
+        })
+    }
+
     /// Where element `at` lies, for a prefetch, and the bytes of one.
     #[inline(always)]
     pub(crate) fn address(&self, at: usize) -> (*const u8, usize) {

@@ -192,7 +192,7 @@ fn halves_are_widened() {
         let bytes = file.bytes();
         let file = load(&bytes).unwrap();
         let mut blocks = Vec::new();
-        file.weights(&mut blocks).unwrap().head.unwrap().bias.to_vec()
+        file.weights(&mut blocks).unwrap().head.unwrap().bias.iter().collect::<Vec<f32>>()
     };
     assert_eq!(half("BF16", half::bf16::from_f32(0.5).to_le_bytes()), [0.5; 5]);
     assert_eq!(half("F16", half::f16::from_f32(0.5).to_le_bytes()), [0.5; 5]);

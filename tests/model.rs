@@ -208,7 +208,7 @@ fn linear_is_x_w_plus_b() {
                 for threads in [1, 3] {
                     let (x, kernel) = (normals(1, rows * inputs), normals(2, inputs * outputs));
                     let bias = normals(3, outputs);
-                    let layer = Linear { kernel: &kernel, bias: &bias };
+                    let layer = Linear::new(&kernel[..], &bias[..]);
                     let mut y = vec![f32::NAN; rows * outputs];
                     let mut scratch = vec![f32::NAN; layer.scratch_len(isa, threads, rows)];
                     layer.forward(isa, threads, &x, &mut y, &mut scratch).unwrap();
@@ -238,7 +238,7 @@ fn layer_norm_is_its_formula() {
                 let x: Vec<f32> = normals(1, 3 * size).iter().map(|x| spread * x).collect();
                 let (gamma, beta) = (normals(2, size), normals(3, size));
                 let mut y = vec![f32::NAN; 3 * size];
-                LayerNorm { gamma: &gamma, beta: &beta, eps, clip }.forward(isa, &x, &mut y).unwrap();
+                LayerNorm { gamma: (&gamma[..]).into(), beta: (&beta[..]).into(), eps, clip }.forward(isa, &x, &mut y).unwrap();
                 let mut want = Vec::new();
                 for row in widen(&x).chunks(size) {
                     let mean = row.iter().sum::<f64>() / size as f64;
@@ -358,28 +358,28 @@ fn weights_that_do_not_fit() {
     assert_eq!(refused(config, none), Error::Length { what: "blocks", want: 1, got: 0 });
 
     // Every parameter of a block and outside, one element short of a row or of itself.
-    let narrow = [Linear { kernel: &flat[..8 * 11], bias: &flat[..11] }];
+    let narrow = [Linear::new(&flat[..8 * 11], &flat[..11])];
     let projection = Weights { input_projection: Some(narrow[0]), ..good };
     let wrong = |name, block, want, got| Error::Parameter { name, block, want, got };
     assert_eq!(refused(config, projection), wrong("input_projection", 0, [8, 12], [8, 11]));
     let block = good.blocks[0];
     let cases = [
         (
-            BlockWeights { attn_norm: LayerNorm { beta: &flat[..11], ..block.attn_norm }, ..block },
+            BlockWeights { attn_norm: LayerNorm { beta: (&flat[..11]).into(), ..block.attn_norm }, ..block },
             "attn_norm",
         ),
         (
-            BlockWeights { attn_qkv: Linear { kernel: &flat[..5 * 36], ..block.attn_qkv }, ..block },
+            BlockWeights { attn_qkv: Linear { kernel: (&flat[..5 * 36]).into(), ..block.attn_qkv }, ..block },
             "attn_qkv",
         ),
         (
-            BlockWeights { attn_out: Linear { kernel: &flat[..11 * 12], ..block.attn_out }, ..block },
+            BlockWeights { attn_out: Linear { kernel: (&flat[..11 * 12]).into(), ..block.attn_out }, ..block },
             "attn_out",
         ),
-        (BlockWeights { ffn_norm: LayerNorm { gamma: &flat[..13], ..block.ffn_norm }, ..block }, "ffn_norm"),
-        (BlockWeights { ffn_up: Linear { bias: &flat[..47], ..block.ffn_up }, ..block }, "ffn_up"),
+        (BlockWeights { ffn_norm: LayerNorm { gamma: (&flat[..13]).into(), ..block.ffn_norm }, ..block }, "ffn_norm"),
+        (BlockWeights { ffn_up: Linear { bias: (&flat[..47]).into(), ..block.ffn_up }, ..block }, "ffn_up"),
         (
-            BlockWeights { ffn_down: Linear { kernel: &flat[..47 * 12], ..block.ffn_down }, ..block },
+            BlockWeights { ffn_down: Linear { kernel: (&flat[..47 * 12]).into(), ..block.ffn_down }, ..block },
             "ffn_down",
         ),
     ];
@@ -392,7 +392,7 @@ fn weights_that_do_not_fit() {
         );
         assert!(Block::new(&config, block, Isa::Scalar, 1).is_err(), "{layer}");
     }
-    let head = Linear { kernel: &flat[..13 * 3], bias: &flat[..3] };
+    let head = Linear::new(&flat[..13 * 3], &flat[..3]);
     let error = refused(config, Weights { head: Some(head), ..good });
     assert_eq!(error, wrong("head", 0, [12, 3], [13, 3]));
 
@@ -470,7 +470,7 @@ fn no_tokens_and_no_sequences() {
 #[test]
 fn layers_refuse_wrong_lengths() {
     let (kernel, bias) = ([1.0; 12], [0.0; 4]);
-    let layer = Linear { kernel: &kernel, bias: &bias };
+    let layer = Linear::new(&kernel[..], &bias[..]);
     let mut scratch = vec![0.0; layer.scratch_len(Isa::Scalar, 1, 2)];
     let mut run = |layer: Linear, x: usize, y: usize, less: usize| {
         let keep = scratch.len() - less;
@@ -481,17 +481,17 @@ fn layers_refuse_wrong_lengths() {
     assert_eq!(run(layer, 6, 7, 0), Err(Error::Length { what: "y", want: 8, got: 7 }));
     let error = run(layer, 6, 8, 1).unwrap_err();
     assert!(matches!(error, Error::TooShort { what: "scratch", .. }), "{error}");
-    let torn = Linear { kernel: &kernel[1..], bias: &bias };
+    let torn = Linear::new(&kernel[1..], &bias);
     assert!(matches!(run(torn, 6, 8, 0), Err(Error::Parameter { name: "kernel", .. })));
     assert!(matches!(run(Linear::default(), 6, 8, 0), Err(Error::Parameter { name: "kernel", .. })));
 
-    let norm = LayerNorm { gamma: &bias, beta: &bias, eps: 1e-5, clip: false };
+    let norm = LayerNorm { gamma: (&bias).into(), beta: (&bias).into(), eps: 1e-5, clip: false };
     let run =
         |norm: LayerNorm, x: usize, y: usize| norm.forward(Isa::Scalar, &vec![1.0; x], &mut vec![9.0; y]);
     assert_eq!(run(norm, 8, 8), Ok(()));
     assert_eq!(run(norm, 7, 7), Err(Error::Length { what: "x", want: 8, got: 7 }));
     assert_eq!(run(norm, 8, 7), Err(Error::Length { what: "y", want: 8, got: 7 }));
-    let uneven = LayerNorm { beta: &bias[1..], ..norm };
+    let uneven = LayerNorm { beta: (&bias[1..]).into(), ..norm };
     assert_eq!(run(uneven, 8, 8), Err(Error::Length { what: "beta", want: 4, got: 3 }));
     assert_eq!(run(LayerNorm::default(), 8, 8), Err(Error::Zero { what: "the layer norm's size" }));
 }

@@ -1,12 +1,11 @@
 //! A model in a file: its configuration completed and its parameters found.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
 
-use super::tensors::{Tensor, Tensors, is_parameter};
+use super::tensors::{Stored, Tensor, Tensors, is_parameter};
 use super::{Error, Options, Result};
 use crate::isa::Isa;
 use crate::nn::{BlockWeights, Linear, Model, ModelConfig, Weights};
@@ -20,8 +19,8 @@ pub struct ModelFile<'a> {
     tensors: Tensors<'a>,
     config: ModelConfig,
     /// In the order of [`ModelConfig::parameters`].
-    parameters: Vec<Cow<'a, [f32]>>,
-    head: Option<[Cow<'a, [f32]>; 2]>,
+    parameters: Vec<Stored<'a>>,
+    head: Option<[Stored<'a>; 2]>,
 }
 
 impl<'a> ModelFile<'a> {
@@ -85,10 +84,10 @@ impl<'a> ModelFile<'a> {
         *blocks = vec![BlockWeights::default(); self.config.num_layers];
         let mut parameters = self.parameters.iter();
         let mut weights = Weights::collect(&self.config, blocks, |parameter| match parameters.next() {
-            Some(data) => Ok(&data[..]),
+            Some(data) => Ok(data.elements()),
             None => Err(Error::Missing { tensor: parameter.to_string(), want: parameter.dims().to_vec() }),
         })?;
-        weights.head = self.head.as_ref().map(|[kernel, bias]| Linear { kernel, bias });
+        weights.head = self.head.as_ref().map(|[kernel, bias]| Linear::new(kernel.elements(), bias.elements()));
         Ok(weights)
     }
 
@@ -163,7 +162,7 @@ impl Seen {
     }
 }
 
-fn head<'a>(tensors: &Tensors<'a>, hidden: usize) -> Result<Option<[Cow<'a, [f32]>; 2]>> {
+fn head<'a>(tensors: &Tensors<'a>, hidden: usize) -> Result<Option<[Stored<'a>; 2]>> {
     let columns = HEAD.iter().find_map(|name| tensors.shape(name)?.last());
     let Some(&columns) = columns else { return Ok(None) };
     let [kernel, bias] = HEAD;
@@ -171,12 +170,12 @@ fn head<'a>(tensors: &Tensors<'a>, hidden: usize) -> Result<Option<[Cow<'a, [f32
 }
 
 /// A parameter that must be there and have this shape.
-fn shaped<'a>(tensors: &Tensors<'a>, name: &str, want: &[usize]) -> Result<Cow<'a, [f32]>> {
+fn shaped<'a>(tensors: &Tensors<'a>, name: &str, want: &[usize]) -> Result<Stored<'a>> {
     match tensors.shape(name) {
         None => Err(Error::Missing { tensor: name.into(), want: want.into() }),
         Some(got) if got != want => {
             Err(Error::Shape { tensor: name.into(), want: want.into(), got: got.into() })
         }
-        Some(_) => Ok(tensors.tensor(name)?.data),
+        Some(_) => tensors.stored(name),
     }
 }

@@ -7,13 +7,15 @@ use std::path::Path;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
+use bytemuck::AnyBitPattern;
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Error, Options, Result, json};
+use crate::element::Elements;
 
 /// Bytes before the header: its length.
 const PREFIX: usize = 8;
@@ -70,29 +72,31 @@ impl<'a> Tensors<'a> {
     /// # Errors
     /// No tensor of that name, or of another type.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
+        let data = match self.stored(name)? {
+            Stored::F32(data) => data,
+            Stored::Bf16(data) => data.iter().map(|x| x.to_f32()).collect(),
+            Stored::F16(data) => data.iter().map(|x| x.to_f32()).collect(),
+        };
+        Ok(Tensor { shape: self.shape(name).unwrap_or_default().to_vec(), data })
+    }
+
+    /// A tensor in the type it has in the file.
+    pub(super) fn stored(&self, name: &str) -> Result<Stored<'a>> {
         let Some(info) = self.metadata.info(name) else {
             let have = self.names().into_iter().filter(|name| !is_parameter(name)).collect();
             return Err(Error::NoTensor { name: name.into(), have });
         };
-        Ok(Tensor { shape: info.shape.clone(), data: self.floats(name, info)? })
-    }
-
-    fn floats(&self, name: &str, info: &TensorInfo) -> Result<Cow<'a, [f32]>> {
         let (from, to) = info.data_offsets;
         let bytes = &self.data[from..to];
-        let pair = |b: &[u8]| [b[0], b[1]];
-        Ok(match info.dtype {
-            Dtype::F32 => floats(bytes),
-            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes(pair(b)).to_f32()).collect(),
-            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(pair(b)).to_f32()).collect(),
+        match info.dtype {
+            Dtype::F32 => Ok(Stored::F32(native(bytes, f32::from_le_bytes))),
+            Dtype::BF16 => Ok(Stored::Bf16(native(bytes, bf16::from_le_bytes))),
+            Dtype::F16 => Ok(Stored::F16(native(bytes, f16::from_le_bytes))),
             other => {
-                return Err(Error::Dtype {
-                    tensor: name.into(),
-                    got: other.to_string(),
-                    shape: info.shape.clone(),
-                });
+                let (tensor, got) = (name.into(), other.to_string());
+                Err(Error::Dtype { tensor, got, shape: info.shape.clone() })
             }
-        })
+        }
     }
 
     /// The options in the file's metadata, under `config`; none of them if there is no such key.
@@ -112,11 +116,29 @@ pub(super) fn is_parameter(name: &str) -> bool {
     matches!(name.rsplit_once('.'), Some((_, "kernel" | "bias" | "gamma" | "beta")))
 }
 
-/// Little-endian bytes as f32: as they lie, where that is how the machine has them, else a copy.
-fn floats(bytes: &[u8]) -> Cow<'_, [f32]> {
+/// A tensor's elements, borrowed from the file's bytes where they allow it.
+#[derive(Debug)]
+pub(super) enum Stored<'a> {
+    F32(Cow<'a, [f32]>),
+    Bf16(Cow<'a, [bf16]>),
+    F16(Cow<'a, [f16]>),
+}
+
+impl Stored<'_> {
+    pub(super) fn elements(&self) -> Elements<'_> {
+        match self {
+            Stored::F32(data) => (&data[..]).into(),
+            Stored::Bf16(data) => (&data[..]).into(),
+            Stored::F16(data) => (&data[..]).into(),
+        }
+    }
+}
+
+/// Little-endian bytes as numbers: as they lie, where that is how the machine has them, else a copy.
+fn native<T: AnyBitPattern, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> T) -> Cow<'_, [T]> {
     match bytemuck::try_cast_slice(bytes) {
-        Ok(floats) if cfg!(target_endian = "little") => Cow::Borrowed(floats),
-        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Ok(numbers) if cfg!(target_endian = "little") => Cow::Borrowed(numbers),
+        _ => bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect(),
     }
 }
 

@@ -9,6 +9,7 @@ use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use crate::element::{Elements, widen};
 use crate::error::{Error, Result};
 use crate::isa::{Isa, dispatch};
 use crate::math::gelu;
@@ -21,9 +22,9 @@ use crate::tile::{self, NV, RowTile, copy_row, for_row_tiles, mul_ab, panel_widt
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Linear<'w> {
     /// `[in, out]`, row by row.
-    pub kernel: &'w [f32],
+    pub kernel: Elements<'w>,
     /// `[out]`.
-    pub bias: &'w [f32],
+    pub bias: Elements<'w>,
 }
 
 /// What happens to `x W + b` on its way to y.
@@ -38,11 +39,22 @@ pub(super) enum Epilogue {
 /// Up to so many rows W is not packed: packing costs as much as multiplying four rows.
 const FEW: usize = 5;
 
+/// Rows of W that are streamed together: more streams than a prefetcher follows are no use.
+const TOGETHER: usize = 8;
+
+/// Columns of them that are widened at once, where they are not f32: the sums and these stay in L1.
+const BLOCK: usize = 256;
+
 /// Multiply-adds for which it pays to wake a thread.
 const GRAIN: usize = 1 << 20;
 
 impl<'w> Linear<'w> {
-    pub(super) fn slot(&mut self, field: &str) -> &mut &'w [f32] {
+    /// A layer of these parameters, of any type each.
+    pub fn new(kernel: impl Into<Elements<'w>>, bias: impl Into<Elements<'w>>) -> Self {
+        Self { kernel: kernel.into(), bias: bias.into() }
+    }
+
+    pub(super) fn slot(&mut self, field: &str) -> &mut Elements<'w> {
         if field == "kernel" { &mut self.kernel } else { &mut self.bias }
     }
 
@@ -114,6 +126,9 @@ impl<'w> Linear<'w> {
     ) {
         let (inputs, outputs) = (self.inputs(), self.outputs());
         let rows = x.len() / inputs;
+        if rows == 0 {
+            return;
+        }
         let plan = Plan::new(isa, threads, rows, inputs, outputs);
         let y = Disjoint::new(y);
         let tasks = outputs.div_ceil(plan.columns);
@@ -149,7 +164,7 @@ impl Plan {
         let tasks = if wanted == 1 { 1 } else { 4 * wanted };
         let columns = outputs.div_ceil(width).div_ceil(tasks) * width;
         let workers = wanted.min(outputs.div_ceil(columns)).max(1);
-        let part_len = if rows <= FEW { rows * columns.min(outputs) } else { inputs * width };
+        let part_len = if rows <= FEW { rows * columns.min(outputs) + TOGETHER * BLOCK } else { inputs * width };
         Self { columns, workers, part_len: padded(part_len) }
     }
 }
@@ -199,11 +214,12 @@ impl<'a> Task<'a> {
         let (inputs, outputs) = (self.layer.inputs(), self.layer.outputs());
         let width = N * S::F32_LANES;
         let panel = &mut scratch[..inputs * width];
-        for (to, row) in panel.chunks_exact_mut(width).zip(self.layer.kernel.chunks_exact(outputs)) {
-            copy_row(simd, &row[from..][..columns], to);
+        for (i, to) in panel.chunks_exact_mut(width).enumerate() {
+            let at = i * outputs + from;
+            widen(simd, self.layer.kernel.slice(at..at + columns), to);
         }
         let mut bias = [[simd.splat_f32s(0.0); N]];
-        copy_row(simd, &self.layer.bias[from..][..columns], bytemuck::cast_slice_mut(&mut bias[0]));
+        widen(simd, self.layer.bias.slice(from..from + columns), bytemuck::cast_slice_mut(&mut bias[0]));
         for_row_tiles::<S>(
             self.rows,
             &mut DenseTile::<S, N> {
@@ -220,28 +236,19 @@ impl<'a> Task<'a> {
     /// Few rows: W in its own order.
     #[inline(always)]
     fn stream<S: Simd>(&self, simd: S, scratch: &mut [f32]) {
-        let (inputs, outputs) = (self.layer.inputs(), self.layer.outputs());
+        let inputs = self.layer.inputs();
         let columns = self.columns.len();
-        let sums = &mut scratch[..self.rows * columns];
+        let (sums, space) = scratch.split_at_mut(self.rows * columns);
         for sum in sums.chunks_exact_mut(columns) {
-            sum.copy_from_slice(&self.layer.bias[self.columns.clone()]);
+            widen(simd, self.layer.bias.slice(self.columns.clone()), sum);
         }
-        let kernel = |row: usize| &self.layer.kernel[row * outputs..][self.columns.clone()];
         let mut at = 0;
-        while inputs - at >= 8 {
-            let mut rows: [&[f32]; 8] = [&[]; 8];
-            for (i, row) in rows.iter_mut().enumerate() {
-                *row = kernel(at + i);
-            }
-            for (x, sum) in self.x.chunks_exact(inputs).zip(sums.chunks_exact_mut(columns)) {
-                add_rows(simd, &x[at..], rows, sum);
-            }
-            at += 8;
+        while inputs - at >= TOGETHER {
+            self.stream_rows::<S, TOGETHER>(simd, at, sums, space);
+            at += TOGETHER;
         }
         while at < inputs {
-            for (x, sum) in self.x.chunks_exact(inputs).zip(sums.chunks_exact_mut(columns)) {
-                add_rows(simd, &x[at..], [kernel(at)], sum);
-            }
+            self.stream_rows::<S, 1>(simd, at, sums, space);
             at += 1;
         }
         for (i, sum) in sums.chunks_exact(columns).enumerate() {
@@ -249,6 +256,53 @@ impl<'a> Task<'a> {
             // SAFETY: one row at a time.
             let to = unsafe { self.output(i, self.columns.start, columns) };
             finish(simd, self.epilogue, sum, to);
+        }
+    }
+
+    /// R rows of W from `at` on, into the sums of every row of x.
+    #[inline(always)]
+    fn stream_rows<S: Simd, const R: usize>(&self, simd: S, at: usize, sums: &mut [f32], space: &mut [f32]) {
+        let (outputs, columns) = (self.layer.outputs(), self.columns.len());
+        let begin = |i: usize| (at + i) * outputs + self.columns.start;
+        let mut rows: [&[f32]; R] = [&[]; R];
+        match self.layer.kernel {
+            Elements::F32(kernel) => {
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = &kernel[begin(i)..][..columns];
+                }
+                self.add_rows(simd, at, rows, 0, sums);
+            }
+            kernel => {
+                for from in (0..columns).step_by(BLOCK) {
+                    let block = BLOCK.min(columns - from);
+                    let mut rest = &mut space[..];
+                    let mut rows: [&[f32]; R] = [&[]; R];
+                    for (i, row) in rows.iter_mut().enumerate() {
+                        let (space, after) = rest.split_at_mut(BLOCK);
+                        rest = after;
+                        let at = begin(i) + from;
+                        widen(simd, kernel.slice(at..at + block), &mut space[..block]);
+                        *row = &space[..block];
+                    }
+                    self.add_rows(simd, at, rows, from, sums);
+                }
+            }
+        }
+    }
+
+    /// R rows of W from `at` on, cut to some columns, into those of all sums from `from` on.
+    #[inline(always)]
+    fn add_rows<S: Simd, const R: usize>(
+        &self,
+        simd: S,
+        at: usize,
+        rows: [&[f32]; R],
+        from: usize,
+        sums: &mut [f32],
+    ) {
+        let inputs = self.layer.inputs();
+        for (x, sum) in self.x.chunks_exact(inputs).zip(sums.chunks_exact_mut(self.columns.len())) {
+            add_rows(simd, &x[at..], rows, &mut sum[from..][..rows[0].len()]);
         }
     }
 

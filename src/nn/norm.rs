@@ -2,6 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use crate::element::Elements;
 use crate::error::{Error, Result};
 use crate::isa::{Isa, dispatch};
 
@@ -13,9 +14,9 @@ use crate::isa::{Isa, dispatch};
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LayerNorm<'w> {
     /// `[size]`.
-    pub gamma: &'w [f32],
+    pub gamma: Elements<'w>,
     /// `[size]`.
-    pub beta: &'w [f32],
+    pub beta: Elements<'w>,
     /// Added to the variance.
     pub eps: f32,
     /// Use `rsqrt(eps)` where `var < eps` (Axon 0.8.0).
@@ -23,7 +24,7 @@ pub struct LayerNorm<'w> {
 }
 
 impl<'w> LayerNorm<'w> {
-    pub(super) fn slot(&mut self, field: &str) -> &mut &'w [f32] {
+    pub(super) fn slot(&mut self, field: &str) -> &mut Elements<'w> {
         if field == "gamma" { &mut self.gamma } else { &mut self.beta }
     }
 
@@ -54,6 +55,9 @@ impl<'w> LayerNorm<'w> {
     }
 }
 
+/// Elements of gamma and beta that are widened at once, where they are not f32.
+const BLOCK: usize = 64;
+
 struct Task<'a> {
     norm: LayerNorm<'a>,
     x: &'a [f32],
@@ -72,9 +76,15 @@ impl WithSimd for Task<'_> {
             let variance = sum(simd, x, mean, true) / size as f32;
             let clipped = clip && variance < eps;
             let scale = 1.0 / libm::sqrtf(if clipped { eps } else { variance + eps });
-            // A plain loop: the dispatch makes vectors of it.
-            for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-                *y = (x - mean) * (gamma * scale) + beta;
+            for (at, (y, x)) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
+                let block = at * BLOCK..at * BLOCK + x.len();
+                let (space, more) = (&mut [0.0; BLOCK], &mut [0.0; BLOCK]);
+                let gamma = gamma.slice(block.clone()).widened(simd, space);
+                let beta = beta.slice(block).widened(simd, more);
+                // A plain loop: the dispatch makes vectors of it.
+                for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+                    *y = (x - mean) * (gamma * scale) + beta;
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::config::{ModelConfig, Parameter};
 use super::linear::Linear;
 use super::norm::LayerNorm;
+use crate::element::{Element, Elements};
 use crate::error::{Error, Result};
 
 /// The parameters of one block.
@@ -45,7 +46,7 @@ impl<'w> Weights<'w> {
     pub fn collect<E: From<Error>>(
         config: &ModelConfig,
         blocks: &'w mut [BlockWeights<'w>],
-        mut get: impl FnMut(&Parameter) -> core::result::Result<&'w [f32], E>,
+        mut get: impl FnMut(&Parameter) -> core::result::Result<Elements<'w>, E>,
     ) -> core::result::Result<Self, E> {
         config.check()?;
         if blocks.len() != config.num_layers {
@@ -94,9 +95,9 @@ impl<'w> Weights<'w> {
     ///
     /// # Errors
     /// A configuration that does not check, or a length other than [`ModelConfig::parameters_len`].
-    pub fn from_flat(
+    pub fn from_flat<E: Element>(
         config: &ModelConfig,
-        flat: &'w [f32],
+        flat: &'w [E],
         blocks: &'w mut [BlockWeights<'w>],
     ) -> Result<Self> {
         config.check()?;
@@ -108,7 +109,7 @@ impl<'w> Weights<'w> {
         Self::collect(config, blocks, |parameter| {
             let (data, after) = rest.split_at(parameter.len());
             rest = after;
-            Ok(data)
+            Ok(data.into())
         })
     }
 

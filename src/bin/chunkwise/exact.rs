@@ -38,11 +38,12 @@ pub(crate) fn run(
 
 /// y = x W + b
 fn dense(layer: &Linear<'_>, x: &[f64]) -> Vec<f64> {
+    let kernel: Vec<f64> = layer.kernel.iter().map(f64::from).collect();
     let mut y = Vec::new();
     for row in x.chunks_exact(layer.inputs()) {
         for (j, bias) in layer.bias.iter().enumerate() {
-            let column = layer.kernel.iter().skip(j).step_by(layer.outputs());
-            y.push(f64::from(*bias) + row.iter().zip(column).map(|(x, w)| x * f64::from(*w)).sum::<f64>());
+            let column = kernel.iter().skip(j).step_by(layer.outputs());
+            y.push(f64::from(bias) + row.iter().zip(column).map(|(x, w)| x * w).sum::<f64>());
         }
     }
     y
@@ -56,8 +57,8 @@ fn layer_norm(norm: &LayerNorm<'_>, x: &[f64]) -> Vec<f64> {
         let mean = row.iter().sum::<f64>() / size as f64;
         let var = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / size as f64;
         let root = if norm.clip && var < eps { eps.sqrt() } else { (var + eps).sqrt() };
-        for ((x, gamma), beta) in row.iter().zip(norm.gamma).zip(norm.beta) {
-            y.push((x - mean) * f64::from(*gamma) / root + f64::from(*beta));
+        for ((x, gamma), beta) in row.iter().zip(norm.gamma.iter()).zip(norm.beta.iter()) {
+            y.push((x - mean) * f64::from(gamma) / root + f64::from(beta));
         }
     }
     y
