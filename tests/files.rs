@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use chunkwise::FeatureMap;
+use chunkwise::element::Elements;
 use chunkwise::files::{self, Error, ModelFile, Options, Tensor, Tensors};
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
 
@@ -102,6 +103,21 @@ impl File {
     }
 }
 
+/// The good file with every parameter in a type of 16 bits, and the file that holds the same numbers in f32.
+fn narrowed(dtype: &'static str, narrow: impl Fn(f32) -> ([u8; 2], f32)) -> [File; 2] {
+    let (mut narrow_file, mut wide_file) = (File::good(), File::good());
+    for (narrow_tensor, wide_tensor) in narrow_file.tensors.iter_mut().zip(&mut wide_file.tensors) {
+        let numbers = wide_tensor.3.as_chunks().0.iter().map(|bytes| narrow(f32::from_le_bytes(*bytes)));
+        if wide_tensor.0.contains('.') {
+            let numbers: Vec<_> = numbers.collect();
+            narrow_tensor.1 = dtype;
+            narrow_tensor.3 = numbers.iter().flat_map(|(bytes, _)| *bytes).collect();
+            wide_tensor.3 = numbers.iter().flat_map(|(_, wide)| wide.to_le_bytes()).collect();
+        }
+    }
+    [narrow_file, wide_file]
+}
+
 type Way = fn(&Model<'_>, &Tensor<'_>) -> files::Result<Tensor<'static>>;
 
 fn load(bytes: &[u8]) -> files::Result<ModelFile<'_>> {
@@ -185,17 +201,6 @@ fn halves_are_widened() {
         }
         assert_ne!(*got.data, data);
     }
-    // Parameters too: a weight of 0.5 is the same in all.
-    let half = |dtype, bytes: [u8; 2]| {
-        let mut file = File::good().without("head.bias");
-        file.tensors.push(("head.bias".into(), dtype, vec![5], bytes.repeat(5)));
-        let bytes = file.bytes();
-        let file = load(&bytes).unwrap();
-        let mut blocks = Vec::new();
-        file.weights(&mut blocks).unwrap().head.unwrap().bias.iter().collect::<Vec<f32>>()
-    };
-    assert_eq!(half("BF16", half::bf16::from_f32(0.5).to_le_bytes()), [0.5; 5]);
-    assert_eq!(half("F16", half::f16::from_f32(0.5).to_le_bytes()), [0.5; 5]);
 }
 
 #[test]
@@ -588,4 +593,39 @@ fn written_and_read() {
     let nowhere = path.with_file_name("no_such_folder").join("x");
     refused(files::read(&nowhere), &["no_such_folder"]);
     refused(files::write(&nowhere, &[("a", &a)]), &["no_such_folder"]);
+}
+
+#[test]
+fn narrow_parameters_give_the_bits_of_the_same_numbers_in_f32() {
+    let bf16 = narrowed("BF16", |x| {
+        let x = half::bf16::from_f32(x);
+        (x.to_le_bytes(), x.to_f32())
+    });
+    let f16 = narrowed("F16", |x| {
+        let x = half::f16::from_f32(x);
+        (x.to_le_bytes(), x.to_f32())
+    });
+    for [narrow, wide] in [bf16, f16] {
+        assert_eq!(run(&narrow.bytes()), run(&wide.bytes()));
+        assert_ne!(run(&narrow.bytes()), run(&File::good().bytes()), "rounding the parameters shows");
+    }
+}
+
+/// A bf16 file is not expanded in memory: what multiplies is what was read.
+#[test]
+fn narrow_parameters_are_borrowed() {
+    let [file, _] = narrowed("BF16", |x| (half::bf16::from_f32(x).to_le_bytes(), x));
+    let bytes = file.bytes();
+    // A space more where the header would put the data at an odd place.
+    let header = bytes.len() - file.tensors.iter().map(|tensor| tensor.3.len()).sum::<usize>();
+    let bytes = if header.is_multiple_of(2) {
+        bytes
+    } else {
+        file.with_header(&format!("{{{}}} ", file.entries().join(", ")))
+    };
+    let parsed = load(&bytes).unwrap();
+    let mut blocks = Vec::new();
+    let kernel = parsed.weights(&mut blocks).unwrap().blocks[1].ffn_up.kernel;
+    let Elements::Bf16(kernel) = kernel else { panic!("{kernel:?}") };
+    assert!(bytes.as_ptr_range().contains(&kernel.as_ptr().cast()), "copied");
 }

@@ -238,7 +238,9 @@ fn layer_norm_is_its_formula() {
                 let x: Vec<f32> = normals(1, 3 * size).iter().map(|x| spread * x).collect();
                 let (gamma, beta) = (normals(2, size), normals(3, size));
                 let mut y = vec![f32::NAN; 3 * size];
-                LayerNorm { gamma: (&gamma[..]).into(), beta: (&beta[..]).into(), eps, clip }.forward(isa, &x, &mut y).unwrap();
+                LayerNorm { gamma: (&gamma[..]).into(), beta: (&beta[..]).into(), eps, clip }
+                    .forward(isa, &x, &mut y)
+                    .unwrap();
                 let mut want = Vec::new();
                 for row in widen(&x).chunks(size) {
                     let mean = row.iter().sum::<f64>() / size as f64;
@@ -373,13 +375,22 @@ fn weights_that_do_not_fit() {
             "attn_qkv",
         ),
         (
-            BlockWeights { attn_out: Linear { kernel: (&flat[..11 * 12]).into(), ..block.attn_out }, ..block },
+            BlockWeights {
+                attn_out: Linear { kernel: (&flat[..11 * 12]).into(), ..block.attn_out },
+                ..block
+            },
             "attn_out",
         ),
-        (BlockWeights { ffn_norm: LayerNorm { gamma: (&flat[..13]).into(), ..block.ffn_norm }, ..block }, "ffn_norm"),
+        (
+            BlockWeights { ffn_norm: LayerNorm { gamma: (&flat[..13]).into(), ..block.ffn_norm }, ..block },
+            "ffn_norm",
+        ),
         (BlockWeights { ffn_up: Linear { bias: (&flat[..47]).into(), ..block.ffn_up }, ..block }, "ffn_up"),
         (
-            BlockWeights { ffn_down: Linear { kernel: (&flat[..47 * 12]).into(), ..block.ffn_down }, ..block },
+            BlockWeights {
+                ffn_down: Linear { kernel: (&flat[..47 * 12]).into(), ..block.ffn_down },
+                ..block
+            },
             "ffn_down",
         ),
     ];

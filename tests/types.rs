@@ -3,6 +3,7 @@
 
 mod common;
 
+use chunkwise::nn::{BlockWeights, LayerNorm, Linear, Model, ModelConfig, Weights, init};
 use chunkwise::{Config, DecodeStep, Element, Error, FeatureMap, Forward, Isa, Normaliser, State};
 use common::*;
 use half::{bf16, f16};
@@ -214,4 +215,86 @@ fn a_slice_too_short_of_any_type() {
     check::<f32>();
     check::<bf16>();
     check::<f16>();
+}
+
+/// A layer on narrow weights, streamed and tiled, has the bits of the layer on the same numbers in f32.
+#[test]
+fn layers_on_narrow_weights() {
+    fn check<E: Number>(isa: Isa) {
+        // Columns below, at and above the block that is widened at once; rows of W that don't come in eights.
+        for (inputs, outputs) in [(1, 1), (9, 17), (16, 255), (20, 256), (13, 600)] {
+            let (kernel, bias) =
+                (narrow::<E>(&normals(2, inputs * outputs)), narrow::<E>(&normals(3, outputs)));
+            let (wide_kernel, wide_bias) = (widen(&kernel), widen(&bias));
+            for rows in [1, 3, 6, 17] {
+                for threads in [1, 3] {
+                    let x = normals(1, rows * inputs);
+                    let run = |layer: Linear| {
+                        let mut y = vec![f32::NAN; rows * outputs];
+                        let mut scratch = vec![f32::NAN; layer.scratch_len(isa, threads, rows)];
+                        layer.forward(isa, threads, &x, &mut y, &mut scratch).expect("legal arguments");
+                        y
+                    };
+                    let narrow = run(Linear::new(&kernel[..], &bias[..]));
+                    let wide = run(Linear::new(&wide_kernel[..], &wide_bias[..]));
+                    let name = format!("{isa}, {}, {rows} x {inputs} x {outputs}", E::NAME);
+                    assert_eq!(first_difference(&narrow, &wide), None, "{name}");
+                }
+            }
+        }
+        for size in [1, 7, 64, 65, 200] {
+            let (x, gamma, beta) = (normals(1, 3 * size), normals(2, size), normals(3, size));
+            let (gamma, beta) = (narrow::<E>(&gamma), narrow::<E>(&beta));
+            let (wide_gamma, wide_beta) = (widen(&gamma), widen(&beta));
+            let run = |gamma, beta| {
+                let mut y = vec![f32::NAN; 3 * size];
+                LayerNorm { gamma, beta, eps: 1e-5, clip: false }
+                    .forward(isa, &x, &mut y)
+                    .expect("legal arguments");
+                y
+            };
+            let narrow = run((&gamma[..]).into(), (&beta[..]).into());
+            let wide = run((&wide_gamma[..]).into(), (&wide_beta[..]).into());
+            assert_eq!(first_difference(&narrow, &wide), None, "{isa}, {}, {size}", E::NAME);
+        }
+    }
+    for isa in Isa::available() {
+        check::<bf16>(isa);
+        check::<f16>(isa);
+    }
+}
+
+/// A whole model whose parameters are narrow, against the same numbers in f32.
+#[test]
+fn models_on_narrow_weights() {
+    fn check<E: Number>(isa: Isa) {
+        let config = ModelConfig { hidden_size: 40, num_layers: 2, ..ModelConfig::new(7) };
+        let mut flat = vec![0.0; config.parameters_len()];
+        init(&config, 1, &mut flat).expect("a flat model");
+        let narrow = narrow::<E>(&flat);
+        let wide = widen(&narrow);
+        let input = normals(1, 70 * 7);
+        let (a, b) = (run::<E>(isa, config, &narrow, &input), run::<f32>(isa, config, &wide, &input));
+        assert_eq!(first_difference(&a, &b), None, "{isa}, {}", E::NAME);
+    }
+    /// The output of 70 tokens by forward, and of the last by step.
+    fn run<E: Number>(isa: Isa, config: ModelConfig, flat: &[E], input: &[f32]) -> Vec<f32> {
+        let mut blocks = [BlockWeights::default(); 2];
+        let weights = Weights::from_flat(&config, flat, &mut blocks).expect("a flat model");
+        let model = Model::new(config, weights, Some(isa), 1).expect("a legal model");
+        let mut output = vec![f32::NAN; 80];
+        let (forward, step) = output.split_at_mut(40);
+        let scratch = &mut vec![f32::NAN; model.scratch_len(1, 70).expect("a legal size")];
+        model.forward(1, 70, input, forward, scratch).expect("legal arguments");
+        let state = &mut vec![0.0; model.state_len(1).expect("a legal size")];
+        let scratch = &mut vec![f32::NAN; model.step_scratch_len(1).expect("a legal size")];
+        for input in input.chunks(7) {
+            model.step(1, input, state, step, scratch).expect("legal arguments");
+        }
+        output
+    }
+    for isa in Isa::available() {
+        check::<bf16>(isa);
+        check::<f16>(isa);
+    }
 }

@@ -87,7 +87,8 @@ impl<'a> ModelFile<'a> {
             Some(data) => Ok(data.elements()),
             None => Err(Error::Missing { tensor: parameter.to_string(), want: parameter.dims().to_vec() }),
         })?;
-        weights.head = self.head.as_ref().map(|[kernel, bias]| Linear::new(kernel.elements(), bias.elements()));
+        weights.head =
+            self.head.as_ref().map(|[kernel, bias]| Linear::new(kernel.elements(), bias.elements()));
         Ok(weights)
     }
 

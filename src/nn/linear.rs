@@ -164,7 +164,8 @@ impl Plan {
         let tasks = if wanted == 1 { 1 } else { 4 * wanted };
         let columns = outputs.div_ceil(width).div_ceil(tasks) * width;
         let workers = wanted.min(outputs.div_ceil(columns)).max(1);
-        let part_len = if rows <= FEW { rows * columns.min(outputs) + TOGETHER * BLOCK } else { inputs * width };
+        let part_len =
+            if rows <= FEW { rows * columns.min(outputs) + TOGETHER * BLOCK } else { inputs * width };
         Self { columns, workers, part_len: padded(part_len) }
     }
 }
