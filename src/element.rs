@@ -147,6 +147,40 @@ impl<'a> Elements<'a> {
     }
 }
 
+/// A type of which vectors can be loaded in the middle of a loop.
+pub(crate) trait Lane: Copy {
+    fn wide(self) -> f32;
+    /// As many as a vector has lanes.
+    fn load<S: Simd>(simd: S, from: &[Self]) -> S::f32s;
+}
+
+impl Lane for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn load<S: Simd>(_: S, from: &[f32]) -> S::f32s {
+        S::as_simd_f32s(from).0[0]
+    }
+}
+
+impl Lane for bf16 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn load<S: Simd>(_: S, from: &[bf16]) -> S::f32s {
+        // The compiler makes one widening load of it.
+        let mut wide = [0.0; 16];
+        for i in 0..S::F32_LANES {
+            wide[i] = from[i].wide();
+        }
+        S::as_simd_f32s(&wide[..S::F32_LANES]).0[0]
+    }
+}
+
 /// Widens a row and pads it with zeros.
 #[inline(always)]
 pub(crate) fn widen<S: Simd>(simd: S, from: Elements<'_>, to: &mut [f32]) {

@@ -131,7 +131,7 @@ pub(crate) fn mul_abt<S: Simd, const M: usize, const N: usize>(
 
 /// Slices of one length, so that the loop over them needs no check.
 #[inline(always)]
-fn cut<T, const N: usize>(mut rows: [&[T]; N], len: usize) -> [&[T]; N] {
+pub(crate) fn cut<T, const N: usize>(mut rows: [&[T]; N], len: usize) -> [&[T]; N] {
     for row in &mut rows {
         *row = &row[..len];
     }

@@ -9,14 +9,16 @@ use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use crate::element::{Elements, widen};
+use half::bf16;
+
+use crate::element::{Elements, Lane, widen};
 use crate::error::{Error, Result};
 use crate::isa::{Isa, dispatch};
 use crate::math::gelu;
 use crate::parallel;
 use crate::scratch::{align, padded, with_alignment};
 use crate::shape::Disjoint;
-use crate::tile::{self, NV, RowTile, copy_row, for_row_tiles, mul_ab, panel_width, vectors_mut};
+use crate::tile::{self, NV, RowTile, copy_row, cut, for_row_tiles, mul_ab, panel_width, vectors_mut};
 
 /// A dense layer; kernel and bias are borrowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -265,14 +267,16 @@ impl<'a> Task<'a> {
     fn stream_rows<S: Simd, const R: usize>(&self, simd: S, at: usize, sums: &mut [f32], space: &mut [f32]) {
         let (outputs, columns) = (self.layer.outputs(), self.columns.len());
         let begin = |i: usize| (at + i) * outputs + self.columns.start;
-        let mut rows: [&[f32]; R] = [&[]; R];
         match self.layer.kernel {
             Elements::F32(kernel) => {
-                for (i, row) in rows.iter_mut().enumerate() {
-                    *row = &kernel[begin(i)..][..columns];
-                }
-                self.add_rows(simd, at, rows, 0, sums);
+                let rows = core::array::from_fn(|i| &kernel[begin(i)..][..columns]);
+                self.add_rows::<S, f32, R>(simd, at, rows, 0, sums);
             }
+            Elements::Bf16(kernel) => {
+                let rows = core::array::from_fn(|i| &kernel[begin(i)..][..columns]);
+                self.add_rows::<S, bf16, R>(simd, at, rows, 0, sums);
+            }
+            // The conversion is a call, so it is made for many columns at once.
             kernel => {
                 for from in (0..columns).step_by(BLOCK) {
                     let block = BLOCK.min(columns - from);
@@ -293,11 +297,11 @@ impl<'a> Task<'a> {
 
     /// R rows of W from `at` on, cut to some columns, into those of all sums from `from` on.
     #[inline(always)]
-    fn add_rows<S: Simd, const R: usize>(
+    fn add_rows<S: Simd, L: Lane, const R: usize>(
         &self,
         simd: S,
         at: usize,
-        rows: [&[f32]; R],
+        rows: [&[L]; R],
         from: usize,
         sums: &mut [f32],
     ) {
@@ -350,13 +354,12 @@ impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
 
 /// `sum += sum_i x[i] rows[i]`.
 #[inline(always)]
-fn add_rows<S: Simd, const R: usize>(simd: S, x: &[f32], rows: [&[f32]; R], sum: &mut [f32]) {
+fn add_rows<S: Simd, L: Lane, const R: usize>(simd: S, x: &[f32], rows: [&[L]; R], sum: &mut [f32]) {
     let x = &x[..R];
+    let rows = cut(rows, sum.len());
     let (sums, tail) = S::as_mut_simd_f32s(sum);
-    let mut vectors: [&[S::f32s]; R] = [&[]; R];
     let mut wide = [simd.splat_f32s(0.0); R];
     for i in 0..R {
-        vectors[i] = &S::as_simd_f32s(rows[i]).0[..sums.len()];
         wide[i] = simd.splat_f32s(x[i]);
     }
     let whole = sums.len() * S::F32_LANES;
@@ -365,13 +368,14 @@ fn add_rows<S: Simd, const R: usize>(simd: S, x: &[f32], rows: [&[f32]; R], sum:
         let (mut even, mut odd) = (*sum, simd.splat_f32s(0.0));
         for i in 0..R {
             let to = if i % 2 == 0 { &mut even } else { &mut odd };
-            *to = simd.mul_add_e_f32s(wide[i], vectors[i][at], *to);
+            let row = L::load(simd, &rows[i][at * S::F32_LANES..][..S::F32_LANES]);
+            *to = simd.mul_add_e_f32s(wide[i], row, *to);
         }
         *sum = simd.add_f32s(even, odd);
     }
     for (at, sum) in tail.iter_mut().enumerate() {
         for i in 0..R {
-            *sum += x[i] * rows[i][whole + at];
+            *sum += x[i] * rows[i][whole + at].wide();
         }
     }
 }
