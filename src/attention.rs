@@ -39,6 +39,9 @@ pub struct Config {
     pub normaliser: Normaliser,
     /// Multiplies the outputs. 1 by default, as in the reference model; fla's default is K^-1/2.
     pub scale: f32,
+    /// Keeps beside the state what rounding takes from it, and adds it again: for streams of very many tokens. Costs
+    /// as many elements of state more, and time. Off by default.
+    pub compensated: bool,
     /// The instruction set; `None` for [`Isa::choose`].
     pub isa: Option<Isa>,
     /// Threads to use at most, of the current rayon pool. 1 by default, and always 1 without `std`. Small work
@@ -70,6 +73,7 @@ impl Config {
             feature_map: FeatureMap::Elu,
             normaliser,
             scale: 1.0,
+            compensated: false,
             isa: None,
             threads: 1,
         }
@@ -177,7 +181,7 @@ impl Plan {
         let parts = value.div_ceil(columns);
         let workers = wanted.min(groups.saturating_mul(parts));
         let per_chunk = matches!(config.normaliser, Normaliser::PerChunk { .. });
-        let part_len = padded(prefill_scratch_len(lanes, group, key, columns, per_chunk));
+        let part_len = padded(prefill_scratch_len(lanes, group, key, columns, per_chunk, config.compensated));
         Self { group, parts, columns, workers, part_len }
     }
 }
@@ -212,7 +216,7 @@ impl Attention {
                 Some(isa) => isa,
                 None => Isa::choose()?,
             },
-            layout: Layout::new(key, value, normaliser),
+            layout: Layout::new(key, value, normaliser, config.compensated),
             plan: Plan { group: 1, parts: 1, columns: value, workers: 1, part_len: 0 },
         };
         let limit = |n: Option<usize>, what| match n {
@@ -265,7 +269,7 @@ impl Attention {
     /// instruction set and any layout: for static arrays.
     pub const fn scratch_bound(heads: usize, key: usize, value: usize) -> usize {
         const LANES: usize = 16;
-        with_alignment(padded(prefill_scratch_len(LANES, heads, key, value, true)))
+        with_alignment(padded(prefill_scratch_len(LANES, heads, key, value, true, true)))
     }
 
     /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`.

@@ -12,9 +12,10 @@ use core::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::feature_map::FeatureMap;
+use crate::math::add_compensated;
 use crate::scratch::round_up;
 use crate::shape::{Disjoint, Rows, RowsMut};
-use crate::state::{Layout, Normaliser};
+use crate::state::{Layout, Normaliser, Sums};
 
 /// Vectors of S's columns taken at once: as many accumulators as hide the latency and still leave registers.
 const COLUMNS: usize = 4;
@@ -90,31 +91,31 @@ impl Decode<'_> {
         let score = dot(simd, q_vectors, k_vectors);
         let (q, k) = (&q[..key], &k[..key]);
 
+        // `[S | z]` of all tokens, what rounding took from it (or nothing), then what PerChunk has more.
+        let (all, rest) = state.split_at_mut(layout.s_at(Sums::Lost));
+        let (lost, chunk) = rest.split_at_mut(layout.s_at(Sums::Chunk) - layout.s_at(Sums::Lost));
+        let (all_s, all_z) = all.split_at_mut(matrix);
+        let (lost_s, lost_z) = lost.split_at_mut(if layout.compensated { matrix } else { 0 });
+        let pass = Pass { simd, q, k, v, score, scale: self.scale, past: None };
         match self.normaliser {
-            Normaliser::None => {
-                let s = &mut state[..matrix];
-                Pass { simd, q, k, v, score, scale: self.scale, past: None }.run(s, o);
-            }
+            Normaliser::None => pass.run(all_s, lost_s, o),
             Normaliser::Global { eps } => {
-                let (s, z) = state.split_at_mut(matrix);
-                let norm = plain_dot(q, z) + score + eps;
-                Pass { simd, q, k, v, score, scale: self.scale / norm, past: None }.run(s, o);
-                add(z, k);
+                let norm = plain_dot(q, all_z) + score + eps;
+                Pass { scale: self.scale / norm, ..pass }.run(all_s, lost_s, o);
+                add(all_z, lost_z, k);
             }
-            Normaliser::PerChunk { chunk, eps } => {
-                let (past, current) = state.split_at_mut(layout.s_at(true));
-                let count = layout_count(current);
-                let (past_s, past_z) = past.split_at_mut(matrix);
-                let (s, rest) = current.split_at_mut(matrix);
+            Normaliser::PerChunk { chunk: len, eps } => {
+                let (s, rest) = chunk.split_at_mut(matrix);
                 let (z, count_at) = rest.split_at_mut(key);
+                let count = count_at[0] as usize;
                 let norm = plain_dot(q, z) + score + eps;
-                let past_scale = self.scale / (plain_dot(q, past_z) + eps);
-                Pass { simd, q, k, v, score, scale: self.scale / norm, past: Some((past_s, past_scale)) }
-                    .run(s, o);
-                add(z, k);
-                if count + 1 == chunk {
-                    add(past_s, s);
-                    add(past_z, z);
+                let past_scale = self.scale / (plain_dot(q, all_z) + eps);
+                let past = Some((&*all_s, past_scale));
+                Pass { scale: self.scale / norm, past, ..pass }.run(s, &mut [], o);
+                add(z, &mut [], k);
+                if count + 1 == len {
+                    add(all_s, lost_s, s);
+                    add(all_z, lost_z, z);
                     s.fill(0.0);
                     z.fill(0.0);
                     count_at[0] = 0.0;
@@ -124,12 +125,6 @@ impl Decode<'_> {
             }
         }
     }
-}
-
-/// The count is the last element; see [`Layout`].
-#[inline(always)]
-fn layout_count(current: &[f32]) -> usize {
-    current[current.len() - 1] as usize
 }
 
 /// The pass over S.
@@ -148,35 +143,44 @@ struct Pass<'a, S> {
 
 impl<S: Simd> Pass<'_, S> {
     #[inline(always)]
-    fn run(self, s: &mut [f32], o: &mut [f32]) {
+    fn run(self, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
         let value = self.v.len();
         let vectors = value / S::F32_LANES;
         let mut at = 0;
         while vectors - at >= COLUMNS {
-            self.columns::<COLUMNS>(at * S::F32_LANES, s, o);
+            self.columns::<COLUMNS>(at * S::F32_LANES, s, lost, o);
             at += COLUMNS;
         }
         while at < vectors {
-            self.columns::<1>(at * S::F32_LANES, s, o);
+            self.columns::<1>(at * S::F32_LANES, s, lost, o);
             at += 1;
         }
         for j in vectors * S::F32_LANES..value {
-            self.column(j, s, o);
+            self.column(j, s, lost, o);
         }
     }
 
     /// N vectors of columns from `at` on.
     #[inline(always)]
-    fn columns<const N: usize>(&self, at: usize, s: &mut [f32], o: &mut [f32]) {
+    fn columns<const N: usize>(&self, at: usize, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
         let (simd, width) = (self.simd, N * S::F32_LANES);
         let v = vectors::<S, N>(&self.v[at..][..width]);
         let mut sum = [simd.splat_f32s(0.0); N];
-        for ((row, &q), &k) in s.chunks_exact_mut(self.v.len()).zip(self.q).zip(self.k) {
+        for (i, ((row, &q), &k)) in s.chunks_exact_mut(self.v.len()).zip(self.q).zip(self.k).enumerate() {
             let row = &mut S::as_mut_simd_f32s(&mut row[at..][..width]).0[..N];
             let (q, k) = (simd.splat_f32s(q), simd.splat_f32s(k));
             for j in 0..N {
                 sum[j] = simd.mul_add_e_f32s(q, row[j], sum[j]);
-                row[j] = simd.mul_add_e_f32s(k, v[j], row[j]);
+            }
+            if lost.is_empty() {
+                for j in 0..N {
+                    row[j] = simd.mul_add_e_f32s(k, v[j], row[j]);
+                }
+            } else {
+                let lost = &mut lost[i * self.v.len() + at..][..width];
+                for (j, lost) in S::as_mut_simd_f32s(lost).0.iter_mut().enumerate() {
+                    (row[j], *lost) = add_compensated(simd, row[j], *lost, simd.mul_f32s(k, v[j]));
+                }
             }
         }
         let (score, scale) = (simd.splat_f32s(self.score), simd.splat_f32s(self.scale));
@@ -200,12 +204,12 @@ impl<S: Simd> Pass<'_, S> {
 
     /// One column of those that don't fill a vector.
     #[inline(always)]
-    fn column(&self, j: usize, s: &mut [f32], o: &mut [f32]) {
+    fn column(&self, j: usize, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
         let value = self.v.len();
         let mut sum = 0.0;
-        for ((row, q), k) in s.chunks_exact_mut(value).zip(self.q).zip(self.k) {
+        for (i, ((row, q), k)) in s.chunks_exact_mut(value).zip(self.q).zip(self.k).enumerate() {
             sum += q * row[j];
-            row[j] += k * self.v[j];
+            add_one(&mut row[j], lost.get_mut(i * value + j), k * self.v[j]);
         }
         sum = (sum + self.score * self.v[j]) * self.scale;
         if let Some((past, scale)) = self.past {
@@ -249,9 +253,18 @@ fn plain_dot(a: &[f32], b: &[f32]) -> f32 {
     ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
 }
 
+/// `to += from`, compensated where there is something lost.
 #[inline(always)]
-fn add(to: &mut [f32], from: &[f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to += from;
+fn add(to: &mut [f32], lost: &mut [f32], from: &[f32]) {
+    for (i, (to, from)) in to.iter_mut().zip(from).enumerate() {
+        add_one(to, lost.get_mut(i), *from);
+    }
+}
+
+#[inline(always)]
+fn add_one(to: &mut f32, lost: Option<&mut f32>, x: f32) {
+    match lost {
+        None => *to += x,
+        Some(lost) => (*to, *lost) = add_compensated(pulp::Scalar::new(), *to, *lost, x),
     }
 }

@@ -36,6 +36,22 @@ pub(crate) fn exp_nonpositive<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(p), exponent))
 }
 
+/// `sum + lost + x` rounded, and what rounding took from it (Knuth 1969, vol. 2, 4.2.2: exact whatever the sizes).
+/// Where the sum is infinite, what is lost is NaN.
+#[inline(always)]
+pub(crate) fn add_compensated<S: Simd>(
+    simd: S,
+    sum: S::f32s,
+    lost: S::f32s,
+    x: S::f32s,
+) -> (S::f32s, S::f32s) {
+    let x = simd.add_f32s(x, lost);
+    let new = simd.add_f32s(sum, x);
+    let of_x = simd.sub_f32s(new, sum);
+    let of_sum = simd.sub_f32s(new, of_x);
+    (new, simd.add_f32s(simd.sub_f32s(sum, of_sum), simd.sub_f32s(x, of_x)))
+}
+
 /// The exact (erf) GELU, x Phi(x), within 5e-7 |x|.
 ///
 /// ```text

@@ -9,6 +9,9 @@
 //! ```
 //!
 //! All zeros is the state before the first token. A copy of the slice is a snapshot.
+//!
+//! With [`crate::Config::compensated`] the first S and z are followed by as many elements more: what rounding has
+//! taken from them so far.
 
 use crate::error::{Error, Result};
 
@@ -60,15 +63,28 @@ pub(crate) struct Layout {
     pub(crate) value: usize,
     normalised: bool,
     per_chunk: bool,
+    pub(crate) compensated: bool,
+}
+
+/// One pair of S and z in a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sums {
+    /// Of all tokens; for PerChunk, of the finished chunks.
+    All,
+    /// What rounding took from these.
+    Lost,
+    /// Of the current chunk.
+    Chunk,
 }
 
 impl Layout {
-    pub(crate) fn new(key: usize, value: usize, normaliser: Normaliser) -> Self {
+    pub(crate) fn new(key: usize, value: usize, normaliser: Normaliser, compensated: bool) -> Self {
         Self {
             key,
             value,
             normalised: normaliser != Normaliser::None,
             per_chunk: matches!(normaliser, Normaliser::PerChunk { .. }),
+            compensated,
         }
     }
 
@@ -76,22 +92,15 @@ impl Layout {
     pub(crate) fn checked_len(&self) -> Result<usize> {
         let overflow = Error::Overflow { what: "the state" };
         let s = self.key.checked_mul(self.value).ok_or(overflow)?;
-        let sums = s.checked_add(self.key).ok_or(overflow)?;
-        match (self.normalised, self.per_chunk) {
-            (_, true) => sums.checked_mul(2).and_then(|n| n.checked_add(1)).ok_or(overflow),
-            (true, _) => Ok(sums),
-            (false, _) => Ok(s),
-        }
+        // More than three pairs and a count can't be.
+        s.checked_add(self.key).and_then(|sums| sums.checked_mul(4)).ok_or(overflow)?;
+        Ok(self.len())
     }
 
     /// Elements of one head, once checked.
     #[inline(always)]
     pub(crate) fn len(&self) -> usize {
-        match (self.normalised, self.per_chunk) {
-            (_, true) => 2 * self.sums() + 1,
-            (true, _) => self.sums(),
-            (false, _) => self.matrix(),
-        }
+        if self.per_chunk { self.count_at() + 1 } else { self.s_at(Sums::Chunk) }
     }
 
     #[inline(always)]
@@ -99,27 +108,32 @@ impl Layout {
         self.key * self.value
     }
 
+    /// Elements of one pair.
     #[inline(always)]
     fn sums(&self) -> usize {
-        self.matrix() + self.key
+        self.matrix() + if self.normalised { self.key } else { 0 }
     }
 
-    /// Where S begins: of the finished tokens or chunks, or of the current chunk.
+    /// Where S begins.
     #[inline(always)]
-    pub(crate) fn s_at(&self, current: bool) -> usize {
-        if current { self.sums() } else { 0 }
+    pub(crate) fn s_at(&self, sums: Sums) -> usize {
+        match sums {
+            Sums::All => 0,
+            Sums::Lost => self.sums(),
+            Sums::Chunk => self.sums() * if self.compensated { 2 } else { 1 },
+        }
     }
 
-    /// Where z begins, likewise.
+    /// Where z begins.
     #[inline(always)]
-    pub(crate) fn z_at(&self, current: bool) -> usize {
-        self.s_at(current) + self.matrix()
+    pub(crate) fn z_at(&self, sums: Sums) -> usize {
+        self.s_at(sums) + self.matrix()
     }
 
     /// Where the count of tokens lies.
     #[inline(always)]
     pub(crate) fn count_at(&self) -> usize {
-        2 * self.sums()
+        self.s_at(Sums::Chunk) + self.sums()
     }
 
     /// Tokens in the current chunk of a state, 0 for normalisers without chunks.

@@ -24,6 +24,8 @@
 //!
 //! PerChunk keeps the sums of the current chunk (S, below which V is packed) and of the finished ones (past)
 //! apart and adds the two quotients; the sums are folded at the chunk's end.
+//!
+//! A compensated state sums each tile (for PerChunk: each chunk) by itself and adds it with what rounding took before.
 
 mod panel;
 mod rows;
@@ -38,7 +40,7 @@ use crate::feature_map::FeatureMap;
 use crate::isa::outline;
 use crate::scratch::round_up;
 use crate::shape::{Disjoint, Rows, RowsMut};
-use crate::state::{Layout, Normaliser};
+use crate::state::{Layout, Normaliser, Sums};
 use crate::tile::{NV, copy_row, panel_width};
 
 /// Tokens in a tile.
@@ -51,19 +53,21 @@ struct Work {
     key: usize,
     /// Columns of all panels: this task's part of V rounded up to whole vectors.
     width: usize,
-    /// Elements of one head: panels, past, z, past z.
+    /// Elements of one head: panels, past, lost, z, past z, lost z.
     head: usize,
     past: bool,
+    compensated: bool,
 }
 
 /// Sizes saturate: what is absurd stays absurd, and is refused at the entry.
 impl Work {
-    const fn new(lanes: usize, key: usize, columns: usize, per_chunk: bool) -> Self {
+    const fn new(lanes: usize, key: usize, columns: usize, per_chunk: bool, compensated: bool) -> Self {
         let (key, width) = (round_up(key, lanes), round_up(columns, lanes));
         let sums = width.saturating_mul(key).saturating_add(key);
         let panels = sums.saturating_add(width.saturating_mul(TILE));
-        let head = panels.saturating_add(if per_chunk { sums } else { 0 });
-        Self { key, width, head, past: per_chunk }
+        let more = sums.saturating_mul(per_chunk as usize + compensated as usize);
+        let head = panels.saturating_add(more);
+        Self { key, width, head, past: per_chunk, compensated }
     }
 
     /// Elements of a row of `[phi(Q) | A]`.
@@ -84,8 +88,9 @@ pub(crate) const fn prefill_scratch_len(
     key: usize,
     columns: usize,
     per_chunk: bool,
+    compensated: bool,
 ) -> usize {
-    Work::new(lanes, key, columns, per_chunk).len(heads)
+    Work::new(lanes, key, columns, per_chunk, compensated).len(heads)
 }
 
 /// One task: some heads of one sequence, some columns of V.
@@ -143,6 +148,7 @@ impl WithSimd for Prefill<'_> {
             self.layout.key,
             self.columns.len(),
             matches!(self.normaliser, Normaliser::PerChunk { .. }),
+            self.layout.compensated,
         );
         let scratch = core::mem::take(&mut self.scratch);
         let (q, rest) = scratch.split_at_mut(TILE * work.q_stride());
@@ -220,6 +226,9 @@ struct Head<'a> {
     z: &'a mut [f32],
     past: &'a mut [f32],
     past_z: &'a mut [f32],
+    /// What rounding took from past, where there is one, else from S.
+    lost: &'a mut [f32],
+    lost_z: &'a mut [f32],
 }
 
 impl Work {
@@ -227,8 +236,10 @@ impl Work {
     fn split<'a>(&self, head: &'a mut [f32]) -> Head<'a> {
         let (panels, rest) = head.split_at_mut(self.width * (self.key + TILE));
         let (past, rest) = rest.split_at_mut(if self.past { self.width * self.key } else { 0 });
-        let (z, past_z) = rest.split_at_mut(self.key);
-        Head { panels, z, past, past_z }
+        let (lost, rest) = rest.split_at_mut(if self.compensated { self.width * self.key } else { 0 });
+        let (z, rest) = rest.split_at_mut(self.key);
+        let (past_z, lost_z) = rest.split_at_mut(if self.past { self.key } else { 0 });
+        Head { panels, z, past, past_z, lost, lost_z }
     }
 }
 
@@ -244,8 +255,8 @@ impl Prefill<'_> {
         k: &mut [f32],
         head: &mut [f32],
     ) {
-        let Head { panels, z, past, past_z } = work.split(head);
-        let inverses = outline(simd, PackRows { task: self, work, tile, q, k, z, past_z });
+        let Head { panels, z, past, past_z, lost, lost_z } = work.split(head);
+        let inverses = outline(simd, PackRows { task: self, work, tile, q, k, z, past_z, lost_z });
 
         // Each tile asks for its head's next one, spread over the panels. That is one turn through the heads ahead;
         // asking for the next head's rows, or for two tiles ahead, measured slower.
@@ -274,6 +285,11 @@ impl Prefill<'_> {
                 from,
                 panel: &mut panels[from * (work.key + TILE)..][..width * (work.key + TILE)],
                 past: if work.past { &mut past[from * work.key..][..width * work.key] } else { &mut [] },
+                lost: if work.compensated {
+                    &mut lost[from * work.key..][..width * work.key]
+                } else {
+                    &mut []
+                },
             };
             if width == full {
                 outline(simd, Panel::<NV>(args));
@@ -294,11 +310,17 @@ impl Prefill<'_> {
                 to.past.fill(0.0);
                 to.z.fill(0.0);
                 to.past_z.fill(0.0);
+                to.lost.fill(0.0);
+                to.lost_z.fill(0.0);
             }
             Some(state) => {
-                self.load_sums(simd, work, state, work.past, to.panels, TILE, to.z);
+                let sums = if work.past { Sums::Chunk } else { Sums::All };
+                self.load_sums(simd, work, state, sums, to.panels, TILE, to.z);
                 if work.past {
-                    self.load_sums(simd, work, state, false, to.past, 0, to.past_z);
+                    self.load_sums(simd, work, state, Sums::All, to.past, 0, to.past_z);
+                }
+                if work.compensated {
+                    self.load_sums(simd, work, state, Sums::Lost, to.lost, 0, to.lost_z);
                 }
             }
         }
@@ -306,19 +328,19 @@ impl Prefill<'_> {
 
     /// One pair S and z, into panels of `key + below` rows.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "two calls, both in `load`")]
+    #[allow(clippy::too_many_arguments, reason = "three calls, all in `load`")]
     fn load_sums<S: Simd>(
         &self,
         simd: S,
         work: &Work,
         state: &[f32],
-        current: bool,
+        sums: Sums,
         panels: &mut [f32],
         below: usize,
         z: &mut [f32],
     ) {
         let Layout { key, value, .. } = self.layout;
-        let s = &state[self.layout.s_at(current)..][..key * value];
+        let s = &state[self.layout.s_at(sums)..][..key * value];
         let full = panel_width(S::F32_LANES);
         for from in (0..work.width).step_by(full) {
             let width = full.min(work.width - from);
@@ -334,7 +356,7 @@ impl Prefill<'_> {
         if self.normaliser == Normaliser::None {
             z.fill(0.0);
         } else {
-            copy_row(simd, &state[self.layout.z_at(current)..][..key], z);
+            copy_row(simd, &state[self.layout.z_at(sums)..][..key], z);
         }
     }
 
@@ -350,7 +372,7 @@ impl Prefill<'_> {
             unsafe { last.part(h * layout.len() + at, len) }
         };
         let first = self.columns.start == 0;
-        let sums = |current: bool, panels: &[f32], rows: usize, z: &[f32], empty: bool| {
+        let store = |sums: Sums, panels: &[f32], rows: usize, z: &[f32], empty: bool| {
             let full = panel_width(S::F32_LANES);
             for from in (0..work.width).step_by(full) {
                 let width = full.min(work.width - from);
@@ -358,23 +380,26 @@ impl Prefill<'_> {
                 let columns = width.min(self.columns.end - begin);
                 let panel = &panels[from * rows..][..layout.key * width];
                 for (i, row) in panel.chunks_exact(width).enumerate() {
-                    let to = part(layout.s_at(current) + i * layout.value + begin, columns);
+                    let to = part(layout.s_at(sums) + i * layout.value + begin, columns);
                     if empty { to.fill(0.0) } else { to.copy_from_slice(&row[..columns]) }
                 }
             }
             if first && self.normaliser != Normaliser::None {
-                let to = part(layout.z_at(current), layout.key);
+                let to = part(layout.z_at(sums), layout.key);
                 if empty { to.fill(0.0) } else { to.copy_from_slice(&z[..layout.key]) }
             }
         };
         if work.past {
-            sums(false, from.past, work.key, from.past_z, false);
-            sums(true, from.panels, work.key + TILE, from.z, count == 0);
+            store(Sums::All, from.past, work.key, from.past_z, false);
+            store(Sums::Chunk, from.panels, work.key + TILE, from.z, count == 0);
             if first {
                 part(layout.count_at(), 1)[0] = count as f32;
             }
         } else {
-            sums(false, from.panels, work.key + TILE, from.z, false);
+            store(Sums::All, from.panels, work.key + TILE, from.z, false);
+        }
+        if work.compensated {
+            store(Sums::Lost, from.lost, work.key, from.lost_z, false);
         }
     }
 }

@@ -5,6 +5,7 @@ use pulp::{Simd, WithSimd};
 use super::rows::Inverses;
 use super::{Prefill, Tile, Work};
 use crate::element::widen;
+use crate::math::add_compensated;
 use crate::tile::{RowTile, for_row_tiles, mul_ab, mul_ab_tril, mul_atb, vectors_mut, zero};
 
 /// A panel of N vectors of columns.
@@ -25,6 +26,8 @@ pub(super) struct PanelArgs<'a> {
     pub(super) panel: &'a mut [f32],
     /// S of the finished chunks, for PerChunk.
     pub(super) past: &'a mut [f32],
+    /// What rounding took, for a compensated state.
+    pub(super) lost: &'a mut [f32],
 }
 
 impl<const N: usize> WithSimd for Panel<'_, N> {
@@ -32,7 +35,7 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let PanelArgs { task, work, tile, q, k, inverses, from, panel, past } = self.0;
+        let PanelArgs { task, work, tile, q, k, inverses, from, panel, past, lost } = self.0;
         let (key, rows) = (work.key, tile.rows);
         let width = N * S::F32_LANES;
         let begin = task.columns.start + from;
@@ -43,6 +46,7 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
         }
         let panel = vectors_mut::<S, N>(panel);
         let past = vectors_mut::<S, N>(past);
+        let lost = vectors_mut::<S, N>(lost);
 
         for_row_tiles::<S>(
             rows,
@@ -61,16 +65,33 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
             },
         );
         let (s, v) = panel.split_at_mut(key);
-        let (sum, fresh) =
-            if tile.add_to_past { (&mut *past, !tile.use_past) } else { (&mut *s, !tile.use_current) };
+        // What is compensated is past where there is one, else S.
+        let (sum, fresh, compensated) = if tile.add_to_past {
+            (&mut *past, !tile.use_past, true)
+        } else {
+            (&mut *s, !tile.use_current, !work.past)
+        };
+        let lost_here: &mut [_] = if compensated { &mut *lost } else { &mut [] };
         for_row_tiles::<S>(
             task.layout.key,
-            &mut StateTile::<S, N> { simd, k: &k[..rows * key], stride: key, v: &v[..rows], s: sum, fresh },
+            &mut StateTile::<S, N> {
+                simd,
+                k: &k[..rows * key],
+                stride: key,
+                v: &v[..rows],
+                s: sum,
+                fresh,
+                lost: lost_here,
+            },
         );
         if tile.fold {
-            for (past, s) in past.iter_mut().zip(s.iter()) {
+            for (i, (past, s)) in past.iter_mut().zip(s.iter()).enumerate() {
                 for j in 0..N {
-                    past[j] = if tile.use_past { simd.add_f32s(past[j], s[j]) } else { s[j] };
+                    let old = if tile.use_past { past[j] } else { simd.splat_f32s(0.0) };
+                    past[j] = simd.add_f32s(old, s[j]);
+                    if let Some(lost) = lost.get_mut(i) {
+                        (past[j], lost[j]) = add_compensated(simd, old, lost[j], s[j]);
+                    }
                 }
             }
         }
@@ -143,6 +164,8 @@ struct StateTile<'a, S: Simd, const N: usize> {
     v: &'a [[S::f32s; N]],
     s: &'a mut [[S::f32s; N]],
     fresh: bool,
+    /// What rounding took from S, if it is compensated.
+    lost: &'a mut [[S::f32s; N]],
 }
 
 impl<S: Simd, const N: usize> RowTile for StateTile<'_, S, N> {
@@ -150,10 +173,18 @@ impl<S: Simd, const N: usize> RowTile for StateTile<'_, S, N> {
     fn run<const MR: usize>(&mut self, row: usize) {
         let s = &mut self.s[row..][..MR];
         let mut acc = zero::<S, MR, N>(self.simd);
-        if !self.fresh {
+        if !self.fresh && self.lost.is_empty() {
             acc.copy_from_slice(s);
         }
         acc = mul_atb(self.simd, acc, &self.k[row..], self.stride, self.v);
+        if let Some(lost) = self.lost.get_mut(row..row + MR) {
+            for i in 0..MR {
+                for j in 0..N {
+                    let old = if self.fresh { self.simd.splat_f32s(0.0) } else { s[i][j] };
+                    (acc[i][j], lost[i][j]) = add_compensated(self.simd, old, lost[i][j], acc[i][j]);
+                }
+            }
+        }
         s.copy_from_slice(&acc);
     }
 }

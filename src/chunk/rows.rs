@@ -3,6 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::{Prefill, TILE, Tile, Work};
+use crate::math::add_compensated;
 use crate::state::Normaliser;
 use crate::tile::mul_abt;
 
@@ -17,6 +18,7 @@ pub(super) struct PackRows<'a> {
     pub(super) k: &'a mut [f32],
     pub(super) z: &'a mut [f32],
     pub(super) past_z: &'a mut [f32],
+    pub(super) lost_z: &'a mut [f32],
 }
 
 /// scale / norm for each row: of the current sums, and for PerChunk of the past ones.
@@ -30,7 +32,7 @@ impl WithSimd for PackRows<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Inverses {
-        let Self { task, work, tile, q, k, z, past_z } = self;
+        let Self { task, work, tile, q, k, z, past_z, lost_z } = self;
         let rows = tile.rows;
         for i in 0..rows {
             let row = &mut q[i * work.q_stride()..][..work.key];
@@ -49,7 +51,7 @@ impl WithSimd for PackRows<'_> {
                 let mut norm = row_sums(work, rows, q);
                 add_products(simd, work, rows, q, z, &mut norm);
                 invert(&mut inverses.current, &norm, eps);
-                add_rows(simd, z, k, work.key, rows, false);
+                add_rows(simd, z, lost_z, k, work.key, rows, false);
             }
             Normaliser::PerChunk { eps, .. } => {
                 let mut norm = row_sums(work, rows, q);
@@ -63,12 +65,12 @@ impl WithSimd for PackRows<'_> {
                     invert(&mut inverses.past, &norm, eps);
                 }
                 if tile.add_to_past {
-                    add_rows(simd, past_z, k, work.key, rows, !tile.use_past);
+                    add_rows(simd, past_z, lost_z, k, work.key, rows, !tile.use_past);
                 } else {
-                    add_rows(simd, z, k, work.key, rows, !tile.use_current);
+                    add_rows(simd, z, &mut [], k, work.key, rows, !tile.use_current);
                 }
                 if tile.fold {
-                    add_rows(simd, past_z, z, work.key, 1, !tile.use_past);
+                    add_rows(simd, past_z, lost_z, z, work.key, 1, !tile.use_past);
                 }
             }
         }
@@ -147,15 +149,27 @@ fn invert(inverse: &mut [f32; TILE], norm: &[f32; TILE], eps: f32) {
     }
 }
 
-/// `z += sum of the rows of k`, or `=` where z is fresh.
+/// `z += sum of the rows of k`, or `=` where z is fresh; compensated where there is something lost.
 #[inline(always)]
-fn add_rows<S: Simd>(simd: S, z: &mut [f32], k: &[f32], stride: usize, rows: usize, fresh: bool) {
-    let z = S::as_mut_simd_f32s(z).0;
+fn add_rows<S: Simd>(
+    simd: S,
+    z: &mut [f32],
+    lost: &mut [f32],
+    k: &[f32],
+    stride: usize,
+    rows: usize,
+    fresh: bool,
+) {
+    let (z, lost) = (S::as_mut_simd_f32s(z).0, S::as_mut_simd_f32s(lost).0);
     for (at, z) in z.iter_mut().enumerate() {
-        let mut sum = if fresh { simd.splat_f32s(0.0) } else { *z };
+        let old = if fresh { simd.splat_f32s(0.0) } else { *z };
+        let mut sum = if lost.is_empty() { old } else { simd.splat_f32s(0.0) };
         for row in k.chunks_exact(stride).take(rows) {
             sum = simd.add_f32s(sum, S::as_simd_f32s(row).0[at]);
         }
         *z = sum;
+        if let Some(lost) = lost.get_mut(at) {
+            (*z, *lost) = add_compensated(simd, old, *lost, sum);
+        }
     }
 }

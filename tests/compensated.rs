@@ -1,0 +1,161 @@
+//! The compensated state: the same answers, a longer state, and streams of a million tokens within 1e-5.
+
+mod common;
+
+use chunkwise::{Attention, Config, DecodeStep, Forward, Isa, Normaliser, State};
+use common::*;
+
+fn compensated(config: Config) -> Config {
+    Config { compensated: true, ..config }
+}
+
+/// Forward in pieces of these lengths on a carried state: outputs and the state at the end. Length 0 is a decode.
+fn stream(case: &Case, pieces: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
+    let config = case.config;
+    let (mut o, mut at, mut state) = (case.output(), 0, Vec::new());
+    for piece in pieces {
+        let len = piece.max(1).min(config.len - at);
+        let attention = Attention::new(Config { len, ..config }).expect("a legal configuration");
+        state.resize(attention.state_len(), 0.0);
+        let (q, k) = (&case.q[at * config.q_strides.token..], &case.k[at * config.k_strides.token..]);
+        let (v, o) = (&case.v[at * config.v_strides.token..], &mut o[at * config.o_strides.token..]);
+        let scratch = &mut vec![f32::NAN; attention.scratch_len().max(attention.decode_scratch_len())];
+        if piece == 0 {
+            let args = DecodeStep { q, k, v, state: &mut state, o, scratch };
+            attention.decode(args).expect("legal arguments");
+        } else {
+            let args = Forward { q, k, v, state: State::Carried(&mut state), o, scratch };
+            attention.forward(args).expect("legal arguments");
+        }
+        at += len;
+        if at == config.len {
+            break;
+        }
+    }
+    (o, state)
+}
+
+#[test]
+fn the_same_answers() {
+    for isa in Isa::available() {
+        for feature_map in MAPS {
+            for normaliser in normalisers(&[1, 5, 16, 20, 64]) {
+                for (key, value) in [(1, 1), (5, 21), (17, 40)] {
+                    let config = Config { feature_map, ..Config::new(2, 75, 2, key, value, normaliser) };
+                    let case = Case::new(compensated(config), 1).on(isa);
+                    let (want, want_state) = case.oracle();
+                    for (how, pieces) in [("whole", 75), ("pieces", 7), ("tokens", 1), ("decode", 0)] {
+                        let (o, state) = stream(&case, std::iter::repeat(pieces));
+                        let error = norm_error(&o, &want);
+                        assert!(error <= NORM_ERROR, "{how}, {:?}: {error}", case.config);
+                        // Each head: the finished sums, what rounding took from them, the rest.
+                        let plain = Attention::new(Config { compensated: false, ..case.config });
+                        let head = plain.expect("a legal configuration").state_len() / 4;
+                        let rest = if let Normaliser::PerChunk { .. } = normaliser {
+                            key * value + key + 1
+                        } else {
+                            0
+                        };
+                        let sums = head - rest;
+                        for (state, want) in state.chunks(head + sums).zip(want_state.chunks(head)) {
+                            let whole: Vec<f32> = state[..sums]
+                                .iter()
+                                .zip(&state[sums..][..sums])
+                                .map(|(sum, lost)| {
+                                    // What is lost is less than half a unit in the last place.
+                                    assert!(
+                                        lost.abs() <= 6e-8 * sum.abs() || *sum == 0.0,
+                                        "{how}: {sum} {lost}"
+                                    );
+                                    sum + lost
+                                })
+                                .chain(state[2 * sums..].iter().copied())
+                                .collect();
+                            let error = norm_error(&whole, want);
+                            assert!(error <= NORM_ERROR, "state, {how}, {:?}: {error}", case.config);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pieces_cut_at_tiles_have_the_same_bits() {
+    for isa in Isa::available() {
+        for normaliser in normalisers(&[16, 64]) {
+            let case = Case::new(compensated(Config::new(1, 150, 2, 9, 35, normaliser)), 1).on(isa);
+            let (whole, state) = stream(&case, std::iter::once(150));
+            let (o, pieces_state) = stream(&case, std::iter::repeat(64));
+            assert_eq!(first_difference(&o, &whole), None, "{isa} {normaliser:?}");
+            assert_eq!(first_difference(&pieces_state, &state), None, "{isa} {normaliser:?}");
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    for isa in Isa::available() {
+        for normaliser in normalisers(&[64]) {
+            // Two heads, large enough that their columns are shared among five threads.
+            let config = compensated(Config::new(1, 512, 2, 64, 160, normaliser));
+            let case = Case::new(config, 1).on(isa);
+            let (want, state) = stream(&case, [200, 312].into_iter());
+            for threads in [2, 5] {
+                let case = Case { config: Config { threads, ..case.config }, ..case.clone() };
+                let (o, threads_state) = stream(&case, [200, 312].into_iter());
+                assert_eq!(first_difference(&o, &want), None, "{isa} {normaliser:?} {threads}");
+                assert_eq!(first_difference(&threads_state, &state), None, "{isa} {normaliser:?} {threads}");
+            }
+        }
+    }
+}
+
+/// 2^20 tokens in pieces of 4096, and in single tokens; the last 1024 outputs against the oracle.
+#[test]
+fn a_million_tokens_within_1e_5() {
+    const LEN: usize = 1 << 20;
+    const PIECE: usize = 4096;
+    const DIM: usize = 8;
+    let case = |normaliser, piece: usize| {
+        let config = compensated(Config::new(1, PIECE, 1, DIM, DIM, normaliser));
+        Case::new(config, 100 + piece as u64)
+    };
+    for normaliser in normalisers(&[64]) {
+        let mut oracle = Oracle::new(&case(normaliser, 0).config);
+        let mut want = Vec::new();
+        for piece in 0..LEN / PIECE {
+            let Case { q, k, v, .. } = case(normaliser, piece);
+            want = oracle.run(&q, &k, &v, 0..PIECE);
+        }
+        for isa in Isa::available() {
+            for how in ["forward", "decode"] {
+                let (mut state, mut o) = (Vec::new(), Vec::new());
+                for piece in 0..LEN / PIECE {
+                    let case = case(normaliser, piece).on(isa);
+                    let attention = case.attention();
+                    state.resize(attention.state_len(), 0.0);
+                    o = case.output();
+                    let scratch = &mut vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())];
+                    let (q, k, v) = (&case.q[..], &case.k[..], &case.v[..]);
+                    if how == "forward" {
+                        let state = State::Carried(&mut state);
+                        let args = Forward { q, k, v, state, o: &mut o, scratch };
+                        attention.forward(args).expect("legal arguments");
+                        continue;
+                    }
+                    for t in 0..PIECE {
+                        let (q, k, v) = (&q[t * DIM..], &k[t * DIM..], &v[t * DIM..]);
+                        let args = DecodeStep { q, k, v, state: &mut state, o: &mut o[t * DIM..], scratch };
+                        attention.decode(args).expect("legal arguments");
+                    }
+                }
+                let last = (PIECE - 1024) * DIM;
+                let error = norm_error(&o[last..], &want[last..]);
+                assert!(error <= 1e-5, "{isa}, {how}, {normaliser:?}: {error}");
+                report(&format!("{isa}, {how}, {normaliser:?}: norm error {error:.1e} after 2^20 tokens"));
+            }
+        }
+    }
+}
