@@ -28,6 +28,8 @@
 //! # Ok::<(), chunkwise::Error>(())
 //! ```
 //!
+//! q, k, v, o and weights may each be f32, bf16 or f16 ([`Element`]); sums and states are f32.
+//!
 //! # Bits
 //!
 //! For one instruction set, a result has the same bits for any number of threads, any batch around the sequence, any
