@@ -12,9 +12,11 @@
 //!   infinity meets zeros or infinities of both signs: `(a b) c` and `a (b c)` differ there. NaN inputs give NaN.
 mod common;
 
+use chunkwise::element::Element;
 use chunkwise::reference::phi;
-use chunkwise::{Config, FeatureMap, Forward, Isa, Normaliser, State};
+use chunkwise::{Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State};
 use common::*;
+use half::{bf16, f16};
 
 /// Two tiles and a part; PerChunk ends chunks of 5, 16 and 20 tokens in it.
 const LEN: usize = 2 * TILE + 9;
@@ -434,4 +436,67 @@ fn poisoned_states() {
             }
         }
     }
+}
+
+/// v of a 16-bit type through the kernels, multiplied by 1 and by the scale: its own bits come back, or what is given.
+fn check_16_bits<E: Element + std::fmt::Debug>(numbers: &[(E, f32, E)], same: fn(&E, &E) -> bool) {
+    let one = [1.0_f32];
+    for &(v, scale, want) in numbers {
+        for isa in Isa::available() {
+            let config = Config {
+                feature_map: FeatureMap::Identity,
+                scale,
+                isa: Some(isa),
+                ..Config::new(1, 1, 1, 1, VALUE, Normaliser::None)
+            };
+            let attention = Case { config, q: vec![], k: vec![], v: vec![] }.attention();
+            let scratch = &mut vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())];
+            let (v, mut o, mut decoded) = ([v; VALUE], [E::default(); VALUE], [E::default(); VALUE]);
+            let args = Forward { q: &one, k: &one, v: &v, state: State::Zero, o: &mut o, scratch };
+            attention.forward(args).expect("legal arguments");
+            let state = &mut vec![0.0; attention.state_len()][..];
+            let args = DecodeStep { q: &one, k: &one, v: &v, state, o: &mut decoded, scratch };
+            attention.decode(args).expect("legal arguments");
+            for o in o.iter().chain(&decoded) {
+                assert!(same(o, &want), "{isa}: {:?} times {scale} is {o:?}, not {want:?}", v[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn sixteen_bits() {
+    let (denormal, least) = (f16::from_bits(0x0001), f16::MIN_POSITIVE);
+    check_16_bits::<f16>(
+        &[
+            (denormal, 1.0, denormal),
+            (denormal, 0.75, denormal), // up
+            (denormal, 0.5, f16::ZERO), // to even
+            (least, 0.5, f16::from_bits(0x0200)),
+            (f16::MAX, 1.0, f16::MAX),
+            (f16::MAX, 1.0002, f16::MAX), // rounded down
+            (f16::MAX, 1.0003, f16::INFINITY),
+            (f16::MIN, 2.0, f16::NEG_INFINITY),
+            (f16::NEG_INFINITY, 1.0, f16::NEG_INFINITY),
+            (f16::NAN, 1.0, f16::NAN),
+        ],
+        |a, b| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(),
+    );
+    // A denormal of bf16 is one of f32 too.
+    let (denormal, least) = (bf16::from_bits(0x0001), bf16::MIN_POSITIVE);
+    check_16_bits::<bf16>(
+        &[
+            (denormal, 1.0, denormal),
+            (denormal, 0.75, denormal),
+            (denormal, 0.5, bf16::ZERO),
+            (least, 0.5, bf16::from_bits(0x0040)),
+            (bf16::MAX, 1.0, bf16::MAX),
+            (bf16::MAX, 1.001, bf16::MAX),
+            (bf16::MAX, 1.002, bf16::INFINITY),
+            (bf16::MIN, 2.0, bf16::NEG_INFINITY),
+            (bf16::NEG_INFINITY, 1.0, bf16::NEG_INFINITY),
+            (bf16::NAN, 1.0, bf16::NAN),
+        ],
+        |a, b| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(),
+    );
 }
