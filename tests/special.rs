@@ -401,6 +401,24 @@ fn large_products() {
     }
 }
 
+/// Denominators near the smallest normal number, with no eps to hold them up: the quotient is an average all the same.
+#[test]
+fn small_denominators() {
+    for feature_map in [FeatureMap::Relu { eps: 0.0 }, FeatureMap::Identity] {
+        let normaliser = Normaliser::Global { eps: 0.0 };
+        let config = Config { feature_map, ..Config::new(1, LEN, 1, KEY, VALUE, normaliser) };
+        let mut case = Case::new(config, 1);
+        // Each product is 0.09e-36 at least, so that all are normal and the sums' reciprocals finite.
+        case.q.iter_mut().chain(&mut case.k).for_each(|x| *x = x.abs().clamp(0.3, 4.0) * 1e-18);
+        let (want, _) = case.oracle();
+        let (size, _) = case.without_cancellation().oracle();
+        for (way, o, _) in every_way(&case) {
+            let worst = element_error(&o, &want, &size);
+            assert!(worst <= ELEMENT, "{way}: off by {worst:e}: {config:?}");
+        }
+    }
+}
+
 /// NaN and infinities in one column of a state that is brought along stay in it.
 #[test]
 fn poisoned_states() {
