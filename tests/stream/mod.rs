@@ -1,0 +1,73 @@
+//! A stream much longer than any tensor: in pieces, the state carried along, with the oracle beside it. How far
+//! its last outputs are off says what rounding has done to the state.
+
+use chunkwise::{Config, Isa, Normaliser, State, Strides};
+
+use crate::common::*;
+
+/// Tokens: five hours at 60 a second.
+pub(crate) const TOKENS: usize = 1 << 20;
+/// Of which the outputs of so many, the last ones, are judged.
+pub(crate) const JUDGED: usize = 1024;
+/// Tokens in memory at a time.
+const PIECE: usize = 4096;
+/// K and V: the error hardly depends on them, the time does.
+pub(crate) const DIM: usize = 16;
+
+/// What the stream consists of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Tokens {
+    /// Normal numbers: roundings are independent and partly cancel.
+    Normal,
+    /// One token again and again, as a sensor at rest gives it: all roundings of a long time go the same way.
+    Same,
+}
+
+/// One head, Elu.
+pub(crate) fn config(normaliser: Normaliser, tokens: Tokens) -> Config {
+    let config = Config::new(1, PIECE, 1, DIM, DIM, normaliser);
+    let strides = match tokens {
+        Tokens::Normal => config.q_strides,
+        Tokens::Same => Strides { token: 0, ..config.q_strides },
+    };
+    Config { q_strides: strides, k_strides: strides, v_strides: strides, ..config }
+}
+
+/// One way through the stream.
+pub(crate) struct Stream {
+    pub(crate) isa: Isa,
+    /// Many tokens at once, or one by one.
+    pub(crate) forward: bool,
+    state: Vec<f32>,
+    o: Vec<f32>,
+    /// Norm error of the outputs that are judged.
+    pub(crate) error: f64,
+}
+
+/// Both ways on every instruction set, for a configuration like [`config`]'s.
+pub(crate) fn streams(config: Config) -> Vec<Stream> {
+    let same = config.k_strides.token == 0;
+    let case = |piece| Case::new(config, if same { 0 } else { piece });
+    let new = |isa, forward| {
+        let case = case(0).on(isa);
+        Stream { isa, forward, state: case.zero_state(), o: case.output(), error: f64::INFINITY }
+    };
+    let mut streams: Vec<_> =
+        Isa::available().flat_map(|isa| [true, false].map(|forward| new(isa, forward))).collect();
+    let mut oracle = Oracle::new(&config);
+    for piece in 0..TOKENS / PIECE {
+        let mut case = case(piece as u64);
+        let want = oracle.run(&case.q, &case.k, &case.v, 0..PIECE);
+        let judged = want.len() - JUDGED * config.value..;
+        for Stream { isa, forward, state, o, error } in &mut streams {
+            case.config.isa = Some(*isa);
+            if *forward {
+                case.forward(0..PIECE, State::Carried(state), o);
+            } else {
+                case.decode(0..PIECE, state, o);
+            }
+            *error = norm_error(&o[judged.clone()], &want[judged.clone()]);
+        }
+    }
+    streams
+}
