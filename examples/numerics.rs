@@ -181,16 +181,20 @@ fn print_sets(measured: &[Measured]) {
 }
 
 fn print_streams() {
-    println!("| tokens | normaliser | forward | token by token |\n|---|---|---|---|");
+    let isas: Vec<Isa> = Isa::available().collect();
+    print!("| tokens | normaliser |");
+    stream::KINDS.iter().for_each(|(kind, _)| print!(" {kind} forward | {kind} token by token |"));
+    println!("\n|---|---|{}", "---|---|".repeat(stream::KINDS.len()));
     for tokens in [stream::Tokens::Normal, stream::Tokens::Same] {
         for (name, normaliser) in NORMALISERS {
-            let streams = stream::streams(stream::config(normaliser, tokens));
-            let worst = |forward| {
-                let errors =
-                    streams.iter().filter(|stream| stream.forward == forward).map(|stream| stream.error);
-                number(errors.fold(0.0, f64::max))
-            };
-            println!("| {tokens:?} | {name} | {} | {} |", worst(true), worst(false));
+            let streams = stream::streams(stream::config(normaliser, tokens), &isas);
+            print!("| {tokens:?} | {name} |");
+            for (kind, forward) in stream::KINDS.iter().flat_map(|(kind, _)| [(*kind, true), (*kind, false)])
+            {
+                let of = streams.iter().filter(|stream| (stream.kind, stream.forward) == (kind, forward));
+                print!(" {} |", number(of.map(|stream| stream.error).fold(0.0, f64::max)));
+            }
+            println!();
         }
     }
 }

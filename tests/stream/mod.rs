@@ -33,9 +33,17 @@ pub(crate) fn config(normaliser: Normaliser, tokens: Tokens) -> Config {
     Config { q_strides: strides, k_strides: strides, v_strides: strides, ..config }
 }
 
+/// Kinds of state, and how to ask for them.
+pub(crate) const KINDS: [(&str, Ask); 2] =
+    [("plain", |config| config), ("compensated", |config| Config { compensated: true, ..config })];
+type Ask = fn(Config) -> Config;
+
 /// One way through the stream.
 pub(crate) struct Stream {
-    pub(crate) isa: Isa,
+    /// Which of [`KINDS`].
+    pub(crate) kind: &'static str,
+    /// As asked for, the instruction set pinned.
+    pub(crate) config: Config,
     /// Many tokens at once, or one by one.
     pub(crate) forward: bool,
     state: Vec<f32>,
@@ -44,23 +52,26 @@ pub(crate) struct Stream {
     pub(crate) error: f64,
 }
 
-/// Both ways on every instruction set, for a configuration like [`config`]'s.
-pub(crate) fn streams(config: Config) -> Vec<Stream> {
+/// Every kind of state both ways on some instruction sets, for a configuration like [`config`]'s.
+pub(crate) fn streams(config: Config, isas: &[Isa]) -> Vec<Stream> {
     let same = config.k_strides.token == 0;
     let case = |piece| Case::new(config, if same { 0 } else { piece });
-    let new = |isa, forward| {
-        let case = case(0).on(isa);
-        Stream { isa, forward, state: case.zero_state(), o: case.output(), error: f64::INFINITY }
-    };
-    let mut streams: Vec<_> =
-        Isa::available().flat_map(|isa| [true, false].map(|forward| new(isa, forward))).collect();
+    let mut streams = Vec::new();
+    for (isa, (kind, ask)) in isas.iter().flat_map(|isa| KINDS.map(|kind| (*isa, kind))) {
+        for forward in [true, false] {
+            let config = Config { isa: Some(isa), ..ask(config) };
+            let case = Case { config, ..case(0) };
+            let (state, o) = (case.zero_state(), case.output());
+            streams.push(Stream { kind, config, forward, state, o, error: f64::INFINITY });
+        }
+    }
     let mut oracle = Oracle::new(&config);
     for piece in 0..TOKENS / PIECE {
         let mut case = case(piece as u64);
         let want = oracle.run(&case.q, &case.k, &case.v, 0..PIECE);
         let judged = want.len() - JUDGED * config.value..;
-        for Stream { isa, forward, state, o, error } in &mut streams {
-            case.config.isa = Some(*isa);
+        for Stream { config, forward, state, o, error, .. } in &mut streams {
+            case.config = *config;
             if *forward {
                 case.forward(0..PIECE, State::Carried(state), o);
             } else {
