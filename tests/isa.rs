@@ -2,6 +2,9 @@
 //! `CHUNKWISE_ISA` may name. That variable is read once in a process, so each of its values is tried in a
 //! child process, which runs one test of this file.
 
+#[cfg(feature = "std")]
+#[path = "cli_common/child.rs"]
+mod child;
 mod common;
 
 use chunkwise::{Attention, Config, Error, Isa, Normaliser, isa};
@@ -64,8 +67,6 @@ fn a_pinned_one_is_the_one_that_runs() {
 /// Without `std` there is none.
 #[cfg(feature = "std")]
 mod environment {
-    use std::process::Command;
-
     use super::*;
 
     /// Runs in a child process: what the default is, and that a pinned one doesn't ask for it.
@@ -84,7 +85,7 @@ mod environment {
     /// What `child` answers under a value of the variable; nothing where no process can be started (an
     /// emulator that runs this file alone).
     fn answer(value: Option<&str>) -> Option<String> {
-        let mut command = Command::new(std::env::current_exe().expect("a path to this test"));
+        let mut command = child::command(std::env::current_exe().expect("a path to this test"));
         command
             .args(["--exact", "environment::child", "--ignored", "--nocapture"])
             .env_remove("CHUNKWISE_ISA");
