@@ -51,9 +51,11 @@ fn constructors_are_names() {
     assert_eq!(Isa::avx2(), Isa::from_name("avx2").ok());
     assert_eq!(Isa::avx512(), Isa::from_name("avx512").ok());
     assert_eq!(Isa::neon(), Isa::from_name("neon").ok());
+    assert_eq!(Isa::simd128(), Isa::from_name("simd128").ok());
     // x86-64-v4 includes v3, and no machine has both vendors' sets.
     assert!(Isa::avx512().is_none() || Isa::avx2().is_some());
     assert!(Isa::neon().is_none() || Isa::avx2().is_none());
+    assert!(Isa::simd128().is_none() || (Isa::neon().is_none() && Isa::avx2().is_none()));
 }
 
 #[test]
