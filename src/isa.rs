@@ -27,7 +27,9 @@ proof! {
     /// Proof that AVX-512 F, BW, CD, DQ and VL (x86-64-v4) are available and the OS saves their registers.
     Avx512,
     /// Proof that Neon is available.
-    Neon
+    Neon,
+    /// Proof that this was compiled for WebAssembly with `simd128`.
+    Simd128
 }
 
 /// An instruction set that this machine has.
@@ -42,15 +44,17 @@ pub enum Isa {
     Avx512(Avx512),
     /// 4 lanes, 32 registers.
     Neon(Neon),
+    /// 4 lanes. A module either has it or not: this is the only set that nothing is asked for at run time.
+    Simd128(Simd128),
 }
 
 /// Every name there is, best last; [`Isa::from_name`] says which of them this machine has.
-pub const NAMES: [&str; 4] = ["scalar", "neon", "avx2", "avx512"];
+pub const NAMES: [&str; 5] = ["scalar", "simd128", "neon", "avx2", "avx512"];
 
 impl Isa {
     /// AVX2, if this machine has it.
     pub fn avx2() -> Option<Isa> {
-        (detect() >= AVX2 && detect() != NEON).then_some(Isa::Avx2(Avx2(())))
+        matches!(detect(), AVX2 | AVX512).then_some(Isa::Avx2(Avx2(())))
     }
 
     /// AVX-512, if this machine has it.
@@ -63,11 +67,17 @@ impl Isa {
         (detect() == NEON).then_some(Isa::Neon(Neon(())))
     }
 
+    /// WebAssembly's 128-bit vectors, if this was compiled with them.
+    pub fn simd128() -> Option<Isa> {
+        (detect() == SIMD128).then_some(Isa::Simd128(Simd128(())))
+    }
+
     /// The instruction set of that name ([`NAMES`]), or an error if it is unknown or not available here.
     pub fn from_name(name: &str) -> Result<Isa> {
         let known = NAMES.into_iter().find(|known| known.eq_ignore_ascii_case(name));
         let isa = match known {
             Some("scalar") => Some(Isa::Scalar),
+            Some("simd128") => Isa::simd128(),
             Some("neon") => Isa::neon(),
             Some("avx2") => Isa::avx2(),
             Some("avx512") => Isa::avx512(),
@@ -111,6 +121,7 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Neon(_) => "neon",
+            Isa::Simd128(_) => "simd128",
             Isa::Avx2(_) => "avx2",
             Isa::Avx512(_) => "avx512",
         }
@@ -120,7 +131,7 @@ impl Isa {
     pub const fn lanes(self) -> usize {
         match self {
             Isa::Scalar => 1,
-            Isa::Neon(_) => 4,
+            Isa::Neon(_) | Isa::Simd128(_) => 4,
             Isa::Avx2(_) => 8,
             Isa::Avx512(_) => 16,
         }
@@ -150,6 +161,12 @@ pub(crate) fn dispatch<Op: WithSimd>(isa: Isa, op: Op) -> Op::Output {
         },
         #[cfg(target_arch = "aarch64")]
         Isa::Neon(_) => match pulp::aarch64::Neon::try_new() {
+            Some(simd) => Simd::vectorize(simd, op),
+            None => op.with_simd(pulp::Scalar::new()),
+        },
+        // Not where it is only enabled at run time: a module with one such instruction doesn't load elsewhere.
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        Isa::Simd128(_) => match pulp::wasm::Simd128::try_new() {
             Some(simd) => Simd::vectorize(simd, op),
             None => op.with_simd(pulp::Scalar::new()),
         },
@@ -212,6 +229,7 @@ const SCALAR: u8 = 1;
 const AVX2: u8 = 2;
 const AVX512: u8 = 3;
 const NEON: u8 = 4;
+const SIMD128: u8 = 5;
 
 /// The best level, detected once.
 fn detect() -> u8 {
@@ -234,7 +252,7 @@ fn ask() -> u8 {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn ask() -> u8 {
-    SCALAR
+    if cfg!(all(target_arch = "wasm32", target_feature = "simd128")) { SIMD128 } else { SCALAR }
 }
 
 #[cfg(target_arch = "x86_64")]

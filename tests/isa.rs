@@ -2,6 +2,9 @@
 //! `CHUNKWISE_ISA` may name. That variable is read once in a process, so each of its values is tried in a
 //! child process, which runs one test of this file.
 
+#[cfg(feature = "std")]
+#[path = "cli_common/child.rs"]
+mod child;
 mod common;
 
 use chunkwise::{Attention, Config, Error, Isa, Normaliser, isa};
@@ -48,9 +51,11 @@ fn constructors_are_names() {
     assert_eq!(Isa::avx2(), Isa::from_name("avx2").ok());
     assert_eq!(Isa::avx512(), Isa::from_name("avx512").ok());
     assert_eq!(Isa::neon(), Isa::from_name("neon").ok());
+    assert_eq!(Isa::simd128(), Isa::from_name("simd128").ok());
     // x86-64-v4 includes v3, and no machine has both vendors' sets.
     assert!(Isa::avx512().is_none() || Isa::avx2().is_some());
     assert!(Isa::neon().is_none() || Isa::avx2().is_none());
+    assert!(Isa::simd128().is_none() || (Isa::neon().is_none() && Isa::avx2().is_none()));
 }
 
 #[test]
@@ -64,8 +69,6 @@ fn a_pinned_one_is_the_one_that_runs() {
 /// Without `std` there is none.
 #[cfg(feature = "std")]
 mod environment {
-    use std::process::Command;
-
     use super::*;
 
     /// Runs in a child process: what the default is, and that a pinned one doesn't ask for it.
@@ -84,7 +87,7 @@ mod environment {
     /// What `child` answers under a value of the variable; nothing where no process can be started (an
     /// emulator that runs this file alone).
     fn answer(value: Option<&str>) -> Option<String> {
-        let mut command = Command::new(std::env::current_exe().expect("a path to this test"));
+        let mut command = child::command(std::env::current_exe().expect("a path to this test"));
         command
             .args(["--exact", "environment::child", "--ignored", "--nocapture"])
             .env_remove("CHUNKWISE_ISA");

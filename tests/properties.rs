@@ -15,7 +15,7 @@ const TWO_NORM_ERRORS: f64 = 2.0 * NORM_ERROR;
 
 /// Runs a property on cases drawn at random and whatever else it needs, on every instruction set.
 fn for_all<S: Strategy>(others: S, property: impl Fn(&Case, &S::Value) -> TestCaseResult) {
-    let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() };
     let result = TestRunner::new(config).run(&(shape(), others), |((config, seed), others)| {
         let case = Case::new(config, seed);
         Isa::available().try_for_each(|isa| property(&case.on(isa), &others))
@@ -23,6 +23,11 @@ fn for_all<S: Strategy>(others: S, property: impl Fn(&Case, &S::Value) -> TestCa
     if let Err(error) = result {
         panic!("{error}");
     }
+}
+
+/// Cases of each property; fewer where an emulator runs them and says so (PROPTEST_CASES is proptest's own name).
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
 }
 
 /// Shapes around the sizes of vectors, panels and tiles under any strides, and a seed for the numbers; they

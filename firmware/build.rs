@@ -1,0 +1,62 @@
+//! A golden file as Rust: the configuration, the weights as one flat array, the reference's input and output, and how
+//! much state and scratch the model needs.
+
+use std::error::Error;
+use std::fmt::Write;
+use std::path::Path;
+
+use chunkwise::Isa;
+use chunkwise::files::{self, ModelFile, Options};
+use chunkwise::nn::{ModelConfig, OutputMode};
+
+const GOLDEN: &str = "../tests/golden/fla_all_elu.safetensors";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed={GOLDEN}");
+    println!("cargo:rerun-if-changed=memory.x");
+    println!("cargo:rustc-link-search={}", std::env::var("CARGO_MANIFEST_DIR")?);
+    println!("cargo:rustc-link-arg-bins=-Tlink.x");
+
+    let bytes = files::read(GOLDEN)?;
+    let file = ModelFile::parse(&bytes, &Options::default())?;
+    let config = *file.config();
+    let mut blocks = Vec::new();
+    // One lane and one thread, as on the target: sizes are in elements and the same there, which it asserts.
+    let model = file.model(&mut blocks, Some(Isa::Scalar), 1)?;
+    let input = file.tensor("input")?;
+    let output = file.tensor("output")?;
+    assert_eq!(config.output_mode, OutputMode::All, "a reference for every step");
+    let [batch, len, _] = input.shape[..] else { return Err("the input is not [B, T, embed]".into()) };
+
+    let mut weights = Vec::new();
+    for parameter in config.parameters() {
+        weights.extend_from_slice(&file.tensor(&parameter.to_string())?.data);
+    }
+
+    let mut code = String::new();
+    let ModelConfig { embed_dim, hidden_size, num_heads, num_layers, chunk_size, seq_len, .. } = config;
+    let ModelConfig { feature_map, output_mode, final_norm, layer_norm_eps, layer_norm_clip, .. } = config;
+    writeln!(
+        code,
+        "const CONFIG: ModelConfig = ModelConfig {{ hidden_size: {hidden_size}, num_heads: {num_heads}, \
+         num_layers: {num_layers}, chunk_size: {chunk_size}, seq_len: {seq_len}, \
+         feature_map: FeatureMap::{feature_map:?}, output_mode: OutputMode::{output_mode:?}, \
+         final_norm: {final_norm}, layer_norm_eps: {layer_norm_eps:?}, layer_norm_clip: {layer_norm_clip}, \
+         ..ModelConfig::new({embed_dim}) }};"
+    )?;
+    for (name, value) in [
+        ("BATCH", batch),
+        ("LEN", len),
+        ("STATE", model.state_len(batch)?),
+        ("SCRATCH", model.scratch_len(batch, len)?),
+        ("STEP_SCRATCH", model.step_scratch_len(batch)?),
+    ] {
+        writeln!(code, "const {name}: usize = {value};")?;
+    }
+    for (name, data) in [("WEIGHTS", &weights[..]), ("INPUT", &input.data), ("OUTPUT", &output.data)] {
+        // Rust prints the shortest decimal that reads back as the same bits.
+        writeln!(code, "static {name}: [f32; {}] = {data:?};", data.len())?;
+    }
+    std::fs::write(Path::new(&std::env::var("OUT_DIR")?).join("model.rs"), code)?;
+    Ok(())
+}
