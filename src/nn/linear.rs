@@ -44,7 +44,7 @@ const FEW: usize = 5;
 /// Rows of W that are streamed together: more streams than a prefetcher follows are no use.
 const TOGETHER: usize = 8;
 
-/// Columns of them that are widened at once, where they are not f32: the sums and these stay in L1.
+/// Columns of them that are widened at once, where they are f16: the sums and these stay in L1.
 const BLOCK: usize = 256;
 
 /// Multiply-adds for which it pays to wake a thread.
