@@ -16,7 +16,7 @@ const TOLERANCE: f32 = 1e-5;
 
 #[entry]
 fn main() -> ! {
-    static mut BLOCKS: [BlockWeights<'static>; CONFIG.num_layers] = [EMPTY; CONFIG.num_layers];
+    static mut BLOCKS: [BlockWeights<'static>; CONFIG.num_layers] = [BlockWeights::EMPTY; CONFIG.num_layers];
     static mut MEMORY: Memory = Memory {
         state: [0.0; STATE],
         scratch: [0.0; if SCRATCH > STEP_SCRATCH { SCRATCH } else { STEP_SCRATCH }],
@@ -34,20 +34,6 @@ fn main() -> ! {
     #[allow(clippy::empty_loop, reason = "QEMU has gone by now; without it there is nothing to return to")]
     loop {}
 }
-
-const EMPTY: BlockWeights<'static> = {
-    use chunkwise::nn::{LayerNorm, Linear};
-    const NORM: LayerNorm<'static> = LayerNorm { gamma: &[], beta: &[], eps: 0.0, clip: false };
-    const LINEAR: Linear<'static> = Linear { kernel: &[], bias: &[] };
-    BlockWeights {
-        attn_norm: NORM,
-        attn_qkv: LINEAR,
-        attn_out: LINEAR,
-        ffn_norm: NORM,
-        ffn_up: LINEAR,
-        ffn_down: LINEAR,
-    }
-};
 
 struct Memory {
     state: [f32; STATE],

@@ -23,6 +23,23 @@ pub struct BlockWeights<'w> {
     pub ffn_down: Linear<'w>,
 }
 
+impl BlockWeights<'_> {
+    /// Room for a block, to be filled by [`Weights::collect`]: for static arrays.
+    pub const EMPTY: Self = {
+        const NONE: Elements<'static> = Elements::F32(&[]);
+        const NORM: LayerNorm<'static> = LayerNorm { gamma: NONE, beta: NONE, eps: 0.0, clip: false };
+        const LINEAR: Linear<'static> = Linear { kernel: NONE, bias: NONE };
+        Self {
+            attn_norm: NORM,
+            attn_qkv: LINEAR,
+            attn_out: LINEAR,
+            ffn_norm: NORM,
+            ffn_up: LINEAR,
+            ffn_down: LINEAR,
+        }
+    };
+}
+
 /// The parameters of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights<'w> {
