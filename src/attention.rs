@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::feature_map::FeatureMap;
 use crate::isa::{Isa, dispatch};
 use crate::parallel;
-use crate::scratch::{align, padded, with_alignment};
+use crate::scratch::{self, align, padded, with_alignment};
 use crate::shape::{Disjoint, Extent, Rows, RowsMut, Strides};
 use crate::state::{Layout, Normaliser};
 use crate::tile::panel_width;
@@ -286,7 +286,7 @@ impl Attention {
         let k = Rows::new(args.k.into(), self.extent(key), self.config.k_strides, "k")?;
         let v = Rows::new(args.v.into(), self.extent(value), self.config.v_strides, "v")?;
         let o = RowsMut::new(O::elements_mut(args.o), self.extent(value), self.config.o_strides, "o")?;
-        check_scratch(args.scratch, self.scratch_len())?;
+        scratch::check(args.scratch, self.scratch_len())?;
         match &args.state {
             State::Zero => {}
             State::Initial(state) => self.check_state(state)?,
@@ -367,7 +367,7 @@ impl Attention {
         let k = Rows::new(args.k.into(), extent(key), self.config.k_strides, "k")?;
         let v = Rows::new(args.v.into(), extent(value), self.config.v_strides, "v")?;
         let o = RowsMut::new(O::elements_mut(args.o), extent(value), self.config.o_strides, "o")?;
-        check_scratch(args.scratch, self.decode_scratch_len())?;
+        scratch::check(args.scratch, self.decode_scratch_len())?;
         self.check_state(args.state)?;
 
         let rows = batch * heads;
@@ -420,9 +420,4 @@ impl Attention {
         self.check_state_len(state)?;
         self.layout.check(state, self.config.heads, self.config.normaliser)
     }
-}
-
-fn check_scratch(scratch: &[f32], need: usize) -> Result<()> {
-    let got = scratch.len();
-    if got >= need { Ok(()) } else { Err(Error::TooShort { what: "scratch", need, got }) }
 }

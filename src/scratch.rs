@@ -1,5 +1,7 @@
 //! Scratch: memory the caller brings, cut into aligned parts.
 
+use crate::error::{Error, Result};
+
 /// Elements in a cache line; parts begin on one, so that no vector load straddles two lines.
 const LINE: usize = 64 / size_of::<f32>();
 
@@ -16,6 +18,12 @@ pub(crate) const fn round_up(len: usize, step: usize) -> usize {
 /// Elements to ask for so that `len` of them can be aligned wherever the slice lies.
 pub(crate) const fn with_alignment(len: usize) -> usize {
     if len == 0 { 0 } else { len.saturating_add(LINE - 1) }
+}
+
+/// That a caller has brought enough.
+pub(crate) fn check(scratch: &[f32], need: usize) -> Result<()> {
+    let got = scratch.len();
+    if got >= need { Ok(()) } else { Err(Error::TooShort { what: "scratch", need, got }) }
 }
 
 /// The slice from its first aligned element on.

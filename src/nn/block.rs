@@ -6,7 +6,7 @@ use super::weights::{BlockWeights, Weights};
 use crate::attention::{Attention, Config, DecodeStep, Forward, State};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
-use crate::scratch::padded;
+use crate::scratch::{self, padded};
 use crate::shape::Strides;
 
 /// A block with its weights.
@@ -61,10 +61,7 @@ impl<'w> Block<'w> {
         if x.len() != want {
             return Err(Error::Length { what: "x", want, got: x.len() });
         }
-        let (need, got) = (self.scratch_len(batch, len)?, scratch.len());
-        if got < need {
-            return Err(Error::TooShort { what: "scratch", need, got });
-        }
+        scratch::check(scratch, self.scratch_len(batch, len)?)?;
         self.run(batch, len, x, Pass::Whole, scratch)
     }
 

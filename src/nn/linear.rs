@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::isa::{Isa, dispatch};
 use crate::math::gelu;
 use crate::parallel;
-use crate::scratch::{align, padded, with_alignment};
+use crate::scratch::{self, align, padded, with_alignment};
 use crate::shape::Disjoint;
 use crate::tile::{self, NV, RowTile, copy_row, cut, for_row_tiles, mul_ab, panel_width, vectors_mut};
 
@@ -103,10 +103,7 @@ impl<'w> Linear<'w> {
         if y.len() != rows * outputs {
             return Err(Error::Length { what: "y", want: rows * outputs, got: y.len() });
         }
-        let (need, got) = (self.scratch_len(isa, threads, rows), scratch.len());
-        if got < need {
-            return Err(Error::TooShort { what: "scratch", need, got });
-        }
+        scratch::check(scratch, self.scratch_len(isa, threads, rows))?;
         self.run(isa, threads, x, y, Epilogue::Store, scratch);
         Ok(())
     }

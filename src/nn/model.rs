@@ -9,7 +9,7 @@ use super::linear::{self, Epilogue};
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::isa::Isa;
-use crate::scratch::padded;
+use crate::scratch::{self, padded};
 
 /// Rows in a tile: enough that packing the weights costs little beside multiplying with them.
 const ROWS: usize = 64;
@@ -155,7 +155,7 @@ impl<'w> Model<'w> {
         let input_len = rows.checked_mul(embed_dim).ok_or(Error::Overflow { what: "input" })?;
         check_len("input", input_len, input.len())?;
         check_len("output", self.output_len(batch, len), output.len())?;
-        check_scratch(self.scratch_len(batch, len)?, scratch.len())?;
+        scratch::check(scratch, self.scratch_len(batch, len)?)?;
 
         let tile = Tile::new(batch, len);
         let carried = len > tile.len;
@@ -235,7 +235,7 @@ impl<'w> Model<'w> {
         )?;
         check_len("output", batch.saturating_mul(hidden_size), output.len())?;
         check_len("state", self.state_len(batch)?, state.len())?;
-        check_scratch(self.step_scratch_len(batch)?, scratch.len())?;
+        scratch::check(scratch, self.step_scratch_len(batch)?)?;
         if batch == 0 {
             return Ok(());
         }
@@ -319,8 +319,4 @@ fn add_mean(rows: &[f32], mean: &mut [f32], len: usize, first: bool) {
 
 fn check_len(what: &'static str, want: usize, got: usize) -> Result<()> {
     if want == got { Ok(()) } else { Err(Error::Length { what, want, got }) }
-}
-
-fn check_scratch(need: usize, got: usize) -> Result<()> {
-    if got >= need { Ok(()) } else { Err(Error::TooShort { what: "scratch", need, got }) }
 }
