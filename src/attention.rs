@@ -1,11 +1,11 @@
 //! Many heads: what to bring, what is checked, and how the work is cut into tasks.
 
-use crate::chunk::{Prefill, prefill_scratch_len};
+use crate::chunk::{Prefill, PrefillSizes};
 use crate::decode::{Decode, decode_scratch_len};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::feature_map::FeatureMap;
-use crate::isa::{Isa, dispatch};
+use crate::isa::{Bf16Dot, Isa, dispatch};
 use crate::parallel;
 use crate::scratch::{self, align, padded, with_alignment};
 use crate::shape::{Disjoint, Extent, Rows, RowsMut, Strides};
@@ -42,6 +42,8 @@ pub struct Config {
     /// Keeps beside the state what rounding takes from it, and adds it again: for streams of very many tokens. Costs
     /// as many elements of state more, and time. Off by default.
     pub compensated: bool,
+    /// How [`Attention::forward`] multiplies; f32 by default.
+    pub precision: Precision,
     /// The instruction set; `None` for [`Isa::choose`].
     pub isa: Option<Isa>,
     /// Threads to use at most, of the current rayon pool. 1 by default, and always 1 without `std`. Small work
@@ -74,10 +76,25 @@ impl Config {
             normaliser,
             scale: 1.0,
             compensated: false,
+            precision: Precision::F32,
             isa: None,
             threads: 1,
         }
     }
+}
+
+/// In which numbers the products of many tokens are taken. States and sums are f32 in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Precision {
+    /// f32: the errors are those of summation.
+    #[default]
+    F32,
+    /// phi is rounded to bf16, and `phi(Q) S` and `phi(K)^T V` are dot products of pairs of bf16 (AVX512-BF16's VDPBF16PS,
+    /// Arm's BFDOT), S rounded for the product: errors as large as rounding q, k, v and o costs. Only where
+    /// [`Isa::has_bf16_dot`] says so; never chosen unasked. [`Attention::decode`], which waits for memory and not for
+    /// products, is the same in both.
+    Bf16Dot,
 }
 
 /// The state that goes into and out of [`Attention::forward`]: `[B, H, state of one head]`, contiguous, of
@@ -142,6 +159,7 @@ const GROUP_BYTES: usize = 256 << 10;
 pub struct Attention {
     config: Config,
     isa: Isa,
+    dot: Option<Bf16Dot>,
     layout: Layout,
     plan: Plan,
 }
@@ -162,7 +180,7 @@ struct Plan {
 
 impl Plan {
     fn new(config: &Config, lanes: usize) -> Self {
-        let Config { batch, len, heads, key, value, .. } = *config;
+        let Config { batch, len, heads, key, value, compensated, .. } = *config;
         let tokens = batch.saturating_mul(len).saturating_mul(heads);
         let flops = tokens.saturating_mul(4).saturating_mul(key).saturating_mul(value);
         let wanted = parallel::workers(config.threads, flops, GRAIN_FLOPS);
@@ -181,7 +199,9 @@ impl Plan {
         let parts = value.div_ceil(columns);
         let workers = wanted.min(groups.saturating_mul(parts));
         let per_chunk = matches!(config.normaliser, Normaliser::PerChunk { .. });
-        let part_len = padded(prefill_scratch_len(lanes, group, key, columns, per_chunk, config.compensated));
+        let dot = config.precision == Precision::Bf16Dot;
+        let sizes = PrefillSizes { lanes, heads: group, key, columns, per_chunk, compensated, dot };
+        let part_len = padded(sizes.scratch_len());
         Self { group, parts, columns, workers, part_len }
     }
 }
@@ -191,7 +211,7 @@ impl Attention {
     ///
     /// # Errors
     /// Zero heads, K or V; sizes that overflow; strides of o under which rows overlap; a number that is not
-    /// finite; a chunk of 0 or more than 2^24 tokens; an instruction set that is not available.
+    /// finite; a chunk of 0 or more than 2^24 tokens; an instruction set, or dot products, that are not available.
     pub fn new(config: Config) -> Result<Self> {
         let Config { heads, key, value, scale, normaliser, .. } = config;
         for (size, what) in [(heads, "heads"), (key, "key"), (value, "value"), (config.threads, "threads")] {
@@ -210,12 +230,18 @@ impl Attention {
                 return Err(Error::NotFinite { what: "scale / eps of the per-chunk normaliser" });
             }
         }
+        let isa = match config.isa {
+            Some(isa) => isa,
+            None => Isa::choose()?,
+        };
+        let dot = match config.precision {
+            Precision::F32 => None,
+            Precision::Bf16Dot => Some(isa.bf16_dot().ok_or(Error::NoBf16Dot { isa: isa.name() })?),
+        };
         let this = Self {
             config,
-            isa: match config.isa {
-                Some(isa) => isa,
-                None => Isa::choose()?,
-            },
+            isa,
+            dot,
             layout: Layout::new(key, value, normaliser, config.compensated),
             plan: Plan { group: 1, parts: 1, columns: value, workers: 1, part_len: 0 },
         };
@@ -269,7 +295,10 @@ impl Attention {
     /// instruction set and any layout: for static arrays.
     pub const fn scratch_bound(heads: usize, key: usize, value: usize) -> usize {
         const LANES: usize = 16;
-        with_alignment(padded(prefill_scratch_len(LANES, heads, key, value, true, true)))
+        let (lanes, columns) = (LANES, value);
+        let sizes =
+            PrefillSizes { lanes, heads, key, columns, per_chunk: true, compensated: true, dot: true };
+        with_alignment(padded(sizes.scratch_len()))
     }
 
     /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`.
@@ -341,6 +370,7 @@ impl Attention {
                         feature_map: self.config.feature_map,
                         normaliser: self.config.normaliser,
                         scale: self.config.scale,
+                        dot: self.dot,
                         layout: self.layout,
                         initial: initial.map(|state| &state[at..][..size]),
                         last: last.map(|state| state.cut(at, size)),

@@ -202,15 +202,35 @@ pub(crate) fn widen<S: Simd>(simd: S, from: Elements<'_>, to: &mut [f32]) {
     }
 }
 
-/// Rounds a row to bf16, to nearest, ties to even.
+/// The nearest bf16, ties to even, in the upper half of 32 bits; in the lower half is anything.
+#[inline(always)]
+fn upper_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    // The payload may be all in the lower half: a bit is set so that NaN doesn't become an infinity.
+    if x.is_nan() { bits | 0x40_0000 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }
+}
+
+/// Rounds a row to bf16.
 #[inline(always)]
 pub(crate) fn narrow_bf16(from: &[f32], to: &mut [bf16]) {
     for (to, from) in to.iter_mut().zip(from) {
-        let bits = from.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-        // The payload may be all in the lower half: a bit is set so that NaN doesn't become an infinity.
-        let nan = bits >> 16 | 0x40;
-        *to = bf16::from_bits(if from.is_nan() { nan } else { rounded } as u16);
+        *to = bf16::from_bits((upper_bf16(*from) >> 16) as u16);
+    }
+}
+
+/// Rounds a row to numbers of bf16, which stay f32.
+#[inline(always)]
+pub(crate) fn round_bf16(row: &mut [f32]) {
+    for x in row {
+        *x = f32::from_bits(upper_bf16(*x) & 0xffff_0000);
+    }
+}
+
+/// Rounds two rows to bf16 and pairs what stands below each other, the first in the lower half.
+#[inline(always)]
+pub(crate) fn pair_bf16(first: &[f32], second: &[f32], to: &mut [u32]) {
+    for ((to, first), second) in to.iter_mut().zip(first).zip(second) {
+        *to = upper_bf16(*first) >> 16 | upper_bf16(*second) & 0xffff_0000;
     }
 }
 

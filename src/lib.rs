@@ -78,7 +78,7 @@ pub mod nn;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-pub use attention::{Attention, Config, DecodeStep, Forward, State};
+pub use attention::{Attention, Config, DecodeStep, Forward, Precision, State};
 pub use element::Element;
 pub use error::{Error, Result};
 pub use feature_map::FeatureMap;

@@ -175,6 +175,12 @@ pub(crate) fn for_row_tiles<S: Simd>(rows: usize, op: &mut impl RowTile) {
 
 /// A part of a row as groups of N vectors; what is left over is not needed.
 #[inline(always)]
+pub(crate) fn vectors<S: Simd, const N: usize>(row: &[f32]) -> &[[S::f32s; N]] {
+    S::as_simd_f32s(row).0.as_chunks().0
+}
+
+/// The same to be written.
+#[inline(always)]
 pub(crate) fn vectors_mut<S: Simd, const N: usize>(row: &mut [f32]) -> &mut [[S::f32s; N]] {
     S::as_mut_simd_f32s(row).0.as_chunks_mut().0
 }

@@ -25,8 +25,12 @@
 //! PerChunk keeps the sums of the current chunk (S, below which V is packed) and of the finished ones (past)
 //! apart and adds the two quotients; the sums are folded at the chunk's end.
 //!
+//! With dot products of bf16 ([`dot`]) phi is rounded while it is packed, and the two products with S and V that are
+//! linear in K are taken by them; A, A V, the norms and all sums are as above.
+//!
 //! A compensated state sums each tile (for PerChunk: each chunk) by itself and adds it with what rounding took before.
 
+mod dot;
 mod panel;
 mod rows;
 
@@ -34,10 +38,11 @@ use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use self::dot::DotWork;
 use self::panel::{Panel, PanelArgs};
 use self::rows::PackRows;
 use crate::feature_map::FeatureMap;
-use crate::isa::outline;
+use crate::isa::{Bf16Dot, outline};
 use crate::scratch::round_up;
 use crate::shape::{Disjoint, Rows, RowsMut};
 use crate::state::{Layout, Normaliser, Sums};
@@ -57,17 +62,20 @@ struct Work {
     head: usize,
     past: bool,
     compensated: bool,
+    dot: DotWork,
 }
 
 /// Sizes saturate: what is absurd stays absurd, and is refused at the entry.
 impl Work {
-    const fn new(lanes: usize, key: usize, columns: usize, per_chunk: bool, compensated: bool) -> Self {
+    const fn new(sizes: PrefillSizes) -> Self {
+        let PrefillSizes { lanes, key, columns, per_chunk, compensated, dot, .. } = sizes;
         let (key, width) = (round_up(key, lanes), round_up(columns, lanes));
         let sums = width.saturating_mul(key).saturating_add(key);
         let panels = sums.saturating_add(width.saturating_mul(TILE));
         let more = sums.saturating_mul(per_chunk as usize + compensated as usize);
         let head = panels.saturating_add(more);
-        Self { key, width, head, past: per_chunk, compensated }
+        let dot = DotWork::new(dot, key, panel_width(lanes));
+        Self { key, width, head, past: per_chunk, compensated, dot }
     }
 
     /// Elements of a row of `[phi(Q) | A]`.
@@ -77,20 +85,28 @@ impl Work {
 
     const fn len(&self, heads: usize) -> usize {
         let rows = self.q_stride().saturating_add(self.key).saturating_mul(TILE);
-        rows.saturating_add(heads.saturating_mul(self.head))
+        rows.saturating_add(self.dot.len()).saturating_add(heads.saturating_mul(self.head))
     }
 }
 
-/// Elements of scratch that a [`Prefill`] of so many heads and columns needs, beyond alignment.
-pub(crate) const fn prefill_scratch_len(
-    lanes: usize,
-    heads: usize,
-    key: usize,
-    columns: usize,
-    per_chunk: bool,
-    compensated: bool,
-) -> usize {
-    Work::new(lanes, key, columns, per_chunk, compensated).len(heads)
+/// What a [`Prefill`]'s scratch depends on.
+#[derive(Clone, Copy)]
+pub(crate) struct PrefillSizes {
+    pub(crate) lanes: usize,
+    pub(crate) heads: usize,
+    pub(crate) key: usize,
+    /// Of V, in one task.
+    pub(crate) columns: usize,
+    pub(crate) per_chunk: bool,
+    pub(crate) compensated: bool,
+    pub(crate) dot: bool,
+}
+
+impl PrefillSizes {
+    /// Elements of scratch, beyond alignment.
+    pub(crate) const fn scratch_len(self) -> usize {
+        Work::new(self).len(self.heads)
+    }
 }
 
 /// One task: some heads of one sequence, some columns of V.
@@ -111,6 +127,7 @@ pub(crate) struct Prefill<'a> {
     pub(crate) feature_map: FeatureMap,
     pub(crate) normaliser: Normaliser,
     pub(crate) scale: f32,
+    pub(crate) dot: Option<Bf16Dot>,
     pub(crate) layout: Layout,
     /// State of these heads before the first token; zero if there is none.
     pub(crate) initial: Option<&'a [f32]>,
@@ -143,16 +160,19 @@ impl WithSimd for Prefill<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let work = Work::new(
-            S::F32_LANES,
-            self.layout.key,
-            self.columns.len(),
-            matches!(self.normaliser, Normaliser::PerChunk { .. }),
-            self.layout.compensated,
-        );
+        let work = Work::new(PrefillSizes {
+            lanes: S::F32_LANES,
+            heads: self.heads.len(),
+            key: self.layout.key,
+            columns: self.columns.len(),
+            per_chunk: matches!(self.normaliser, Normaliser::PerChunk { .. }),
+            compensated: self.layout.compensated,
+            dot: self.dot.is_some(),
+        });
         let scratch = core::mem::take(&mut self.scratch);
         let (q, rest) = scratch.split_at_mut(TILE * work.q_stride());
         let (k, rest) = rest.split_at_mut(TILE * work.key);
+        let (dot, rest) = rest.split_at_mut(work.dot.len());
         let heads = &mut rest[..self.heads.len() * work.head];
 
         #[allow(unsafe_code, reason = "a carried state is read, then written")]
@@ -170,7 +190,7 @@ impl WithSimd for Prefill<'_> {
         while place.token < self.len {
             let tile = place.next_tile(&self);
             for (h, head) in heads.chunks_exact_mut(work.head).enumerate() {
-                self.tile(simd, &work, Tile { head: tile.head + h, ..tile }, q, k, head);
+                self.tile(simd, &work, Tile { head: tile.head + h, ..tile }, q, k, dot, head);
             }
         }
         if let Some(last) = self.last.or(self.carried) {
@@ -246,6 +266,7 @@ impl Work {
 impl Prefill<'_> {
     /// One tile of one head.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "one call, in `with_simd`")]
     fn tile<S: Simd>(
         &self,
         simd: S,
@@ -253,10 +274,11 @@ impl Prefill<'_> {
         tile: Tile,
         q: &mut [f32],
         k: &mut [f32],
+        dot: &mut [f32],
         head: &mut [f32],
     ) {
         let Head { panels, z, past, past_z, lost, lost_z } = work.split(head);
-        let inverses = outline(simd, PackRows { task: self, work, tile, q, k, z, past_z, lost_z });
+        let inverses = outline(simd, PackRows { task: self, work, tile, q, k, dot, z, past_z, lost_z });
 
         // Each tile asks for its head's next one, spread over the panels. That is one turn through the heads ahead;
         // asking for the next head's rows, or for two tiles ahead, measured slower.
@@ -281,6 +303,7 @@ impl Prefill<'_> {
                 tile,
                 q,
                 k,
+                dot,
                 inverses: &inverses,
                 from,
                 panel: &mut panels[from * (work.key + TILE)..][..width * (work.key + TILE)],

@@ -6,7 +6,7 @@ use super::rows::Inverses;
 use super::{Prefill, Tile, Work};
 use crate::element::widen;
 use crate::math::add_compensated;
-use crate::tile::{RowTile, for_row_tiles, mul_ab, mul_ab_tril, mul_atb, vectors_mut, zero};
+use crate::tile::{Acc, RowTile, for_row_tiles, mul_ab, mul_ab_tril, mul_atb, vectors, vectors_mut, zero};
 
 /// A panel of N vectors of columns.
 pub(super) struct Panel<'a, const N: usize>(pub(super) PanelArgs<'a>);
@@ -19,6 +19,8 @@ pub(super) struct PanelArgs<'a> {
     pub(super) q: &'a [f32],
     /// Rows phi(K).
     pub(super) k: &'a [f32],
+    /// Scratch for dot products, with the same rows as pairs of bf16.
+    pub(super) dot: &'a mut [f32],
     pub(super) inverses: &'a Inverses,
     /// Columns of this task before the panel.
     pub(super) from: usize,
@@ -35,7 +37,7 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let PanelArgs { task, work, tile, q, k, inverses, from, panel, past, lost } = self.0;
+        let PanelArgs { task, work, tile, q, k, dot, inverses, from, panel, past, lost } = self.0;
         let (key, rows) = (work.key, tile.rows);
         let width = N * S::F32_LANES;
         let begin = task.columns.start + from;
@@ -44,10 +46,23 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
             let row = task.v.row(task.batch, tile.token + i, tile.head);
             widen(simd, row.slice(begin..begin + columns), to);
         }
-        let panel = vectors_mut::<S, N>(panel);
+        let mut dot = task.dot.map(|proof| work.dot.split(proof, dot));
+        if let Some(dot) = &mut dot {
+            dot.multiply(tile, width, &panel[..key * width], past);
+        }
+        let (s, v) = vectors_mut::<S, N>(panel).split_at_mut(key);
+        let v = &v[..rows];
         let past = vectors_mut::<S, N>(past);
         let lost = vectors_mut::<S, N>(lost);
 
+        let (current, before) = match &dot {
+            None => (Inter::Sums(&*s), Inter::Sums(&*past)),
+            Some(dot) => {
+                let product = |rows| Inter::Product(vectors::<S, N>(rows));
+                (product(&dot.current[..rows * width]), product(&dot.past[..rows * width]))
+            }
+        };
+        let stride = work.q_stride();
         for_row_tiles::<S>(
             rows,
             &mut OutputTile::<S, N> {
@@ -55,16 +70,16 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
                 task,
                 tile,
                 key,
-                stride: work.q_stride(),
+                stride,
                 q,
                 inverses,
-                b: &panel[..key + rows],
-                past: &*past,
+                v,
+                current,
+                past: before,
                 begin,
                 columns,
             },
         );
-        let (s, v) = panel.split_at_mut(key);
         // What is compensated is past where there is one, else S.
         let (sum, fresh, compensated) = if tile.add_to_past {
             (&mut *past, !tile.use_past, true)
@@ -72,18 +87,16 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
             (&mut *s, !tile.use_current, !work.past)
         };
         let lost_here: &mut [_] = if compensated { &mut *lost } else { &mut [] };
-        for_row_tiles::<S>(
-            task.layout.key,
-            &mut StateTile::<S, N> {
-                simd,
-                k: &k[..rows * key],
-                stride: key,
-                v: &v[..rows],
-                s: sum,
-                fresh,
-                lost: lost_here,
-            },
-        );
+        match &mut dot {
+            None => {
+                let k = &k[..rows * key];
+                for_row_tiles::<S>(
+                    task.layout.key,
+                    &mut StateTile::<S, N> { simd, k, stride: key, v, s: sum, fresh, lost: lost_here },
+                );
+            }
+            Some(dot) => dot.add(simd, v, sum, fresh, lost_here),
+        }
         if tile.fold {
             for (i, (past, s)) in past.iter_mut().zip(s.iter()).enumerate() {
                 for j in 0..N {
@@ -98,6 +111,13 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
     }
 }
 
+/// What earlier tokens give: sums, to be multiplied by phi(Q), or the product, taken before.
+#[derive(Clone, Copy)]
+enum Inter<'a, S: Simd, const N: usize> {
+    Sums(&'a [[S::f32s; N]]),
+    Product(&'a [[S::f32s; N]]),
+}
+
 /// `O = phi(Q) past / past norm + phi(Q) S / norm + A V`, A divided before. In this order, and with the quotients taken
 /// before they are added, the reference's own rounding is met most closely where large terms cancel.
 struct OutputTile<'a, S: Simd, const N: usize> {
@@ -109,21 +129,37 @@ struct OutputTile<'a, S: Simd, const N: usize> {
     stride: usize,
     q: &'a [f32],
     inverses: &'a Inverses,
-    b: &'a [[S::f32s; N]],
-    past: &'a [[S::f32s; N]],
+    /// The rows of V.
+    v: &'a [[S::f32s; N]],
+    current: Inter<'a, S, N>,
+    past: Inter<'a, S, N>,
     /// Columns of o.
     begin: usize,
     columns: usize,
 }
 
+impl<S: Simd, const N: usize> OutputTile<'_, S, N> {
+    #[inline(always)]
+    fn inter<const MR: usize>(&self, from: Inter<'_, S, N>, row: usize) -> Acc<S, MR, N> {
+        let mut acc = zero(self.simd);
+        match from {
+            Inter::Sums(s) => mul_ab(self.simd, acc, &self.q[row * self.stride..], self.stride, s),
+            Inter::Product(rows) => {
+                acc.copy_from_slice(&rows[row..][..MR]);
+                acc
+            }
+        }
+    }
+}
+
 impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
     #[inline(always)]
     fn run<const MR: usize>(&mut self, row: usize) {
-        let Self { simd, task, tile, key, stride, inverses, .. } = *self;
+        let Self { simd, task, tile, key, stride, inverses, v, .. } = *self;
         let q = &self.q[row * stride..];
         let mut acc = zero::<S, MR, N>(simd);
         if tile.use_past {
-            acc = mul_ab(simd, acc, q, stride, self.past);
+            acc = self.inter(self.past, row);
             for i in 0..MR {
                 let inverse = simd.splat_f32s(inverses.past[row + i]);
                 for j in 0..N {
@@ -132,7 +168,7 @@ impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
             }
         }
         if tile.use_current {
-            let current = mul_ab(simd, zero::<S, MR, N>(simd), q, stride, &self.b[..key]);
+            let current = self.inter::<MR>(self.current, row);
             for i in 0..MR {
                 let inverse = simd.splat_f32s(inverses.current[row + i]);
                 for j in 0..N {
@@ -140,8 +176,8 @@ impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
                 }
             }
         }
-        acc = mul_ab(simd, acc, &q[key..], stride, &self.b[key..key + row]);
-        acc = mul_ab_tril(simd, acc, &q[key + row..], stride, &self.b[key + row..]);
+        acc = mul_ab(simd, acc, &q[key..], stride, &v[..row]);
+        acc = mul_ab_tril(simd, acc, &q[key + row..], stride, &v[row..]);
         for i in 0..MR {
             let from = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
             // Two branches, so that the usual one copies a length the compiler knows.

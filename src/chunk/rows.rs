@@ -3,6 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::{Prefill, TILE, Tile, Work};
+use crate::element::round_bf16;
 use crate::math::add_compensated;
 use crate::state::Normaliser;
 use crate::tile::mul_abt;
@@ -16,6 +17,8 @@ pub(super) struct PackRows<'a> {
     pub(super) q: &'a mut [f32],
     /// Written: phi(K).
     pub(super) k: &'a mut [f32],
+    /// Written: both as pairs of bf16, where dot products of them are asked for.
+    pub(super) dot: &'a mut [f32],
     pub(super) z: &'a mut [f32],
     pub(super) past_z: &'a mut [f32],
     pub(super) lost_z: &'a mut [f32],
@@ -32,15 +35,24 @@ impl WithSimd for PackRows<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Inverses {
-        let Self { task, work, tile, q, k, z, past_z, lost_z } = self;
+        let Self { task, work, tile, q, k, dot, z, past_z, lost_z } = self;
         let rows = tile.rows;
         for i in 0..rows {
             let row = &mut q[i * work.q_stride()..][..work.key];
             task.feature_map.pack(simd, task.q.row(task.batch, tile.token + i, tile.head), row);
+            if task.dot.is_some() {
+                round_bf16(row);
+            }
         }
         for i in 0..rows {
             let row = &mut k[i * work.key..][..work.key];
             task.feature_map.pack(simd, task.k.row(task.batch, tile.token + i, tile.head), row);
+            if task.dot.is_some() {
+                round_bf16(row);
+            }
+        }
+        if let Some(proof) = task.dot {
+            work.dot.split(proof, dot).pack(work, rows, q, k);
         }
         scores(simd, work, rows, q, k);
 

@@ -3,14 +3,21 @@
 //! A value of [`Isa`] proves that the machine has the instruction set: the only ways to one are the
 //! constructors, which ask. Detection is only the default; tests, benches and callers may pin any value.
 //!
-//! This is the only file with `cfg(target_arch)`.
-#![allow(unsafe_code, reason = "XGETBV, and prefetch hints")]
+//! This module is the only place with `cfg(target_arch)`.
+#![allow(unsafe_code, reason = "XGETBV, prefetch hints, and instructions that pulp does not have")]
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
+mod pairs;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use core::fmt;
 
 use half::f16;
 use pulp::{Simd, WithSimd};
 
+pub(crate) use self::pairs::DotPairs;
 use crate::error::{Error, Result};
 
 macro_rules! proof {
@@ -54,22 +61,22 @@ pub const NAMES: [&str; 5] = ["scalar", "simd128", "neon", "avx2", "avx512"];
 impl Isa {
     /// AVX2, if this machine has it.
     pub fn avx2() -> Option<Isa> {
-        matches!(detect(), AVX2 | AVX512).then_some(Isa::Avx2(Avx2(())))
+        matches!(level(), AVX2 | AVX512).then_some(Isa::Avx2(Avx2(())))
     }
 
     /// AVX-512, if this machine has it.
     pub fn avx512() -> Option<Isa> {
-        (detect() == AVX512).then_some(Isa::Avx512(Avx512(())))
+        (level() == AVX512).then_some(Isa::Avx512(Avx512(())))
     }
 
     /// Neon, if this machine has it.
     pub fn neon() -> Option<Isa> {
-        (detect() == NEON).then_some(Isa::Neon(Neon(())))
+        (level() == NEON).then_some(Isa::Neon(Neon(())))
     }
 
     /// WebAssembly's 128-bit vectors, if this was compiled with them.
     pub fn simd128() -> Option<Isa> {
-        (detect() == SIMD128).then_some(Isa::Simd128(Simd128(())))
+        (level() == SIMD128).then_some(Isa::Simd128(Simd128(())))
     }
 
     /// The instruction set of that name ([`NAMES`]), or an error if it is unknown or not available here.
@@ -114,6 +121,18 @@ impl Isa {
         }
         #[cfg(not(feature = "std"))]
         Ok(Isa::best())
+    }
+
+    /// Whether it comes with dot products of pairs of bf16 here ([`crate::Precision::Bf16Dot`]): AVX512-BF16 beside
+    /// AVX-512, FEAT_BF16 beside Neon.
+    pub fn has_bf16_dot(self) -> bool {
+        self.bf16_dot().is_some()
+    }
+
+    /// The proof of it.
+    pub(crate) fn bf16_dot(self) -> Option<Bf16Dot> {
+        let beside = matches!(self, Isa::Avx512(_) | Isa::Neon(_));
+        (beside && detect() & BF16 != 0).then_some(Bf16Dot(()))
     }
 
     /// Its name, as [`Isa::from_name`] takes it.
@@ -205,6 +224,11 @@ pub(crate) fn widen_f16<S: Simd>(_: S, from: &[f16], to: &mut [f32]) {
         // SAFETY: with 8 lanes or more S is pulp's V3 or V4, which `dispatch` reaches by an `Isa` that proves F16C.
         return unsafe { x86::widen_f16(from, to) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if S::F32_LANES == 4 {
+        // SAFETY: with 4 lanes S is pulp's Neon, which `dispatch` reaches by an `Isa` that proves it.
+        return unsafe { arm::widen_f16(from, to) };
+    }
     for (to, from) in to.iter_mut().zip(from) {
         *to = from.to_f32();
     }
@@ -218,10 +242,19 @@ pub(crate) fn narrow_f16<S: Simd>(_: S, from: &[f32], to: &mut [f16]) {
         // SAFETY: as for `widen_f16`.
         return unsafe { x86::narrow_f16(from, to) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if S::F32_LANES == 4 {
+        // SAFETY: as for `widen_f16`.
+        return unsafe { arm::narrow_f16(from, to) };
+    }
     for (to, from) in to.iter_mut().zip(from) {
         *to = f16::from_f32(*from);
     }
 }
+
+/// Proof that pairs of bf16 can be multiplied and summed in one instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bf16Dot(());
 
 // Levels, as cached and compared: on one architecture they are totally ordered.
 const UNKNOWN: u8 = 0;
@@ -230,8 +263,15 @@ const AVX2: u8 = 2;
 const AVX512: u8 = 3;
 const NEON: u8 = 4;
 const SIMD128: u8 = 5;
+/// Beside the level: dot products of bf16.
+const BF16: u8 = 0x80;
 
-/// The best level, detected once.
+/// The best level.
+fn level() -> u8 {
+    detect() & !BF16
+}
+
+/// The best level and what is beside it, detected once.
 fn detect() -> u8 {
     use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
     static LEVEL: AtomicU8 = AtomicU8::new(UNKNOWN);
@@ -247,7 +287,11 @@ fn detect() -> u8 {
 
 #[cfg(target_arch = "aarch64")]
 fn ask() -> u8 {
-    if pulp::aarch64::Neon::try_new().is_some() { NEON } else { SCALAR }
+    match pulp::aarch64::Neon::try_new() {
+        Some(_) if arm::has_bf16() => NEON | BF16,
+        Some(_) => NEON,
+        None => SCALAR,
+    }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -258,162 +302,11 @@ fn ask() -> u8 {
 #[cfg(target_arch = "x86_64")]
 fn ask() -> u8 {
     // pulp must agree: its tokens enable the features, so its list of them is the one that counts.
-    match x86::level(&x86::Cpu) {
-        AVX512 if pulp::x86::V4::try_new().is_some() => AVX512,
+    let asked = x86::level(&x86::Cpu);
+    match asked & !BF16 {
+        AVX512 if pulp::x86::V4::try_new().is_some() => asked,
         AVX512 | AVX2 if pulp::x86::V3::try_new().is_some() => AVX2,
         _ => SCALAR,
-    }
-}
-
-/// Detection that is sound without an operating system's help: CPUID says what the CPU can do, XGETBV what the
-/// OS (or the firmware) saves across a context switch; only both together allow the wider registers.
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{AVX2, AVX512, SCALAR};
-    use core::arch::x86_64::*;
-
-    use half::f16;
-
-    /// Rows at a time: pulp's tokens don't include F16C, so these are calls, never inlined.
-    #[target_feature(enable = "avx,f16c")]
-    pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
-        let (from8, from_tail) = from.as_chunks::<8>();
-        let (to8, to_tail) = to[..from.len()].as_chunks_mut::<8>();
-        for (to, from) in to8.iter_mut().zip(from8) {
-            // SAFETY: 16 bytes are read from an array of 16, 32 written to one of 32; neither need be aligned.
-            unsafe {
-                _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())))
-            };
-        }
-        let mut padded = [f16::ZERO; 8];
-        padded[..from_tail.len()].copy_from_slice(from_tail);
-        let mut wide = [0.0; 8];
-        // SAFETY: as above.
-        unsafe {
-            _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(padded.as_ptr().cast())))
-        };
-        to_tail.copy_from_slice(&wide[..to_tail.len()]);
-    }
-
-    #[target_feature(enable = "avx,f16c")]
-    pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
-        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
-        let (from8, from_tail) = from.as_chunks::<8>();
-        let (to8, to_tail) = to[..from.len()].as_chunks_mut::<8>();
-        for (to, from) in to8.iter_mut().zip(from8) {
-            // SAFETY: 32 bytes are read from an array of 32, 16 written to one of 16; neither need be aligned.
-            unsafe {
-                let half = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(from.as_ptr()));
-                _mm_storeu_si128(to.as_mut_ptr().cast(), half);
-            }
-        }
-        let mut padded = [0.0; 8];
-        padded[..from_tail.len()].copy_from_slice(from_tail);
-        let mut half = [f16::ZERO; 8];
-        // SAFETY: as above.
-        unsafe {
-            let bits = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(padded.as_ptr()));
-            _mm_storeu_si128(half.as_mut_ptr().cast(), bits);
-        }
-        to_tail.copy_from_slice(&half[..to_tail.len()]);
-    }
-
-    /// What detection asks; a trait so that tests can lie.
-    pub(super) trait Ask {
-        /// EAX, EBX, ECX, EDX of a leaf and subleaf.
-        fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4];
-        /// XCR0; asked only where CPUID says OSXSAVE.
-        fn xcr0(&self) -> u64;
-    }
-
-    pub(super) struct Cpu;
-
-    impl Ask for Cpu {
-        fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
-            #[allow(
-                unused_unsafe,
-                reason = "CPUID became a safe function in newer compilers than our minimum"
-            )]
-            // SAFETY: every x86-64 CPU has CPUID.
-            let r = unsafe { __cpuid_count(leaf, sub) };
-            [r.eax, r.ebx, r.ecx, r.edx]
-        }
-
-        fn xcr0(&self) -> u64 {
-            #[target_feature(enable = "xsave")]
-            fn read() -> u64 {
-                // SAFETY: XCR0 always exists where XGETBV does.
-                unsafe { _xgetbv(0) }
-            }
-            // SAFETY: `level` calls this only after CPUID reported OSXSAVE, which implies XSAVE.
-            unsafe { read() }
-        }
-    }
-
-    pub(super) fn level(ask: &impl Ask) -> u8 {
-        let has = |word: u32, bits: &[u32]| bits.iter().all(|bit| word >> bit & 1 == 1);
-        let [leaves, ..] = ask.cpuid(0, 0);
-        if leaves < 7 {
-            return SCALAR;
-        }
-        let [.., one_ecx, _] = ask.cpuid(1, 0);
-        let [_, seven_ebx, ..] = ask.cpuid(7, 0);
-        // FMA 12, OSXSAVE 27, AVX 28, F16C 29 in leaf 1; BMI1 3, AVX2 5, BMI2 8 in leaf 7.
-        if !has(one_ecx, &[12, 27, 28, 29]) || !has(seven_ebx, &[3, 5, 8]) {
-            return SCALAR;
-        }
-        let xcr0 = ask.xcr0() as u32;
-        // XMM 1, YMM 2; for AVX-512 also the mask registers 5 and both halves of ZMM 6, 7.
-        if !has(xcr0, &[1, 2]) {
-            return SCALAR;
-        }
-        // F 16, DQ 17, CD 28, BW 30, VL 31.
-        if has(seven_ebx, &[16, 17, 28, 30, 31]) && has(xcr0, &[5, 6, 7]) { AVX512 } else { AVX2 }
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        struct Fake {
-            leaves: u32,
-            one_ecx: u32,
-            seven_ebx: u32,
-            xcr0: Option<u64>,
-        }
-
-        impl Ask for Fake {
-            fn cpuid(&self, leaf: u32, _: u32) -> [u32; 4] {
-                match leaf {
-                    0 => [self.leaves, 0, 0, 0],
-                    1 => [0, 0, self.one_ecx, 0],
-                    _ => [0, self.seven_ebx, 0, 0],
-                }
-            }
-            fn xcr0(&self) -> u64 {
-                self.xcr0.expect("XGETBV without OSXSAVE is an illegal instruction")
-            }
-        }
-
-        const V3_1: u32 = 1 << 12 | 1 << 27 | 1 << 28 | 1 << 29;
-        const V3_7: u32 = 1 << 3 | 1 << 5 | 1 << 8;
-        const V4_7: u32 = V3_7 | 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31;
-
-        #[test]
-        fn the_os_has_the_last_word() {
-            let fake = |one_ecx, seven_ebx, xcr0| level(&Fake { leaves: 7, one_ecx, seven_ebx, xcr0 });
-            assert_eq!(fake(V3_1, V4_7, Some(0xe7)), AVX512);
-            assert_eq!(fake(V3_1, V4_7, Some(0x07)), AVX2, "ZMM is not saved");
-            assert_eq!(fake(V3_1, V4_7, Some(0x67)), AVX2, "the upper sixteen ZMM are not saved");
-            assert_eq!(fake(V3_1, V3_7, Some(0xe7)), AVX2);
-            assert_eq!(fake(V3_1, V4_7, Some(0x03)), SCALAR, "YMM is not saved");
-            assert_eq!(fake(V3_1 & !(1 << 27), V4_7, None), SCALAR, "no OSXSAVE");
-            assert_eq!(fake(V3_1 & !(1 << 12), V4_7, Some(0xe7)), SCALAR, "no FMA");
-            assert_eq!(fake(V3_1 & !(1 << 29), V4_7, Some(0xe7)), SCALAR, "no F16C");
-            assert_eq!(fake(V3_1, V3_7 & !(1 << 5), Some(0xe7)), SCALAR, "no AVX2");
-            let old = Fake { leaves: 6, one_ecx: V3_1, seven_ebx: V4_7, xcr0: None };
-            assert_eq!(level(&old), SCALAR);
-        }
     }
 }
 

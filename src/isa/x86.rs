@@ -1,0 +1,209 @@
+//! x86-64: detection, the conversions of F16C, and the dot products of AVX512-BF16.
+//!
+//! Detection is sound without an operating system's help: CPUID says what the CPU can do, XGETBV what the OS (or the
+//! firmware) saves across a context switch; only both together allow the wider registers.
+
+use core::arch::x86_64::*;
+
+use half::f16;
+
+use super::pairs::{DotPairs, Pairs};
+use super::{AVX2, AVX512, BF16, SCALAR};
+
+/// Rows at a time: pulp's tokens don't include F16C, so these are calls, never inlined.
+#[target_feature(enable = "avx,f16c")]
+pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
+    let (from8, from_tail) = from.as_chunks::<8>();
+    let (to8, to_tail) = to[..from.len()].as_chunks_mut::<8>();
+    for (to, from) in to8.iter_mut().zip(from8) {
+        // SAFETY: 16 bytes are read from an array of 16, 32 written to one of 32; neither need be aligned.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) };
+    }
+    let mut padded = [f16::ZERO; 8];
+    padded[..from_tail.len()].copy_from_slice(from_tail);
+    let mut wide = [0.0; 8];
+    // SAFETY: as above.
+    unsafe { _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(padded.as_ptr().cast()))) };
+    to_tail.copy_from_slice(&wide[..to_tail.len()]);
+}
+
+#[target_feature(enable = "avx,f16c")]
+pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+    let (from8, from_tail) = from.as_chunks::<8>();
+    let (to8, to_tail) = to[..from.len()].as_chunks_mut::<8>();
+    for (to, from) in to8.iter_mut().zip(from8) {
+        // SAFETY: 32 bytes are read from an array of 32, 16 written to one of 16; neither need be aligned.
+        unsafe {
+            let half = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(from.as_ptr()));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), half);
+        }
+    }
+    let mut padded = [0.0; 8];
+    padded[..from_tail.len()].copy_from_slice(from_tail);
+    let mut half = [f16::ZERO; 8];
+    // SAFETY: as above.
+    unsafe {
+        let bits = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(padded.as_ptr()));
+        _mm_storeu_si128(half.as_mut_ptr().cast(), bits);
+    }
+    to_tail.copy_from_slice(&half[..to_tail.len()]);
+}
+
+struct Avx512Bf16;
+
+impl Pairs for Avx512Bf16 {
+    const LANES: usize = 16;
+    type F32 = __m512;
+    type U32 = __m512i;
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        // SAFETY: the caller's promise, as below.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, sums: __m512) {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(to, sums) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const u32) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(pair: u32) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_epi32(pair.cast_signed()) }
+    }
+    #[inline(always)]
+    unsafe fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: as above; the transmuted are vectors of bits, of one size.
+        unsafe { _mm512_dpbf16_ps(sums, core::mem::transmute(a), core::mem::transmute(b)) }
+    }
+}
+
+/// # Safety
+/// As for [`DotPairs::run_on`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn dot_pairs(args: DotPairs<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { args.run_on::<Avx512Bf16>() }
+}
+
+/// What detection asks; a trait so that tests can lie.
+pub(super) trait Ask {
+    /// EAX, EBX, ECX, EDX of a leaf and subleaf.
+    fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4];
+    /// XCR0; asked only where CPUID says OSXSAVE.
+    fn xcr0(&self) -> u64;
+}
+
+pub(super) struct Cpu;
+
+impl Ask for Cpu {
+    fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
+        #[allow(unused_unsafe, reason = "CPUID became a safe function in newer compilers than our minimum")]
+        // SAFETY: every x86-64 CPU has CPUID.
+        let r = unsafe { __cpuid_count(leaf, sub) };
+        [r.eax, r.ebx, r.ecx, r.edx]
+    }
+
+    fn xcr0(&self) -> u64 {
+        #[target_feature(enable = "xsave")]
+        fn read() -> u64 {
+            // SAFETY: XCR0 always exists where XGETBV does.
+            unsafe { _xgetbv(0) }
+        }
+        // SAFETY: `level` calls this only after CPUID reported OSXSAVE, which implies XSAVE.
+        unsafe { read() }
+    }
+}
+
+pub(super) fn level(ask: &impl Ask) -> u8 {
+    let has = |word: u32, bits: &[u32]| bits.iter().all(|bit| word >> bit & 1 == 1);
+    let [leaves, ..] = ask.cpuid(0, 0);
+    if leaves < 7 {
+        return SCALAR;
+    }
+    let [.., one_ecx, _] = ask.cpuid(1, 0);
+    let [_, seven_ebx, ..] = ask.cpuid(7, 0);
+    // FMA 12, OSXSAVE 27, AVX 28, F16C 29 in leaf 1; BMI1 3, AVX2 5, BMI2 8 in leaf 7.
+    if !has(one_ecx, &[12, 27, 28, 29]) || !has(seven_ebx, &[3, 5, 8]) {
+        return SCALAR;
+    }
+    let xcr0 = ask.xcr0() as u32;
+    // XMM 1, YMM 2; for AVX-512 also the mask registers 5 and both halves of ZMM 6, 7.
+    if !has(xcr0, &[1, 2]) {
+        return SCALAR;
+    }
+    // F 16, DQ 17, CD 28, BW 30, VL 31.
+    if !has(seven_ebx, &[16, 17, 28, 30, 31]) || !has(xcr0, &[5, 6, 7]) {
+        return AVX2;
+    }
+    // EAX of leaf 7 is its last subleaf; AVX512-BF16 is bit 5 of subleaf 1.
+    let [subleaves, ..] = ask.cpuid(7, 0);
+    if subleaves >= 1 && has(ask.cpuid(7, 1)[0], &[5]) { AVX512 | BF16 } else { AVX512 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fake {
+        leaves: u32,
+        one_ecx: u32,
+        seven_ebx: u32,
+        /// EAX of subleaf 1 of leaf 7, where there is one.
+        seven_one: Option<u32>,
+        xcr0: Option<u64>,
+    }
+
+    impl Ask for Fake {
+        fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
+            match (leaf, sub) {
+                (0, _) => [self.leaves, 0, 0, 0],
+                (1, _) => [0, 0, self.one_ecx, 0],
+                (7, 0) => [self.seven_one.is_some() as u32, self.seven_ebx, 0, 0],
+                (7, 1) => [self.seven_one.expect("a subleaf beyond the last may hold anything"), 0, 0, 0],
+                leaf => panic!("nobody should ask for {leaf:?}"),
+            }
+        }
+        fn xcr0(&self) -> u64 {
+            self.xcr0.expect("XGETBV without OSXSAVE is an illegal instruction")
+        }
+    }
+
+    const V3_1: u32 = 1 << 12 | 1 << 27 | 1 << 28 | 1 << 29;
+    const V3_7: u32 = 1 << 3 | 1 << 5 | 1 << 8;
+    const V4_7: u32 = V3_7 | 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31;
+
+    #[test]
+    fn the_os_has_the_last_word() {
+        let fake =
+            |one_ecx, seven_ebx, xcr0| level(&Fake { leaves: 7, one_ecx, seven_ebx, seven_one: None, xcr0 });
+        assert_eq!(fake(V3_1, V4_7, Some(0xe7)), AVX512);
+        assert_eq!(fake(V3_1, V4_7, Some(0x07)), AVX2, "ZMM is not saved");
+        assert_eq!(fake(V3_1, V4_7, Some(0x67)), AVX2, "the upper sixteen ZMM are not saved");
+        assert_eq!(fake(V3_1, V3_7, Some(0xe7)), AVX2);
+        assert_eq!(fake(V3_1, V4_7, Some(0x03)), SCALAR, "YMM is not saved");
+        assert_eq!(fake(V3_1 & !(1 << 27), V4_7, None), SCALAR, "no OSXSAVE");
+        assert_eq!(fake(V3_1 & !(1 << 12), V4_7, Some(0xe7)), SCALAR, "no FMA");
+        assert_eq!(fake(V3_1 & !(1 << 29), V4_7, Some(0xe7)), SCALAR, "no F16C");
+        assert_eq!(fake(V3_1, V3_7 & !(1 << 5), Some(0xe7)), SCALAR, "no AVX2");
+        let old = Fake { leaves: 6, one_ecx: V3_1, seven_ebx: V4_7, seven_one: None, xcr0: None };
+        assert_eq!(level(&old), SCALAR);
+    }
+
+    #[test]
+    fn bf16_only_beside_avx512() {
+        let fake = |seven_ebx, seven_one, xcr0| {
+            level(&Fake { leaves: 7, one_ecx: V3_1, seven_ebx, seven_one: Some(seven_one), xcr0: Some(xcr0) })
+        };
+        assert_eq!(fake(V4_7, 1 << 5, 0xe7), AVX512 | BF16);
+        assert_eq!(fake(V4_7, !(1 << 5), 0xe7), AVX512);
+        assert_eq!(fake(V4_7, 1 << 5, 0x07), AVX2, "ZMM is not saved");
+        assert_eq!(fake(V3_7, 1 << 5, 0xe7), AVX2);
+    }
+}
