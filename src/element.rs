@@ -218,19 +218,34 @@ pub(crate) fn narrow_bf16(from: &[f32], to: &mut [bf16]) {
     }
 }
 
-/// Rounds a row to numbers of bf16, which stay f32.
+/// Two numbers rounded to bf16, the first in the lower half.
 #[inline(always)]
-pub(crate) fn round_bf16(row: &mut [f32]) {
-    for x in row {
-        *x = f32::from_bits(upper_bf16(*x) & 0xffff_0000);
+fn pair(first: f32, second: f32) -> u32 {
+    upper_bf16(first) >> 16 | upper_bf16(second) & 0xffff_0000
+}
+
+/// Pairs of neighbours in a row.
+#[inline(always)]
+pub(crate) fn pair_neighbours(row: &[f32], to: &mut [u32]) {
+    for (to, [first, second]) in to.iter_mut().zip(row.as_chunks().0) {
+        *to = pair(*first, *second);
     }
 }
 
-/// Rounds two rows to bf16 and pairs what stands below each other, the first in the lower half.
+/// Pairs of what stands below each other in rows `[rows, width]`; a last row alone is paired with zeros.
 #[inline(always)]
-pub(crate) fn pair_bf16(first: &[f32], second: &[f32], to: &mut [u32]) {
-    for ((to, first), second) in to.iter_mut().zip(first).zip(second) {
-        *to = upper_bf16(*first) >> 16 | upper_bf16(*second) & 0xffff_0000;
+pub(crate) fn pair_rows(rows: &[f32], width: usize, to: &mut [u32]) {
+    for (rows, to) in rows.chunks(2 * width).zip(to.chunks_exact_mut(width)) {
+        let (first, second) = rows.split_at(width);
+        if second.is_empty() {
+            for (to, first) in to.iter_mut().zip(first) {
+                *to = pair(*first, 0.0);
+            }
+        } else {
+            for ((to, first), second) in to.iter_mut().zip(first).zip(second) {
+                *to = pair(*first, *second);
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@
 use pulp::Simd;
 
 use super::{TILE, Tile, Work};
-use crate::element::pair_bf16;
+use crate::element::{pair_neighbours, pair_rows};
 use crate::isa::{Bf16Dot, DotPairs};
 use crate::math::add_compensated;
 
@@ -65,14 +65,11 @@ pub(super) struct Dot<'a> {
 }
 
 impl Dot<'_> {
-    /// Takes in rows `[phi(Q) | A]` and phi(K), which are numbers of bf16 already.
+    /// Takes in rows `[phi(Q) | A]` and phi(K).
     #[inline(always)]
     pub(super) fn pack(&mut self, work: &Work, rows: usize, q: &[f32], k: &[f32]) {
-        let stride = work.q_stride();
-        for (from, to) in q.chunks(stride).zip(self.q.chunks_exact_mut(self.key / 2)).take(rows) {
-            for (to, from) in to.iter_mut().zip(from[..self.key].as_chunks::<2>().0) {
-                *to = from[0].to_bits() >> 16 | from[1].to_bits();
-            }
+        for (q, to) in q.chunks(work.q_stride()).zip(self.q.chunks_exact_mut(self.key / 2)).take(rows) {
+            pair_neighbours(&q[..self.key], to);
         }
         pair_rows(&k[..rows * self.key], self.key, self.k);
     }
@@ -124,21 +121,6 @@ impl Dot<'_> {
                 for j in 0..N {
                     let old = if fresh { zero[j] } else { s[j] };
                     (s[j], lost[j]) = add_compensated(simd, old, lost[j], sum[j]);
-                }
-            }
-        }
-    }
-}
-
-/// Rounds rows and interleaves them by two; a last one alone is paired with zeros.
-#[inline(always)]
-fn pair_rows(rows: &[f32], width: usize, to: &mut [u32]) {
-    for (rows, to) in rows.chunks(2 * width).zip(to.chunks_exact_mut(width)) {
-        match rows.split_at_checked(width) {
-            Some((first, second)) if !second.is_empty() => pair_bf16(first, second, to),
-            _ => {
-                for (to, first) in to.iter_mut().zip(rows) {
-                    pair_bf16(&[*first], &[0.0], core::slice::from_mut(to));
                 }
             }
         }

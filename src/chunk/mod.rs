@@ -25,8 +25,8 @@
 //! PerChunk keeps the sums of the current chunk (S, below which V is packed) and of the finished ones (past)
 //! apart and adds the two quotients; the sums are folded at the chunk's end.
 //!
-//! With dot products of bf16 ([`dot`]) phi is rounded while it is packed, and the two products with S and V that are
-//! linear in K are taken by them; A, A V, the norms and all sums are as above.
+//! Dot products of bf16 ([`dot`]), where they are asked for, take the two products that grow with K V; A, A V, the norms
+//! and all sums are as above.
 //!
 //! A compensated state sums each tile (for PerChunk: each chunk) by itself and adds it with what rounding took before.
 

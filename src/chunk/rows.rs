@@ -3,7 +3,6 @@
 use pulp::{Simd, WithSimd};
 
 use super::{Prefill, TILE, Tile, Work};
-use crate::element::round_bf16;
 use crate::math::add_compensated;
 use crate::state::Normaliser;
 use crate::tile::mul_abt;
@@ -40,16 +39,10 @@ impl WithSimd for PackRows<'_> {
         for i in 0..rows {
             let row = &mut q[i * work.q_stride()..][..work.key];
             task.feature_map.pack(simd, task.q.row(task.batch, tile.token + i, tile.head), row);
-            if task.dot.is_some() {
-                round_bf16(row);
-            }
         }
         for i in 0..rows {
             let row = &mut k[i * work.key..][..work.key];
             task.feature_map.pack(simd, task.k.row(task.batch, tile.token + i, tile.head), row);
-            if task.dot.is_some() {
-                round_bf16(row);
-            }
         }
         if let Some(proof) = task.dot {
             work.dot.split(proof, dot).pack(work, rows, q, k);
