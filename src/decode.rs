@@ -7,6 +7,7 @@
 //!
 //! The output takes S on its way in and the new token's share apart, so that neither waits for the other.
 
+use core::iter::once;
 use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
@@ -62,8 +63,8 @@ impl WithSimd for Decode<'_> {
         let wide_o = &mut rest[..value];
         for row in self.rows.clone() {
             let (batch, head) = (row / self.heads, row % self.heads);
-            self.feature_map.pack(simd, self.q.row(batch, 0, head), q);
-            self.feature_map.pack(simd, self.k.row(batch, 0, head), k);
+            self.feature_map.pack(simd, once(self.q.row(batch, 0, head)), q, key);
+            self.feature_map.pack(simd, once(self.k.row(batch, 0, head)), k, key);
             let v = self.v.row(batch, 0, head).widened(simd, v);
             #[allow(unsafe_code, reason = "heads are split among tasks")]
             // SAFETY: tasks differ in their rows; this one holds each once, and o either to compute in or to write.

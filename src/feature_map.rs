@@ -37,13 +37,20 @@ impl FeatureMap {
         }
     }
 
-    /// Writes `phi(from)` into `to`, and zeros where `to`, a whole number of vectors, is longer.
+    /// Writes phi of rows into rows of `to`, a whole number of vectors each, and zeros where these are longer.
     #[inline(always)]
-    pub(crate) fn pack<S: Simd>(self, simd: S, from: Elements<'_>, to: &mut [f32]) {
+    pub(crate) fn pack<'a, S: Simd>(
+        self,
+        simd: S,
+        rows: impl Iterator<Item = Elements<'a>>,
+        to: &'a mut [f32],
+        stride: usize,
+    ) {
+        let rows = rows.zip(to.chunks_exact_mut(stride));
         match self {
-            FeatureMap::Elu => map_row(simd, Elu, from, to),
-            FeatureMap::Relu { eps } => map_row(simd, Relu { eps }, from, to),
-            FeatureMap::Identity => map_row(simd, Identity, from, to),
+            FeatureMap::Elu => map_rows(simd, Elu, rows),
+            FeatureMap::Relu { eps } => map_rows(simd, Relu { eps }, rows),
+            FeatureMap::Identity => map_rows(simd, Identity, rows),
         }
     }
 }
@@ -88,7 +95,14 @@ impl Phi for Identity {
 }
 
 #[inline(always)]
-fn map_row<S: Simd>(simd: S, phi: impl Phi, from: Elements<'_>, to: &mut [f32]) {
+fn map_rows<'a, S: Simd>(simd: S, phi: impl Phi, rows: impl Iterator<Item = (Elements<'a>, &'a mut [f32])>) {
+    for (from, to) in rows {
+        map_row(simd, &phi, from, to);
+    }
+}
+
+#[inline(always)]
+fn map_row<S: Simd>(simd: S, phi: &impl Phi, from: Elements<'_>, to: &mut [f32]) {
     let len = from.len();
     match from {
         // In one pass.

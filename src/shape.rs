@@ -130,6 +130,20 @@ impl<'a> Rows<'a> {
         self.data.slice(at..at + self.dim)
     }
 
+    /// The rows of so many tokens from one on.
+    #[inline(always)]
+    pub(crate) fn tokens(
+        &self,
+        batch: usize,
+        token: usize,
+        head: usize,
+        count: usize,
+    ) -> impl Iterator<Item = Elements<'a>> {
+        let Self { data, strides, dim } = *self;
+        let first = at(strides, batch, token, head);
+        (0..count).map(move |i| data.slice(first + i * strides.token..first + i * strides.token + dim))
+    }
+
     /// Asks for a part of a row.
     #[inline(always)]
     pub(crate) fn prefetch(&self, batch: usize, token: usize, head: usize, from: usize, len: usize) {
@@ -258,21 +272,34 @@ impl<'a> RowsMut<'a> {
     /// # Safety
     /// No other task holds columns of this row that overlap these.
     #[inline(always)]
-    pub(crate) unsafe fn write<S: Simd>(
+    pub(crate) unsafe fn write<S: Simd>(&self, simd: S, place: [usize; 3], from: usize, columns: &[f32]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.write_rows(simd, place, from, [columns]) }
+    }
+
+    /// Writes columns of MR tokens' rows likewise.
+    ///
+    /// # Safety
+    /// No other task holds columns of these rows that overlap these.
+    #[inline(always)]
+    pub(crate) unsafe fn write_rows<S: Simd, const MR: usize>(
         &self,
         simd: S,
         [batch, token, head]: [usize; 3],
         from: usize,
-        columns: &[f32],
+        rows: [&[f32]; MR],
     ) {
-        debug_assert!(from + columns.len() <= self.dim, "columns out of the row");
-        let (at, len) = (at(self.strides, batch, token, head) + from, columns.len());
-        // SAFETY: rows are disjoint by `check_disjoint`, columns by the caller's promise.
-        unsafe {
-            match self.data {
-                Outputs::F32(data) => data.part(at, len).copy_from_slice(columns),
-                Outputs::Bf16(data) => narrow_bf16(columns, data.part(at, len)),
-                Outputs::F16(data) => isa::narrow_f16(simd, columns, data.part(at, len)),
+        debug_assert!(from + rows[0].len() <= self.dim, "columns out of the row");
+        let first = at(self.strides, batch, token, head) + from;
+        for (i, columns) in rows.into_iter().enumerate() {
+            let (at, len) = (first + i * self.strides.token, columns.len());
+            // SAFETY: rows are disjoint by `check_disjoint`, columns by the caller's promise.
+            unsafe {
+                match self.data {
+                    Outputs::F32(data) => data.part(at, len).copy_from_slice(columns),
+                    Outputs::Bf16(data) => narrow_bf16(columns, data.part(at, len)),
+                    Outputs::F16(data) => isa::narrow_f16(simd, columns, data.part(at, len)),
+                }
             }
         }
     }

@@ -105,25 +105,44 @@ pub(crate) fn mul_ab_tril<S: Simd, const MR: usize, const N: usize>(
 
 /// `out[i][j] = a[i] . b[j]` over whole vectors: one accumulator for each pair, lanes joined at the end.
 #[inline(always)]
-pub(crate) fn mul_abt<S: Simd, const M: usize, const N: usize>(
+pub(crate) fn mul_abt<S: Simd, const M: usize>(
     simd: S,
     a: [&[S::f32s]; M],
-    b: [&[S::f32s]; N],
-) -> [[f32; N]; M] {
+    b: [&[S::f32s]; 4],
+) -> [[f32; 4]; M] {
     let len = a[0].len();
     let (a, b) = (cut(a, len), cut(b, len));
-    let mut acc = zero::<S, M, N>(simd);
+    let mut acc = zero::<S, M, 4>(simd);
     for l in 0..len {
         for i in 0..M {
-            for j in 0..N {
+            for j in 0..4 {
                 acc[i][j] = simd.mul_add_e_f32s(a[i][l], b[j][l], acc[i][j]);
             }
         }
     }
-    let mut out = [[0.0; N]; M];
+    let mut out = [[0.0; 4]; M];
     for i in 0..M {
-        for j in 0..N {
-            out[i][j] = simd.reduce_sum_f32s(acc[i][j]);
+        out[i] = sum_lanes(simd, acc[i]);
+    }
+    out
+}
+
+/// The sum of each vector's lanes: four together, for half the shuffles.
+#[inline(always)]
+fn sum_lanes<S: Simd>(simd: S, acc: [S::f32s; 4]) -> [f32; 4] {
+    let mut out = [0.0; 4];
+    if S::F32_LANES < 4 {
+        for (out, acc) in out.iter_mut().zip(acc) {
+            *out = simd.reduce_sum_f32s(acc);
+        }
+        return out;
+    }
+    // Interleaved, lane l of each vector is of the sum l % 4, however the elements of one are ordered: a test has it.
+    let [a, b, c, d] = simd.interleave_shfl_f32s(acc);
+    let sum = [simd.add_f32s(simd.add_f32s(a, c), simd.add_f32s(b, d))];
+    for lanes in bytemuck::cast_slice::<S::f32s, f32>(&sum).as_chunks::<4>().0 {
+        for (out, lane) in out.iter_mut().zip(lanes) {
+            *out += lane;
         }
     }
     out
@@ -195,5 +214,38 @@ pub(crate) fn copy_row<S: Simd>(_: S, from: &[f32], to: &mut [f32]) {
     }
     for (i, to) in to_rest.iter_mut().enumerate() {
         *to = if i < from_tail.len() { from_tail[i] } else { 0.0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Isa, dispatch};
+    use pulp::WithSimd;
+
+    struct SumLanes;
+
+    impl WithSimd for SumLanes {
+        type Output = [f32; 4];
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> [f32; 4] {
+            // Lane l of vector i holds 100^i (l + 1).
+            let mut acc = [simd.splat_f32s(0.0); 4];
+            for (lanes, scale) in acc.iter_mut().zip([1.0, 1e2, 1e4, 1e6]) {
+                let lanes = bytemuck::cast_slice_mut::<S::f32s, f32>(core::slice::from_mut(lanes));
+                for (l, lane) in lanes.iter_mut().enumerate() {
+                    *lane = scale * (l + 1) as f32;
+                }
+            }
+            sum_lanes(simd, acc)
+        }
+    }
+
+    #[test]
+    fn lanes_are_summed_by_vector() {
+        for isa in Isa::available() {
+            let sum = (isa.lanes() * (isa.lanes() + 1) / 2) as f32;
+            assert_eq!(dispatch(isa, SumLanes), [sum, 1e2 * sum, 1e4 * sum, 1e6 * sum], "{isa}");
+        }
     }
 }

@@ -11,7 +11,7 @@
 
 use pulp::Simd;
 
-use super::{TILE, Tile, Work};
+use super::{TILE, Tile};
 use crate::element::{pair_neighbours, pair_rows};
 use crate::isa::{Bf16Dot, DotPairs};
 use crate::math::add_compensated;
@@ -65,12 +65,10 @@ pub(super) struct Dot<'a> {
 }
 
 impl Dot<'_> {
-    /// Takes in rows `[phi(Q) | A]` and phi(K).
+    /// Takes in phi(Q) and phi(K).
     #[inline(always)]
-    pub(super) fn pack(&mut self, work: &Work, rows: usize, q: &[f32], k: &[f32]) {
-        for (q, to) in q.chunks(work.q_stride()).zip(self.q.chunks_exact_mut(self.key / 2)).take(rows) {
-            pair_neighbours(&q[..self.key], to);
-        }
+    pub(super) fn pack(&mut self, rows: usize, q: &[f32], k: &[f32]) {
+        pair_neighbours(&q[..rows * self.key], self.q);
         pair_rows(&k[..rows * self.key], self.key, self.k);
     }
 

@@ -3,10 +3,9 @@
 //! ```text
 //! for each tile of up to 16 tokens, for each head:
 //!     pack phi(Q), phi(K)                            rows padded to whole vectors
-//!     A  = tril(phi(Q) phi(K)^T) / norm              beside phi(Q): the rows are [phi(Q) | A]
-//!                                                    norm = rowsum A + phi(Q) z + eps
+//!     pack V                                         in panels of columns, below S: the columns are [S ; V]
+//!     A  = tril(phi(Q) phi(K)^T) / norm              norm = rowsum A + phi(Q) z + eps
 //!     for each panel of V's columns:
-//!         pack V                                     below S: the columns are [S ; V]
 //!         O  = phi(Q) S / norm + A V                 the last MR rows of A V a triangle
 //!         S += phi(K)^T V
 //!     z += sum of phi(K)'s rows
@@ -78,13 +77,8 @@ impl Work {
         Self { key, width, head, past: per_chunk, compensated, dot }
     }
 
-    /// Elements of a row of `[phi(Q) | A]`.
-    const fn q_stride(&self) -> usize {
-        self.key.saturating_add(TILE)
-    }
-
     const fn len(&self, heads: usize) -> usize {
-        let rows = self.q_stride().saturating_add(self.key).saturating_mul(TILE);
+        let rows = self.key.saturating_mul(2 * TILE);
         rows.saturating_add(self.dot.len()).saturating_add(heads.saturating_mul(self.head))
     }
 }
@@ -170,7 +164,7 @@ impl WithSimd for Prefill<'_> {
             dot: self.dot.is_some(),
         });
         let scratch = core::mem::take(&mut self.scratch);
-        let (q, rest) = scratch.split_at_mut(TILE * work.q_stride());
+        let (q, rest) = scratch.split_at_mut(TILE * work.key);
         let (k, rest) = rest.split_at_mut(TILE * work.key);
         let (dot, rest) = rest.split_at_mut(work.dot.len());
         let heads = &mut rest[..self.heads.len() * work.head];
@@ -264,6 +258,12 @@ impl Work {
 }
 
 impl Prefill<'_> {
+    /// Whether outputs are multiplied with anything but 1.
+    #[inline(always)]
+    fn divides(&self) -> bool {
+        self.normaliser != Normaliser::None || self.scale != 1.0
+    }
+
     /// One tile of one head.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one call, in `with_simd`")]
@@ -278,7 +278,8 @@ impl Prefill<'_> {
         head: &mut [f32],
     ) {
         let Head { panels, z, past, past_z, lost, lost_z } = work.split(head);
-        let inverses = outline(simd, PackRows { task: self, work, tile, q, k, dot, z, past_z, lost_z });
+        let rows = PackRows { task: self, work, tile, q, k, dot, panels, z, past_z, lost_z };
+        let scores = outline(simd, rows);
 
         // Each tile asks for its head's next one, spread over the panels. That is one turn through the heads ahead;
         // asking for the next head's rows, or for two tiles ahead, measured slower.
@@ -304,7 +305,7 @@ impl Prefill<'_> {
                 q,
                 k,
                 dot,
-                inverses: &inverses,
+                scores: &scores,
                 from,
                 panel: &mut panels[from * (work.key + TILE)..][..width * (work.key + TILE)],
                 past: if work.past { &mut past[from * work.key..][..width * work.key] } else { &mut [] },

@@ -2,9 +2,8 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::rows::Inverses;
-use super::{Prefill, Tile, Work};
-use crate::element::widen;
+use super::rows::Scores;
+use super::{Prefill, TILE, Tile, Work};
 use crate::math::add_compensated;
 use crate::tile::{Acc, RowTile, for_row_tiles, mul_ab, mul_ab_tril, mul_atb, vectors, vectors_mut, zero};
 
@@ -15,16 +14,16 @@ pub(super) struct PanelArgs<'a> {
     pub(super) task: &'a Prefill<'a>,
     pub(super) work: &'a Work,
     pub(super) tile: Tile,
-    /// Rows `[phi(Q) | A]`, A divided by the norm.
+    /// Rows phi(Q).
     pub(super) q: &'a [f32],
     /// Rows phi(K).
     pub(super) k: &'a [f32],
     /// Scratch for dot products, with the same rows as pairs of bf16.
     pub(super) dot: &'a mut [f32],
-    pub(super) inverses: &'a Inverses,
+    pub(super) scores: &'a Scores,
     /// Columns of this task before the panel.
     pub(super) from: usize,
-    /// `[S ; V]`: S is added to, V is packed here.
+    /// `[S ; V]`: S is added to.
     pub(super) panel: &'a mut [f32],
     /// S of the finished chunks, for PerChunk.
     pub(super) past: &'a mut [f32],
@@ -37,15 +36,11 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let PanelArgs { task, work, tile, q, k, dot, inverses, from, panel, past, lost } = self.0;
+        let PanelArgs { task, work, tile, q, k, dot, scores, from, panel, past, lost } = self.0;
         let (key, rows) = (work.key, tile.rows);
         let width = N * S::F32_LANES;
         let begin = task.columns.start + from;
         let columns = width.min(task.columns.end - begin);
-        for (i, to) in panel[key * width..].chunks_exact_mut(width).take(rows).enumerate() {
-            let row = task.v.row(task.batch, tile.token + i, tile.head);
-            widen(simd, row.slice(begin..begin + columns), to);
-        }
         let mut dot = task.dot.map(|proof| work.dot.split(proof, dot));
         if let Some(dot) = &mut dot {
             dot.multiply(tile, width, &panel[..key * width], past);
@@ -62,7 +57,6 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
                 (product(&dot.current[..rows * width]), product(&dot.past[..rows * width]))
             }
         };
-        let stride = work.q_stride();
         for_row_tiles::<S>(
             rows,
             &mut OutputTile::<S, N> {
@@ -70,9 +64,8 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
                 task,
                 tile,
                 key,
-                stride,
                 q,
-                inverses,
+                scores,
                 v,
                 current,
                 past: before,
@@ -126,9 +119,8 @@ struct OutputTile<'a, S: Simd, const N: usize> {
     tile: Tile,
     /// K rounded up.
     key: usize,
-    stride: usize,
     q: &'a [f32],
-    inverses: &'a Inverses,
+    scores: &'a Scores,
     /// The rows of V.
     v: &'a [[S::f32s; N]],
     current: Inter<'a, S, N>,
@@ -143,51 +135,64 @@ impl<S: Simd, const N: usize> OutputTile<'_, S, N> {
     fn inter<const MR: usize>(&self, from: Inter<'_, S, N>, row: usize) -> Acc<S, MR, N> {
         let mut acc = zero(self.simd);
         match from {
-            Inter::Sums(s) => mul_ab(self.simd, acc, &self.q[row * self.stride..], self.stride, s),
+            Inter::Sums(s) => mul_ab(self.simd, acc, &self.q[row * self.key..], self.key, s),
             Inter::Product(rows) => {
                 acc.copy_from_slice(&rows[row..][..MR]);
                 acc
             }
         }
     }
+
+    /// It times scale / norm of each row.
+    #[inline(always)]
+    fn quotient<const MR: usize>(&self, from: Inter<'_, S, N>, inverse: &[f32], row: usize) -> Acc<S, MR, N> {
+        let mut acc = self.inter::<MR>(from, row);
+        if self.task.divides() {
+            for i in 0..MR {
+                let inverse = self.simd.splat_f32s(inverse[i]);
+                for j in 0..N {
+                    acc[i][j] = self.simd.mul_f32s(acc[i][j], inverse);
+                }
+            }
+        }
+        acc
+    }
 }
 
 impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
     #[inline(always)]
     fn run<const MR: usize>(&mut self, row: usize) {
-        let Self { simd, task, tile, key, stride, inverses, v, .. } = *self;
-        let q = &self.q[row * stride..];
+        let Self { simd, task, tile, scores, v, .. } = *self;
+        let current = &scores.current[row..][..MR];
         let mut acc = zero::<S, MR, N>(simd);
         if tile.use_past {
-            acc = self.inter(self.past, row);
+            acc = self.quotient(self.past, &scores.past[row..][..MR], row);
+        }
+        if tile.use_current && !tile.use_past {
+            // One accumulator, as there mostly is: two don't fit the registers.
+            acc = self.quotient(self.current, current, row);
+        } else if tile.use_current {
+            let product = self.inter::<MR>(self.current, row);
             for i in 0..MR {
-                let inverse = simd.splat_f32s(inverses.past[row + i]);
+                let inverse = simd.splat_f32s(current[i]);
                 for j in 0..N {
-                    acc[i][j] = simd.mul_f32s(acc[i][j], inverse);
+                    acc[i][j] = simd.mul_add_e_f32s(product[i][j], inverse, acc[i][j]);
                 }
             }
         }
-        if tile.use_current {
-            let current = self.inter::<MR>(self.current, row);
-            for i in 0..MR {
-                let inverse = simd.splat_f32s(inverses.current[row + i]);
-                for j in 0..N {
-                    acc[i][j] = simd.mul_add_e_f32s(current[i][j], inverse, acc[i][j]);
-                }
-            }
-        }
-        acc = mul_ab(simd, acc, &q[key..], stride, &v[..row]);
-        acc = mul_ab_tril(simd, acc, &q[key + row..], stride, &v[row..]);
+        let a = scores.a[row..].as_flattened();
+        acc = mul_ab(simd, acc, a, TILE, &v[..row]);
+        acc = mul_ab_tril(simd, acc, &a[row..], TILE, &v[row..]);
+        let mut rows: [&[f32]; MR] = [&[]; MR];
         for i in 0..MR {
-            let from = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
+            let row = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
             // Two branches, so that the usual one copies a length the compiler knows.
-            let from = if self.columns == N * S::F32_LANES { from } else { &from[..self.columns] };
-            let row = [task.batch, tile.token + row + i, tile.head];
-            #[allow(unsafe_code, reason = "rows of o are split among tasks")]
-            // SAFETY: tasks differ in batch, head or columns, and this one holds one row at a time.
-            unsafe {
-                task.o.write(simd, row, self.begin, from);
-            }
+            rows[i] = if self.columns == N * S::F32_LANES { row } else { &row[..self.columns] };
+        }
+        #[allow(unsafe_code, reason = "rows of o are split among tasks")]
+        // SAFETY: tasks differ in batch, head or columns, and this one holds one row at a time.
+        unsafe {
+            task.o.write_rows(simd, [task.batch, tile.token + row, tile.head], self.begin, rows);
         }
     }
 }

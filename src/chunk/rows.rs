@@ -1,128 +1,152 @@
-//! The rows of a tile: phi(Q), phi(K), A beside phi(Q), and what the outputs are multiplied with.
+//! The rows of a tile: phi(Q), phi(K), V below S, A, and what the outputs are multiplied with.
 
 use pulp::{Simd, WithSimd};
 
 use super::{Prefill, TILE, Tile, Work};
+use crate::element::{Elements, widen};
 use crate::math::add_compensated;
 use crate::state::Normaliser;
-use crate::tile::mul_abt;
+use crate::tile::{NV, mul_abt, panel_width, vectors, vectors_mut};
 
 /// Packs a tile and adds it to z.
 pub(super) struct PackRows<'a> {
     pub(super) task: &'a Prefill<'a>,
     pub(super) work: &'a Work,
     pub(super) tile: Tile,
-    /// Written: `[phi(Q) | A]`, A divided by the norm.
+    /// Written: phi(Q).
     pub(super) q: &'a mut [f32],
     /// Written: phi(K).
     pub(super) k: &'a mut [f32],
     /// Written: both as pairs of bf16, where dot products of them are asked for.
     pub(super) dot: &'a mut [f32],
+    /// Written: V below S.
+    pub(super) panels: &'a mut [f32],
     pub(super) z: &'a mut [f32],
     pub(super) past_z: &'a mut [f32],
     pub(super) lost_z: &'a mut [f32],
 }
 
-/// scale / norm for each row: of the current sums, and for PerChunk of the past ones.
-pub(super) struct Inverses {
+/// What the rows of a tile make of each other.
+pub(super) struct Scores {
+    /// A times scale / norm. Above the diagonal may be anything: nothing reads it.
+    pub(super) a: [[f32; TILE]; TILE],
+    /// scale / norm for each row: of the current sums, and for PerChunk of the past ones.
     pub(super) current: [f32; TILE],
     pub(super) past: [f32; TILE],
 }
 
 impl WithSimd for PackRows<'_> {
-    type Output = Inverses;
+    type Output = Scores;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Inverses {
-        let Self { task, work, tile, q, k, dot, z, past_z, lost_z } = self;
-        let rows = tile.rows;
-        for i in 0..rows {
-            let row = &mut q[i * work.q_stride()..][..work.key];
-            task.feature_map.pack(simd, task.q.row(task.batch, tile.token + i, tile.head), row);
-        }
-        for i in 0..rows {
-            let row = &mut k[i * work.key..][..work.key];
-            task.feature_map.pack(simd, task.k.row(task.batch, tile.token + i, tile.head), row);
-        }
+    fn with_simd<S: Simd>(self, simd: S) -> Scores {
+        let Self { task, work, tile, q, k, dot, panels, z, past_z, lost_z } = self;
+        let (rows, key) = (tile.rows, work.key);
+        task.feature_map.pack(simd, task.q.tokens(task.batch, tile.token, tile.head, rows), q, key);
+        task.feature_map.pack(simd, task.k.tokens(task.batch, tile.token, tile.head, rows), k, key);
         if let Some(proof) = task.dot {
-            work.dot.split(proof, dot).pack(work, rows, q, k);
+            work.dot.split(proof, dot).pack(rows, q, k);
         }
-        scores(simd, work, rows, q, k);
+        pack_values(simd, task, work, tile, panels);
+        let mut scores =
+            Scores { a: [[0.0; TILE]; TILE], current: [task.scale; TILE], past: [task.scale; TILE] };
+        multiply(simd, key, rows, q, k, &mut scores.a);
 
-        let mut inverses = Inverses { current: [task.scale; TILE], past: [task.scale; TILE] };
         match task.normaliser {
             Normaliser::None => {}
             Normaliser::Global { eps } => {
-                let mut norm = row_sums(work, rows, q);
-                add_products(simd, work, rows, q, z, &mut norm);
-                invert(&mut inverses.current, &norm, eps);
-                add_rows(simd, z, lost_z, k, work.key, rows, false);
+                let mut norm = row_sums(rows, &scores.a);
+                add_products(simd, key, rows, q, z, &mut norm);
+                invert(&mut scores.current, &norm, eps);
+                add_rows(simd, z, lost_z, k, key, rows, false);
             }
             Normaliser::PerChunk { eps, .. } => {
-                let mut norm = row_sums(work, rows, q);
+                let mut norm = row_sums(rows, &scores.a);
                 if tile.use_current {
-                    add_products(simd, work, rows, q, z, &mut norm);
+                    add_products(simd, key, rows, q, z, &mut norm);
                 }
-                invert(&mut inverses.current, &norm, eps);
+                invert(&mut scores.current, &norm, eps);
                 if tile.use_past {
                     let mut norm = [0.0; TILE];
-                    add_products(simd, work, rows, q, past_z, &mut norm);
-                    invert(&mut inverses.past, &norm, eps);
+                    add_products(simd, key, rows, q, past_z, &mut norm);
+                    invert(&mut scores.past, &norm, eps);
                 }
                 if tile.add_to_past {
-                    add_rows(simd, past_z, lost_z, k, work.key, rows, !tile.use_past);
+                    add_rows(simd, past_z, lost_z, k, key, rows, !tile.use_past);
                 } else {
-                    add_rows(simd, z, &mut [], k, work.key, rows, !tile.use_current);
+                    add_rows(simd, z, &mut [], k, key, rows, !tile.use_current);
                 }
                 if tile.fold {
-                    add_rows(simd, past_z, lost_z, z, work.key, 1, !tile.use_past);
+                    add_rows(simd, past_z, lost_z, z, key, 1, !tile.use_past);
                 }
             }
         }
         // A is divided here, where it is small; what S and past give, when it is summed (see `OutputTile`).
-        if task.normaliser != Normaliser::None || task.scale != 1.0 {
-            for (i, inverse) in inverses.current.iter().enumerate().take(rows) {
-                for a in &mut q[i * work.q_stride() + work.key..][..TILE] {
+        if task.divides() {
+            for (a, inverse) in scores.a.iter_mut().zip(scores.current) {
+                for a in a {
                     *a *= inverse;
                 }
             }
         }
-        inverses
+        scores
     }
 }
 
-/// `A = phi(Q) phi(K)^T` for the rows and columns of the lower triangle, beside phi(Q). Above the diagonal there
-/// may be anything: nothing reads it.
+/// V into the panels, below S.
 #[inline(always)]
-fn scores<S: Simd>(simd: S, work: &Work, rows: usize, q: &mut [f32], k: &[f32]) {
-    // 4 x 2 accumulators: as many as hide the latency, and steps of the triangle that fit its height.
-    const M: usize = 4;
-    const N: usize = 2;
-    let stride = work.q_stride();
+fn pack_values<S: Simd>(simd: S, task: &Prefill<'_>, work: &Work, tile: Tile, panels: &mut [f32]) {
+    let full = panel_width(S::F32_LANES);
+    let below = work.key + TILE;
+    for (i, row) in task.v.tokens(task.batch, tile.token, tile.head, tile.rows).enumerate() {
+        let row = row.slice(task.columns.clone());
+        let mut from = 0;
+        // Whole panels of f32, which is what there mostly is, without a thought for tails.
+        if let Elements::F32(row) = row {
+            let whole = vectors::<S, NV>(row);
+            for (panel, row) in panels.chunks_exact_mut(full * below).zip(whole) {
+                vectors_mut::<S, NV>(panel)[work.key + i] = *row;
+            }
+            from = whole.len() * full;
+        }
+        while from < work.width {
+            let width = full.min(work.width - from);
+            let to = &mut panels[from * below + (work.key + i) * width..][..width];
+            widen(simd, row.slice(from..row.len().min(from + width)), to);
+            from += width;
+        }
+    }
+}
+
+/// `A = phi(Q) phi(K)^T` for the rows and columns of the lower triangle.
+#[inline(always)]
+fn multiply<S: Simd>(simd: S, key: usize, rows: usize, q: &[f32], k: &[f32], a: &mut [[f32; TILE]; TILE]) {
+    // 2 x 4 accumulators: as many as hide the latency, and four sums side by side.
+    const M: usize = 2;
     for i in (0..rows).step_by(M) {
-        for j in (0..rows.min(i + M)).step_by(N) {
-            let mut a: [&[S::f32s]; M] = [&[]; M];
-            for (x, a) in a.iter_mut().enumerate() {
-                *a = S::as_simd_f32s(&q[(i + x) * stride..][..work.key]).0;
-            }
-            let mut b: [&[S::f32s]; N] = [&[]; N];
-            for (y, b) in b.iter_mut().enumerate() {
-                *b = S::as_simd_f32s(&k[(j + y) * work.key..][..work.key]).0;
-            }
-            let products = mul_abt(simd, a, b);
+        let rows_q = [vector_row::<S>(q, key, i), vector_row::<S>(q, key, i + 1)];
+        for j in (0..(i + M).min(rows)).step_by(4) {
+            let rows_k: [&[S::f32s]; 4] = core::array::from_fn(|y| vector_row::<S>(k, key, j + y));
+            let products = mul_abt(simd, rows_q, rows_k);
             for (x, products) in products.iter().enumerate() {
-                q[(i + x) * stride + work.key + j..][..N].copy_from_slice(products);
+                a[i + x][j..j + 4].copy_from_slice(products);
             }
         }
     }
 }
 
+/// A row, by vectors.
+#[inline(always)]
+fn vector_row<S: Simd>(rows: &[f32], key: usize, at: usize) -> &[S::f32s] {
+    S::as_simd_f32s(&rows[at * key..][..key]).0
+}
+
 /// `norm[i] = sum over j <= i of A[i][j]`.
 #[inline(always)]
-fn row_sums(work: &Work, rows: usize, q: &[f32]) -> [f32; TILE] {
+fn row_sums(rows: usize, a: &[[f32; TILE]; TILE]) -> [f32; TILE] {
     let mut norm = [0.0; TILE];
     for (i, norm) in norm.iter_mut().enumerate().take(rows) {
-        for a in &q[i * work.q_stride() + work.key..][..=i] {
+        for a in &a[i][..=i] {
             *norm += a;
         }
     }
@@ -131,17 +155,12 @@ fn row_sums(work: &Work, rows: usize, q: &[f32]) -> [f32; TILE] {
 
 /// `norm[i] += phi(q_i) . z`.
 #[inline(always)]
-fn add_products<S: Simd>(simd: S, work: &Work, rows: usize, q: &[f32], z: &[f32], norm: &mut [f32; TILE]) {
-    const M: usize = 4;
+fn add_products<S: Simd>(simd: S, key: usize, rows: usize, q: &[f32], z: &[f32], norm: &mut [f32; TILE]) {
     let z = S::as_simd_f32s(z).0;
-    for i in (0..rows).step_by(M) {
-        let mut a: [&[S::f32s]; M] = [&[]; M];
-        for (x, a) in a.iter_mut().enumerate() {
-            *a = S::as_simd_f32s(&q[(i + x) * work.q_stride()..][..work.key]).0;
-        }
-        let products = mul_abt(simd, a, [z]);
-        for x in 0..M {
-            norm[i + x] += products[x][0];
+    for i in (0..rows).step_by(4) {
+        let [products] = mul_abt(simd, [z], core::array::from_fn(|x| vector_row::<S>(q, key, i + x)));
+        for x in 0..4 {
+            norm[i + x] += products[x];
         }
     }
 }
