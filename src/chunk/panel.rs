@@ -130,9 +130,37 @@ struct OutputTile<'a, S: Simd, const N: usize> {
     columns: usize,
 }
 
-impl<S: Simd, const N: usize> OutputTile<'_, S, N> {
+impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
     #[inline(always)]
-    fn inter<const MR: usize>(&self, from: Inter<'_, S, N>, row: usize) -> Acc<S, MR, N> {
+    fn run<const MR: usize>(&mut self, row: usize) {
+        // One product at a time, as there mostly is, stays in registers; two are a path of their own.
+        let mut acc = zero::<S, MR, N>(self.simd);
+        let (current, past) = (&self.scores.current[row..][..MR], &self.scores.past[row..][..MR]);
+        if self.tile.use_past {
+            acc = self.multiply(self.past, past, row, acc);
+            if self.tile.use_current {
+                let product = self.product::<MR>(self.current, row);
+                for i in 0..MR {
+                    let inverse = self.simd.splat_f32s(current[i]);
+                    for j in 0..N {
+                        acc[i][j] = self.simd.mul_add_e_f32s(product[i][j], inverse, acc[i][j]);
+                    }
+                }
+            }
+            self.finish(row, acc);
+        } else {
+            if self.tile.use_current {
+                acc = self.multiply(self.current, current, row, acc);
+            }
+            self.finish(row, acc);
+        }
+    }
+}
+
+impl<S: Simd, const N: usize> OutputTile<'_, S, N> {
+    /// phi(Q) times S, for MR rows.
+    #[inline(always)]
+    fn product<const MR: usize>(&self, from: Inter<'_, S, N>, row: usize) -> Acc<S, MR, N> {
         let mut acc = zero(self.simd);
         match from {
             Inter::Sums(s) => mul_ab(self.simd, acc, &self.q[row * self.key..], self.key, s),
@@ -143,56 +171,42 @@ impl<S: Simd, const N: usize> OutputTile<'_, S, N> {
         }
     }
 
-    /// It times scale / norm of each row.
+    /// The same times scale / norm.
     #[inline(always)]
-    fn quotient<const MR: usize>(&self, from: Inter<'_, S, N>, inverse: &[f32], row: usize) -> Acc<S, MR, N> {
-        let mut acc = self.inter::<MR>(from, row);
-        if self.task.divides() {
-            for i in 0..MR {
-                let inverse = self.simd.splat_f32s(inverse[i]);
-                for j in 0..N {
-                    acc[i][j] = self.simd.mul_f32s(acc[i][j], inverse);
-                }
+    fn multiply<const MR: usize>(
+        &self,
+        from: Inter<'_, S, N>,
+        inverse: &[f32],
+        row: usize,
+        mut acc: Acc<S, MR, N>,
+    ) -> Acc<S, MR, N> {
+        let product = self.product::<MR>(from, row);
+        for i in 0..MR {
+            let inverse = self.simd.splat_f32s(inverse[i]);
+            for j in 0..N {
+                acc[i][j] = self.simd.mul_f32s(product[i][j], inverse);
             }
         }
         acc
     }
-}
 
-impl<S: Simd, const N: usize> RowTile for OutputTile<'_, S, N> {
+    /// Adds A V and writes the rows.
     #[inline(always)]
-    fn run<const MR: usize>(&mut self, row: usize) {
-        let Self { simd, task, tile, scores, v, .. } = *self;
-        let current = &scores.current[row..][..MR];
-        let mut acc = zero::<S, MR, N>(simd);
-        if tile.use_past {
-            acc = self.quotient(self.past, &scores.past[row..][..MR], row);
-        }
-        if tile.use_current && !tile.use_past {
-            // One accumulator, as there mostly is: two don't fit the registers.
-            acc = self.quotient(self.current, current, row);
-        } else if tile.use_current {
-            let product = self.inter::<MR>(self.current, row);
-            for i in 0..MR {
-                let inverse = simd.splat_f32s(current[i]);
-                for j in 0..N {
-                    acc[i][j] = simd.mul_add_e_f32s(product[i][j], inverse, acc[i][j]);
-                }
-            }
-        }
-        let a = scores.a[row..].as_flattened();
-        acc = mul_ab(simd, acc, a, TILE, &v[..row]);
-        acc = mul_ab_tril(simd, acc, &a[row..], TILE, &v[row..]);
+    fn finish<const MR: usize>(&self, row: usize, mut acc: Acc<S, MR, N>) {
+        let a = self.scores.a[row..].as_flattened();
+        acc = mul_ab(self.simd, acc, a, TILE, &self.v[..row]);
+        acc = mul_ab_tril(self.simd, acc, &a[row..], TILE, &self.v[row..]);
         let mut rows: [&[f32]; MR] = [&[]; MR];
         for i in 0..MR {
             let row = bytemuck::cast_slice::<S::f32s, f32>(&acc[i]);
             // Two branches, so that the usual one copies a length the compiler knows.
             rows[i] = if self.columns == N * S::F32_LANES { row } else { &row[..self.columns] };
         }
+        let place = [self.task.batch, self.tile.token + row, self.tile.head];
         #[allow(unsafe_code, reason = "rows of o are split among tasks")]
         // SAFETY: tasks differ in batch, head or columns, and this one holds one row at a time.
         unsafe {
-            task.o.write_rows(simd, [task.batch, tile.token + row, tile.head], self.begin, rows);
+            self.task.o.write_rows(self.simd, place, self.begin, rows);
         }
     }
 }
