@@ -14,14 +14,25 @@ const GOLDEN: &str = "../tests/golden/fla_all_elu.safetensors";
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={GOLDEN}");
     println!("cargo:rerun-if-changed=memory.x");
+    println!("cargo:rerun-if-changed=virt.x");
     println!("cargo:rustc-link-search={}", std::env::var("CARGO_MANIFEST_DIR")?);
-    println!("cargo:rustc-link-arg-bins=-Tlink.x");
+    let args: &[&str] = match &std::env::var("CARGO_CFG_TARGET_ARCH")?[..] {
+        // cortex-m-rt's script, which includes memory.x.
+        "arm" => &["-Tlink.x"],
+        // Behind the device tree, which QEMU puts where RAM begins.
+        "aarch64" => &["-Tvirt.x", "--defsym=START=0x40200000"],
+        "riscv32" | "riscv64" => &["-Tvirt.x", "--defsym=START=0x80000000"],
+        other => return Err(format!("no start-up for {other}").into()),
+    };
+    for arg in args {
+        println!("cargo:rustc-link-arg-bins={arg}");
+    }
 
     let bytes = files::read(GOLDEN)?;
     let file = ModelFile::parse(&bytes, &Options::default())?;
     let config = *file.config();
     let mut blocks = Vec::new();
-    // One lane and one thread, as on the target: sizes are in elements and the same there, which it asserts.
+    // One lane and one thread: on a target with one lane sizes are the same, which it asserts.
     let model = file.model(&mut blocks, Some(Isa::Scalar), 1)?;
     let input = file.tensor("input")?;
     let output = file.tensor("output")?;

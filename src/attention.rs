@@ -3,7 +3,7 @@
 use crate::chunk::{Prefill, PrefillSizes};
 use crate::decode::{Decode, decode_scratch_len};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::feature_map::FeatureMap;
 use crate::isa::{Bf16Dot, Isa, dispatch};
 use crate::parallel;
@@ -442,8 +442,7 @@ impl Attention {
     }
 
     fn check_state_len(&self, state: &[f32]) -> Result<()> {
-        let (want, got) = (self.state_len(), state.len());
-        if want == got { Ok(()) } else { Err(Error::Length { what: "state", want, got }) }
+        check_len("state", self.state_len(), state.len())
     }
 
     pub(crate) fn check_state(&self, state: &[f32]) -> Result<()> {

@@ -126,3 +126,8 @@ impl fmt::Display for Error {
 }
 
 impl core::error::Error for Error {}
+
+/// A slice whose length its shape fixes.
+pub(crate) fn check_len(what: &'static str, want: usize, got: usize) -> Result<()> {
+    if want == got { Ok(()) } else { Err(Error::Length { what, want, got }) }
+}

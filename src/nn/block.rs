@@ -4,7 +4,7 @@ use super::config::ModelConfig;
 use super::linear::{self, Epilogue};
 use super::weights::{BlockWeights, Weights};
 use crate::attention::{Attention, Config, DecodeStep, Forward, State};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::isa::Isa;
 use crate::scratch::{self, padded};
 use crate::shape::Strides;
@@ -58,9 +58,7 @@ impl<'w> Block<'w> {
     pub fn forward(&self, batch: usize, len: usize, x: &mut [f32], scratch: &mut [f32]) -> Result<()> {
         let want = batch.checked_mul(len).and_then(|rows| rows.checked_mul(self.config.hidden_size));
         let want = want.ok_or(Error::Overflow { what: "x" })?;
-        if x.len() != want {
-            return Err(Error::Length { what: "x", want, got: x.len() });
-        }
+        check_len("x", want, x.len())?;
         scratch::check(scratch, self.scratch_len(batch, len)?)?;
         self.run(batch, len, x, Pass::Whole, scratch)
     }

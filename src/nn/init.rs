@@ -1,7 +1,7 @@
 //! Untrained models: the reference's initialisers, from a seed.
 
 use super::config::ModelConfig;
-use crate::error::{Error, Result};
+use crate::error::{Result, check_len};
 
 /// Fills a flat model (see [`super::Weights::from_flat`]): kernels uniform within `sqrt(6 / (in + out))`
 /// (Glorot), gammas uniform within `sqrt 3`, biases and betas zero. The distributions are the reference's, its
@@ -11,10 +11,7 @@ use crate::error::{Error, Result};
 /// A configuration that does not check, or a length other than [`ModelConfig::parameters_len`].
 pub fn init(config: &ModelConfig, seed: u64, flat: &mut [f32]) -> Result<()> {
     config.check()?;
-    let (want, got) = (config.parameters_len(), flat.len());
-    if want != got {
-        return Err(Error::Length { what: "the flat model", want, got });
-    }
+    check_len("the flat model", config.parameters_len(), flat.len())?;
     let mut random = SplitMix64(seed);
     let mut rest = flat;
     for parameter in config.parameters() {

@@ -12,7 +12,7 @@ use pulp::{Simd, WithSimd};
 use half::bf16;
 
 use crate::element::{Elements, Lane, widen};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::isa::{Isa, dispatch};
 use crate::math::gelu;
 use crate::parallel;
@@ -96,13 +96,9 @@ impl<'w> Linear<'w> {
                 got: [1, self.kernel.len()],
             });
         }
+        check_len("x", x.len().next_multiple_of(inputs), x.len())?;
         let rows = x.len() / inputs;
-        if rows * inputs != x.len() {
-            return Err(Error::Length { what: "x", want: x.len().next_multiple_of(inputs), got: x.len() });
-        }
-        if y.len() != rows * outputs {
-            return Err(Error::Length { what: "y", want: rows * outputs, got: y.len() });
-        }
+        check_len("y", rows * outputs, y.len())?;
         scratch::check(scratch, self.scratch_len(isa, threads, rows))?;
         self.run(isa, threads, x, y, Epilogue::Store, scratch);
         Ok(())

@@ -7,7 +7,7 @@ use super::block::{self, Block, Pass};
 use super::config::{ModelConfig, OutputMode};
 use super::linear::{self, Epilogue};
 use super::weights::Weights;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::isa::Isa;
 use crate::scratch::{self, padded};
 
@@ -315,8 +315,4 @@ fn add_mean(rows: &[f32], mean: &mut [f32], len: usize, first: bool) {
         let sum: f32 = rows.iter().skip(j).step_by(size).sum();
         *mean = if first { sum / len as f32 } else { *mean + sum / len as f32 };
     }
-}
-
-fn check_len(what: &'static str, want: usize, got: usize) -> Result<()> {
-    if want == got { Ok(()) } else { Err(Error::Length { what, want, got }) }
 }

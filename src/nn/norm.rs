@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use crate::element::Elements;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::isa::{Isa, dispatch};
 
 /// Layer norm over a row, biased variance:
@@ -41,15 +41,9 @@ impl<'w> LayerNorm<'w> {
         if size == 0 {
             return Err(Error::Zero { what: "the layer norm's size" });
         }
-        if self.beta.len() != size {
-            return Err(Error::Length { what: "beta", want: size, got: self.beta.len() });
-        }
-        if !x.len().is_multiple_of(size) {
-            return Err(Error::Length { what: "x", want: x.len().next_multiple_of(size), got: x.len() });
-        }
-        if y.len() != x.len() {
-            return Err(Error::Length { what: "y", want: x.len(), got: y.len() });
-        }
+        check_len("beta", size, self.beta.len())?;
+        check_len("x", x.len().next_multiple_of(size), x.len())?;
+        check_len("y", x.len(), y.len())?;
         dispatch(isa, Task { norm: *self, x, y });
         Ok(())
     }

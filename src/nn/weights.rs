@@ -4,7 +4,7 @@ use super::config::{ModelConfig, Parameter};
 use super::linear::Linear;
 use super::norm::LayerNorm;
 use crate::element::{Element, Elements};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 
 /// The parameters of one block.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,9 +66,7 @@ impl<'w> Weights<'w> {
         mut get: impl FnMut(&Parameter) -> core::result::Result<Elements<'w>, E>,
     ) -> core::result::Result<Self, E> {
         config.check()?;
-        if blocks.len() != config.num_layers {
-            return Err(Error::Length { what: "blocks", want: config.num_layers, got: blocks.len() }.into());
-        }
+        check_len("blocks", config.num_layers, blocks.len())?;
         let norm =
             LayerNorm { eps: config.layer_norm_eps, clip: config.layer_norm_clip, ..LayerNorm::default() };
         let (mut input_projection, mut final_norm) = (Linear::default(), norm);
@@ -118,10 +116,7 @@ impl<'w> Weights<'w> {
         blocks: &'w mut [BlockWeights<'w>],
     ) -> Result<Self> {
         config.check()?;
-        let (want, got) = (config.parameters_len(), flat.len());
-        if want != got {
-            return Err(Error::Length { what: "the flat model", want, got });
-        }
+        check_len("the flat model", config.parameters_len(), flat.len())?;
         let mut rest = flat;
         Self::collect(config, blocks, |parameter| {
             let (data, after) = rest.split_at(parameter.len());
@@ -133,9 +128,7 @@ impl<'w> Weights<'w> {
     /// Checks every shape against the configuration.
     pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
         config.check()?;
-        if self.blocks.len() != config.num_layers {
-            return Err(Error::Length { what: "blocks", want: config.num_layers, got: self.blocks.len() });
-        }
+        check_len("blocks", config.num_layers, self.blocks.len())?;
         let presence = |present: bool, wanted: bool, name| {
             if present == wanted { Ok(()) } else { Err(Error::Part { name, present }) }
         };
