@@ -23,10 +23,16 @@ struct MultiplyAdds {
 impl WithSimd for MultiplyAdds {
     type Output = usize;
     /// How many chains there were: 12 hide a latency of 4 cycles at 2 a cycle, and fit in 16 registers; twice as many
-    /// where the registers are.
+    /// where the registers are. Of scalar ones the compiler may make vectors, as it does in the kernels.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> usize {
-        if S::REGISTER_COUNT >= 32 { self.chains::<S, 24>(simd) } else { self.chains::<S, 12>(simd) }
+        if S::F32_LANES == 1 {
+            self.chains::<S, 32>(simd)
+        } else if S::REGISTER_COUNT >= 32 {
+            self.chains::<S, 24>(simd)
+        } else {
+            self.chains::<S, 12>(simd)
+        }
     }
 }
 

@@ -145,7 +145,7 @@ impl Job {
 fn model_config(spec: &Spec) -> Made<ModelConfig> {
     let Shape { heads, key, value, .. } = spec.shape;
     if key != value {
-        return Err(format!("a model has K = V, unlike the shape {}", spec.shape).into());
+        return Err("a model has K = V".into());
     }
     let hidden_size = heads.checked_mul(key).ok_or("the shape is too large")?;
     let mut config = ModelConfig { hidden_size, num_heads: heads, ..ModelConfig::new(hidden_size) };

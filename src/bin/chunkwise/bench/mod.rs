@@ -147,7 +147,7 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
         progress.say(&format!("preparing {} of {}: {}", at + 1, specs.len(), spec.label()));
         let isa = Isa::from_name(&spec.isa)?;
         let levels = levels(&machine.caches, spec.threads);
-        let job = Job::new(spec, &levels)?;
+        let job = Job::new(spec, &levels).map_err(|error| format!("{}: {error}", spec.label()))?;
         let whats = [What::Fma].into_iter().chain(levels.into_iter().map(|level| level.what));
         for what in whats.chain([job.memory.clone()]) {
             let same = |old: &Ceiling| (old.isa, old.threads, &old.what) == (isa, spec.threads, &what);
