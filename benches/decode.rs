@@ -11,9 +11,12 @@ fn decode(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("decode/{isa}"));
         for (batch, heads, dim) in DECODE_SHAPES {
             for (name, normaliser) in NORMALISERS {
-                let config = Config { isa: Some(isa), ..Config::new(batch, 1, heads, dim, dim, normaliser) };
-                let mut case = Case::new(config);
-                case.check();
+                let case = |len| {
+                    let config = Config::new(batch, len, heads, dim, dim, normaliser);
+                    Case::<f32>::new(Config { isa: Some(isa), ..config }).unwrap()
+                };
+                case(80).decode_error().assert();
+                let mut case = case(1);
                 group.throughput(Throughput::Bytes(case.state_bytes() as u64));
                 group.bench_function(format!("{batch}x{heads}x{dim}/{name}"), |b| b.iter(|| case.decode()));
             }

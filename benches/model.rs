@@ -3,44 +3,33 @@
 mod common;
 
 use chunkwise::Isa;
-use common::{Sized, numbers};
+use chunkwise::nn::ModelConfig;
+use common::{Run, Untrained};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn model(criterion: &mut Criterion) {
-    let sized = Sized::new();
+    let untrained = Untrained::<f32>::new(ModelConfig::new(256)).unwrap();
     for isa in Isa::available() {
-        let mut blocks = sized.blocks();
-        let model = sized.model(&mut blocks, isa, 1);
+        let mut blocks = untrained.blocks();
+        let model = untrained.model(&mut blocks, isa, 1).unwrap();
+        let run = |batch, len| Run::new(model, batch, len).unwrap();
+        let [(_, stepped), (_, forward)] = [run(1, 64).into_steps(), run(1, 64).into_forward()];
+        for (step, forward) in stepped.iter().zip(&forward) {
+            assert!((step - forward).abs() <= 1e-5, "{isa}: step {step}, forward {forward}");
+        }
+
         let mut group = criterion.benchmark_group(format!("model/{isa}"));
-        let mut last = Vec::new();
         for (batch, len) in [(1, 64), (8, 64), (1, 1024)] {
-            let input = numbers(1, batch * len * 256);
-            let mut output = vec![0.0; model.output_len(batch, len)];
-            let mut scratch = vec![0.0; model.scratch_len(batch, len).unwrap()];
-            let mut forward = || model.forward(batch, len, &input, &mut output, &mut scratch).unwrap();
+            let mut run = run(batch, len);
             group.throughput(Throughput::Elements((batch * len) as u64));
-            forward();
-            group.bench_function(format!("{batch}x{len}"), |b| b.iter(&mut forward));
-            if (batch, len) == (1, 64) {
-                last = output.clone();
-            }
+            group.bench_function(format!("{batch}x{len}"), |b| b.iter(|| run.forward()));
         }
         group.finish();
 
-        let input = numbers(1, 64 * 256);
-        let (mut output, mut state) = (vec![0.0; 256], vec![0.0; model.state_len(1).unwrap()]);
-        let mut scratch = vec![0.0; model.step_scratch_len(1).unwrap()];
-        for x in input.chunks_exact(256) {
-            model.step(1, x, &mut state, &mut output, &mut scratch).unwrap();
-        }
-        for (step, forward) in output.iter().zip(&last) {
-            assert!((step - forward).abs() <= 1e-5, "{isa}: step {step}, forward {forward}");
-        }
         let mut group = criterion.benchmark_group(format!("step/{isa}"));
+        let mut run = run(1, 1);
         group.throughput(Throughput::Elements(1));
-        group.bench_function("1", |b| {
-            b.iter(|| model.step(1, &input[..256], &mut state, &mut output, &mut scratch).unwrap());
-        });
+        group.bench_function("1", |b| b.iter(|| run.step()));
     }
 }
 

@@ -13,8 +13,8 @@ fn prefill(criterion: &mut Criterion) {
             for (name, normaliser) in NORMALISERS {
                 let config =
                     Config { isa: Some(isa), ..Config::new(batch, len, heads, dim, dim, normaliser) };
-                let mut case = Case::new(config);
-                case.check();
+                let mut case = Case::<f32>::new(config).unwrap();
+                case.forward_error().assert();
                 group.throughput(Throughput::Elements(case.recurrent_flops() as u64));
                 group.bench_function(format!("{batch}x{heads}x{len}x{dim}/{name}"), |b| {
                     b.iter(|| case.forward())

@@ -2,7 +2,7 @@
 //! docs/numerics.md was made:
 //!
 //! ```sh
-//! cargo run --release --example numerics -- --long --plot docs/numerics.svg
+//! cargo run --release --features cli --example numerics -- --long --plot docs/numerics.svg
 //! ```
 //!
 //! `--long` adds streams of 2^20 tokens; CHUNKWISE_ISA names the instruction set of the table and the plot.

@@ -66,6 +66,8 @@ mod decode;
 pub mod state;
 // Many heads: what to bring, serial or on threads, the entry point.
 pub mod attention;
+#[doc(hidden)]
+pub mod bench_support;
 mod parallel;
 mod scratch;
 // The model, and its files.

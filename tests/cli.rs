@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use chunkwise::Isa;
 use chunkwise::files::{self, Tensor, Tensors};
-use cli_common::{Run, chunkwise, command, finish, scratch_file};
+use cli_common::{chunkwise, command, fine, finish, refused, scratch_file};
 
 fn digits() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/chunkwise/digits.safetensors")
@@ -19,22 +19,6 @@ fn golden(name: &str) -> PathBuf {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-/// The run failed as unusable, in one line that says all of `parts`.
-#[track_caller]
-fn refused(run: &Run, parts: &[&str]) {
-    assert_eq!(run.code, 2, "{}{}", run.out, run.err);
-    assert_eq!(run.err.lines().count(), 1, "{}", run.err);
-    assert!(run.err.starts_with("chunkwise: "), "{}", run.err);
-    for part in parts {
-        assert!(run.err.contains(part), "{part:?} in {}", run.err);
-    }
-}
-
-#[track_caller]
-fn fine(run: &Run) {
-    assert_eq!((run.code, run.err.as_str()), (0, ""), "{}{}", run.out, run.err);
 }
 
 /// A copy of some tensors of a file, without metadata: as the reference's own checkpoints are.

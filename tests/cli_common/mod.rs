@@ -34,3 +34,19 @@ pub(crate) fn finish(command: &mut Command) -> Run {
 pub(crate) fn scratch_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
+
+/// The run failed as unusable, in one line that says all of `parts`.
+#[track_caller]
+pub(crate) fn refused(run: &Run, parts: &[&str]) {
+    assert_eq!(run.code, 2, "{}{}", run.out, run.err);
+    assert_eq!(run.err.lines().count(), 1, "{}", run.err);
+    assert!(run.err.starts_with("chunkwise: "), "{}", run.err);
+    for part in parts {
+        assert!(run.err.contains(part), "{part:?} in {}", run.err);
+    }
+}
+
+#[track_caller]
+pub(crate) fn fine(run: &Run) {
+    assert_eq!((run.code, run.err.as_str()), (0, ""), "{}{}", run.out, run.err);
+}

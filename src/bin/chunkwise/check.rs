@@ -9,7 +9,7 @@ use comfy_table::{Table, presets};
 
 use crate::compare::Distance;
 use crate::load::Source;
-use crate::machine::{self, Threads};
+use crate::machine::{self, Isas, Threads};
 use crate::out::Out;
 use crate::recompute::{self, Kernel, Recomputed};
 use crate::tolerance::Allowed;
@@ -23,18 +23,11 @@ pub(crate) struct Args {
     /// File with the parameters, for those that hold none [default: each one's `weights_from`]
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Instruction set, or all
-    #[arg(long, default_value = "all", value_parser = isas)]
+    /// Instruction sets, or all
+    #[arg(long, default_value = "all", value_name = "all|NAME,..", value_parser = machine::isas)]
     isa: Isas,
     #[command(flatten)]
     threads: Threads,
-}
-
-#[derive(Clone)]
-struct Isas(Vec<Isa>);
-
-fn isas(name: &str) -> Result<Isas, String> {
-    if name == "all" { Ok(Isas(Isa::available().collect())) } else { Ok(Isas(vec![machine::isa(name)?])) }
 }
 
 /// A line of the table.

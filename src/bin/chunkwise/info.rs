@@ -22,7 +22,7 @@ pub(crate) fn run(out: &mut Out) -> Outcome {
 }
 
 /// The CPU's name where Linux tells it, else its architecture.
-fn cpu() -> String {
+pub(crate) fn cpu() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = |key: &str| {
         let lines = text.lines().filter_map(|line| line.split_once(':'));

@@ -33,6 +33,18 @@ pub(crate) fn isa(name: &str) -> Result<Isa, String> {
     Isa::from_name(name).map_err(|_| format!("this machine has {}", names.join(", ")))
 }
 
+/// Instruction sets, as an argument: some by name, or all.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Isas(pub(crate) Vec<Isa>);
+
+/// Names with commas between them, or `all`.
+pub(crate) fn isas(names: &str) -> Result<Isas, String> {
+    match names {
+        "all" => Ok(Isas(Isa::available().collect())),
+        names => names.split(',').map(isa).collect::<Result<_, _>>().map(Isas),
+    }
+}
+
 /// A time with its unit.
 pub(crate) fn pretty(time: Duration) -> String {
     match time.as_secs_f64() {

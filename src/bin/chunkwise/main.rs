@@ -1,7 +1,8 @@
-//! The command line: run a model, check it against the reference's answers, say what this machine has.
+//! The command line: run a model, check it against the reference's answers, measure speed, say what this machine has.
 //!
 //! Exit codes: 0 all is well, 1 a comparison failed, 2 the arguments or a file can't be used.
 
+mod bench;
 mod check;
 mod compare;
 mod demo;
@@ -35,6 +36,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Recompute the tensors stored in golden files and compare
     Check(check::Args),
+    /// Measure speed beside what the machine allows
+    Bench(Box<bench::Args>),
     /// Say what this machine and this build have
     Info,
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => run::run(&args, &mut out),
         Command::Check(args) => check::run(&args, &mut out),
+        Command::Bench(args) => bench::run(&args, &mut out),
         Command::Info => info::run(&mut out),
     };
     outcome

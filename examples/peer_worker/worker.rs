@@ -1,0 +1,247 @@
+//! The commands and their answers.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use chunkwise::element::Element;
+use chunkwise::files::{self, ModelFile, Options};
+use chunkwise::nn::Model;
+use chunkwise::{Attention, Config, DecodeStep, Forward, Normaliser, State, Strides};
+use cpu_time::ProcessTime;
+use half::{bf16, f16};
+use serde_json::{Value, json};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Answers until `quit` or the end of the input. `dtype` is the type of peers whose names don't say one.
+pub(crate) fn serve(dtype: &str, input: impl BufRead, mut output: impl Write) -> std::io::Result<()> {
+    let mut peers = HashMap::new();
+    for line in input.lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words == ["quit"] {
+            break;
+        }
+        let answer =
+            answer(dtype, &mut peers, &words).unwrap_or_else(|error| json!({"error": error.to_string()}));
+        writeln!(output, "{answer}")?;
+        output.flush()?;
+    }
+    Ok(())
+}
+
+/// Something that can be run again and again.
+trait Peer {
+    fn run(&mut self);
+    /// Of the last run.
+    fn output(&self) -> Vec<f32>;
+}
+
+type Peers = HashMap<String, Box<dyn Peer>>;
+
+fn answer(dtype: &str, peers: &mut Peers, words: &[&str]) -> Result<Value> {
+    match words {
+        ["load", name, path, mode, threads] => {
+            let threads = pool(threads.parse()?)?;
+            let dtype = ["bf16", "f16"]
+                .into_iter()
+                .find(|dtype| name.ends_with(&format!("_{dtype}")))
+                .unwrap_or(dtype);
+            let mut peer: Box<dyn Peer> = match (*mode, dtype) {
+                ("e2e", _) => Box::new(EndToEnd::load(Path::new(path), threads)?),
+                (_, "" | "f32") => Box::new(Case::load(Path::new(path), mode, threads, |x| x, |x: f32| x)?),
+                (_, "bf16") => {
+                    Box::new(Case::load(Path::new(path), mode, threads, bf16::from_f32, bf16::to_f32)?)
+                }
+                (_, "f16") => {
+                    Box::new(Case::load(Path::new(path), mode, threads, f16::from_f32, f16::to_f32)?)
+                }
+                (_, other) => return Err(format!("no type {other}; there are f32, bf16 and f16").into()),
+            };
+            peer.run();
+            peers.insert((*name).into(), peer);
+        }
+        ["run", name, milliseconds] => {
+            let limit = Duration::from_secs_f64(milliseconds.parse::<f64>()? * 1e-3);
+            let (wall, cpu) = readings(&mut **find(peers, name)?, limit);
+            return Ok(json!({"ok": 1, "ms": wall, "cpu": cpu}));
+        }
+        ["out", name, path] => {
+            let peer = find(peers, name)?;
+            peer.run();
+            let bytes: Vec<u8> = peer.output().iter().flat_map(|x| x.to_le_bytes()).collect();
+            std::fs::write(path, bytes)?;
+        }
+        ["drop"] => peers.clear(),
+        _ => return Err("no such command; there are load, run, out, drop and quit".into()),
+    }
+    Ok(json!({"ok": 1}))
+}
+
+fn find<'a>(peers: &'a mut Peers, name: &str) -> Result<&'a mut Box<dyn Peer>> {
+    peers.get_mut(name).ok_or_else(|| format!("{name} is not loaded").into())
+}
+
+/// Milliseconds of the clock and of the process on all its threads, run by run.
+fn readings(peer: &mut dyn Peer, limit: Duration) -> (Vec<f64>, Vec<f64>) {
+    let (mut wall, mut cpu) = (Vec::new(), Vec::new());
+    let first = Instant::now();
+    while wall.is_empty() || (first.elapsed() < limit && wall.len() < 200) {
+        let (process, begin) = (ProcessTime::now(), Instant::now());
+        peer.run();
+        wall.push(begin.elapsed().as_secs_f64() * 1e3);
+        cpu.push(process.elapsed().as_secs_f64() * 1e3);
+    }
+    (wall, cpu)
+}
+
+/// The threads that the library will find, started once: the first load of more than one says how many, and a later one
+/// may ask for fewer. One thread is the caller's own.
+fn pool(threads: usize) -> Result<usize> {
+    static STARTED: OnceLock<usize> = OnceLock::new();
+    if threads > 1 {
+        let started = *STARTED.get_or_init(|| {
+            let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+            if built.is_ok() { threads } else { rayon::current_num_threads() }
+        });
+        if threads > started {
+            return Err(format!("{threads} threads, but {started} were started at first").into());
+        }
+    }
+    Ok(threads)
+}
+
+/// Attention on `[B, H, T, D]`, all tokens at once or one by one.
+struct Case<E> {
+    attention: Attention,
+    decode: bool,
+    load: fn(E) -> f32,
+    q: Vec<E>,
+    k: Vec<E>,
+    v: Vec<E>,
+    o: Vec<E>,
+    state: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+impl<E: Element> Case<E> {
+    fn load(
+        folder: &Path,
+        mode: &str,
+        threads: usize,
+        store: fn(f32) -> E,
+        load: fn(E) -> f32,
+    ) -> Result<Self> {
+        let (decode, normaliser) = match mode {
+            "norm" => (false, Normaliser::Global { eps: 1e-8 }),
+            "unnorm" => (false, Normaliser::None),
+            "decode_norm" => (true, Normaliser::Global { eps: 1e-8 }),
+            "decode_unnorm" => (true, Normaliser::None),
+            _ => return Err(format!("no mode {mode} here").into()),
+        };
+        let meta: Value = serde_json::from_slice(&files::read(folder.join("meta.json"))?)?;
+        let size = |name: &str| meta[name].as_u64().ok_or_else(|| format!("no size {name} in meta.json"));
+        let [batch, heads, len, dim] =
+            [size("B")?, size("H")?, size("T")?, size("D")?].map(|size| size as usize);
+        let strides = Strides::bhtd(len, heads, dim);
+        let attention = Attention::new(Config {
+            q_strides: strides,
+            k_strides: strides,
+            v_strides: strides,
+            o_strides: strides,
+            threads,
+            ..Config::new(batch, len, heads, dim, dim, normaliser)
+        })?;
+        let tensor = |name: &str| -> Result<Vec<E>> {
+            let bytes = files::read(folder.join(name))?;
+            let (numbers, rest) = bytes.as_chunks::<4>();
+            if !rest.is_empty() || numbers.len() != batch * heads * len * dim {
+                return Err(format!("{name} has {} bytes, not those of [B, H, T, D]", bytes.len()).into());
+            }
+            Ok(numbers.iter().map(|bytes| store(f32::from_le_bytes(*bytes))).collect())
+        };
+        Ok(Self {
+            attention,
+            decode,
+            load,
+            q: tensor("q.bin")?,
+            k: tensor("k.bin")?,
+            v: tensor("v.bin")?,
+            o: vec![E::default(); batch * heads * len * dim],
+            state: vec![0.0; attention.state_len()],
+            scratch: vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())],
+        })
+    }
+}
+
+impl<E: Element> Peer for Case<E> {
+    fn run(&mut self) {
+        let Self { attention, decode, q, k, v, o, state, scratch, .. } = self;
+        if !*decode {
+            attention.forward(Forward { q, k, v, state: State::Zero, o, scratch }).expect("lengths that fit");
+            return;
+        }
+        state.fill(0.0);
+        let Config { len, key, .. } = *attention.config();
+        for at in (0..len).map(|t| t * key) {
+            let (q, k, v, o) = (&q[at..], &k[at..], &v[at..], &mut o[at..]);
+            attention.decode(DecodeStep { q, k, v, state, o, scratch }).expect("lengths that fit");
+        }
+    }
+
+    fn output(&self) -> Vec<f32> {
+        self.o.iter().copied().map(self.load).collect()
+    }
+}
+
+/// The whole model on the input of its file.
+struct EndToEnd {
+    model: Model<'static>,
+    batch: usize,
+    len: usize,
+    input: Vec<f32>,
+    output: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+impl EndToEnd {
+    fn load(path: &Path, threads: usize) -> Result<Self> {
+        // For the life of the process: a model borrows its file, and a harness loads few.
+        let bytes: &'static [u8] = files::read(path)?.leak();
+        let file: &'static ModelFile<'static> =
+            Box::leak(Box::new(ModelFile::parse(bytes, &Options::default())?));
+        let model = file.model(Box::leak(Box::default()), None, threads)?;
+        let input = file.tensor("input")?;
+        let [batch, len, embed] = input.shape[..] else {
+            return Err(format!("an input {:?}, not [B, T, embed]", input.shape).into());
+        };
+        if embed != model.config().embed_dim {
+            return Err(
+                format!("an input {:?} for embed_dim {}", input.shape, model.config().embed_dim).into()
+            );
+        }
+        Ok(Self {
+            model,
+            batch,
+            len,
+            input: input.data.into_owned(),
+            output: vec![0.0; model.output_len(batch, len)],
+            scratch: vec![0.0; model.scratch_len(batch, len)?],
+        })
+    }
+}
+
+impl Peer for EndToEnd {
+    fn run(&mut self) {
+        let Self { model, batch, len, input, output, scratch } = self;
+        model.forward(*batch, *len, input, output, scratch).expect("lengths that fit");
+    }
+
+    fn output(&self) -> Vec<f32> {
+        self.output.clone()
+    }
+}

@@ -1,0 +1,156 @@
+//! What the machine allows: multiply-adds a second, and bytes a second at a footprint, on as many threads as the work.
+
+use std::sync::Barrier;
+use std::time::Instant;
+
+use chunkwise::Isa;
+use chunkwise::bench_support::{multiply_adds, read, update};
+
+use super::machine::Caches;
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum What {
+    /// Independent multiply-adds in registers.
+    Fma,
+    /// Reading, changing and writing so many bytes in place; bytes read and bytes written both count.
+    Update { of: String, bytes: usize },
+    /// Reading so many bytes.
+    Read { of: String, bytes: usize },
+}
+
+impl What {
+    pub(super) fn name(&self) -> String {
+        match self {
+            What::Fma => "FMA".into(),
+            What::Update { of, .. } => format!("update {of}"),
+            What::Read { of, .. } => format!("read {of}"),
+        }
+    }
+
+    pub(super) fn unit(&self) -> &'static str {
+        if *self == What::Fma { "GFLOP/s" } else { "GB/s" }
+    }
+
+    /// Of all threads.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            What::Fma => 0,
+            What::Update { bytes, .. } | What::Read { bytes, .. } => *bytes,
+        }
+    }
+}
+
+/// A level of the memory.
+#[derive(Clone, Debug)]
+pub(super) struct Level {
+    pub(super) what: What,
+    /// The most bytes that find room in it; all threads' together.
+    room: usize,
+}
+
+/// The levels, fastest first. A footprint of half a cache stays in it whatever else goes on.
+pub(super) fn levels(caches: &Caches, threads: usize) -> Vec<Level> {
+    let level = |of: &str, bytes, room| Level { what: What::Update { of: of.into(), bytes }, room };
+    let Caches { l1, l2, l3, .. } = *caches;
+    vec![
+        level("L1", l1 / 2 * threads, l1 * threads),
+        level("L2", l2 / 2 * threads, l2 * threads),
+        // Shared with whoever else is on the chip, so less of it.
+        level("L3", (l3 / 4).max(l2 * threads), l3),
+        level("DRAM", (4 * l3).clamp(64 << 20, 512 << 20), usize::MAX),
+    ]
+}
+
+/// The fastest level that has room for so many bytes.
+pub(super) fn level_of(levels: &[Level], bytes: f64) -> What {
+    let fits = levels.iter().find(|level| bytes <= level.room as f64);
+    fits.unwrap_or(&levels[levels.len() - 1]).what.clone()
+}
+
+/// A ceiling and its readings, in GFLOP/s or GB/s.
+pub(super) struct Ceiling {
+    pub(super) isa: Isa,
+    pub(super) threads: usize,
+    pub(super) what: What,
+    /// Steps or passes in a reading.
+    times: usize,
+    pub(super) readings: Vec<f64>,
+}
+
+/// Seconds that a reading of multiply-adds takes.
+const FMA_TIME: f64 = 1e-3;
+/// Bytes that a reading touches at least; one pass, where the footprint is larger.
+const TOUCHED: usize = 32 << 20;
+/// Elements that [`update`] takes at a time on any instruction set: parts are whole multiples.
+const BLOCK: usize = 128;
+
+impl Ceiling {
+    pub(super) fn new(isa: Isa, threads: usize, what: What) -> Self {
+        const TRIAL: usize = 10_000;
+        let times = if what == What::Fma {
+            let begin = Instant::now();
+            multiply_adds(isa, TRIAL);
+            (TRIAL as f64 * FMA_TIME / begin.elapsed().as_secs_f64()) as usize
+        } else {
+            TOUCHED / what.bytes().max(1)
+        };
+        Self { isa, threads, what, times: times.max(1), readings: Vec::new() }
+    }
+
+    /// Elements of the part of one thread; never none.
+    fn part(&self) -> usize {
+        self.what.bytes().div_ceil(self.threads * size_of::<f32>()).next_multiple_of(BLOCK).max(BLOCK)
+    }
+
+    /// Elements of memory that a reading needs.
+    pub(super) fn memory(&self) -> usize {
+        self.threads * self.part()
+    }
+
+    /// Takes a reading.
+    pub(super) fn measure(&mut self, memory: &mut [f32]) {
+        let (isa, part) = (self.isa, self.part());
+        let work = |part: &mut [f32], times: usize| match self.what {
+            What::Fma => multiply_adds(isa, times),
+            What::Update { .. } => {
+                update(isa, part, times);
+                (2 * size_of_val(part) * times) as f64
+            }
+            What::Read { .. } => {
+                read(isa, part, times);
+                (size_of_val(part) * times) as f64
+            }
+        };
+        let parts = memory[..self.threads * part].chunks_exact_mut(part).collect();
+        self.readings.push(1e-9 * rate(parts, self.times, work));
+    }
+}
+
+/// What all threads did, a second, from the first one's beginning to the last one's end. Before it each does a little
+/// that is not counted: what others left in the caches is no part of a reading.
+fn rate(parts: Vec<&mut [f32]>, times: usize, work: impl Fn(&mut [f32], usize) -> f64 + Sync) -> f64 {
+    let barrier = Barrier::new(parts.len());
+    let one = |part: &mut [f32]| {
+        work(part, 1);
+        barrier.wait();
+        let begin = Instant::now();
+        let done = work(part, times);
+        (done, begin, Instant::now())
+    };
+    let mut parts = parts.into_iter();
+    let Some(own) = parts.next() else { return 0.0 };
+    let all = std::thread::scope(|scope| {
+        let others: Vec<_> = parts.map(|part| scope.spawn(|| one(part))).collect();
+        let mut all = vec![one(own)];
+        all.extend(others.into_iter().map(|other| other.join().expect("ceilings don't panic")));
+        all
+    });
+    let (mut sum, mut first, mut last) = all[0];
+    for (done, begin, end) in &all[1..] {
+        sum += done;
+        first = first.min(*begin);
+        last = last.max(*end);
+    }
+    sum / (last - first).as_secs_f64()
+}

@@ -1,0 +1,240 @@
+//! `bench`: speed as a share of what the machine allows. Ceilings and work take turns, round by round, so that a busy
+//! machine slows both.
+
+mod ceiling;
+mod job;
+mod machine;
+mod plot;
+mod report;
+mod show;
+mod spec;
+mod stats;
+mod work;
+
+use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use chunkwise::Isa;
+
+use self::ceiling::{Ceiling, What, levels};
+use self::job::Job;
+use self::machine::Machine;
+use self::report::{Limit, Measurement, Report};
+use self::show::Format;
+use self::spec::{Dtype, Map, Norm, Op, Shape, Words};
+use crate::machine::{Isas, isas};
+use crate::out::Out;
+use crate::{Outcome, Verdict, complain};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Operations
+    #[arg(long, value_delimiter = ',', default_value = "prefill", value_name = "OP,..")]
+    op: Vec<Op>,
+    /// Sizes; may be given more than once [default: some for each operation]
+    #[arg(long, value_name = "B,H,T,K,V")]
+    shape: Vec<Shape>,
+    /// Types of q, k, v and o, or of a model's weights
+    #[arg(long, value_delimiter = ',', default_value = "f32", value_name = "TYPE,..")]
+    dtype: Vec<Dtype>,
+    /// Feature maps
+    #[arg(long, value_delimiter = ',', default_value = "elu", value_name = "MAP,..")]
+    map: Vec<Map>,
+    /// Normalisers of prefill and decode; a model's is per-chunk
+    #[arg(long, value_delimiter = ',', default_value = "global", value_name = "NORM,..")]
+    norm: Vec<Norm>,
+    /// Tokens in a chunk of the normaliser per-chunk
+    #[arg(long, value_delimiter = ',', default_value = "64", value_name = "N,..")]
+    chunk: Vec<NonZeroUsize>,
+    /// Instruction sets [default: CHUNKWISE_ISA, else the best there is]
+    #[arg(long, value_name = "all|NAME,..", value_parser = isas)]
+    isa: Option<Isas>,
+    /// Threads to use at most
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,..")]
+    threads: Vec<NonZeroUsize>,
+    /// Readings of each ceiling and of each work [default: 40, or as many as --time allows]
+    #[arg(long, value_name = "N")]
+    rounds: Option<NonZeroUsize>,
+    /// No more rounds after this long, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    time: Option<Duration>,
+    /// Fail where an answer is further from the oracle than documented
+    #[arg(long)]
+    check: bool,
+    /// How to write what was measured
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// File to write that to; the table is printed beside it
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// An older report in JSON to compare with
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// File for a plot: the roofline, and speed against T, K or chunk where several are measured
+    #[arg(long, value_name = "SVG")]
+    plot: Option<PathBuf>,
+}
+
+/// Rounds where nothing says how many.
+const ROUNDS: usize = 40;
+
+pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
+    let old = args.compare.as_deref().map(Report::read).transpose()?;
+    stop_on_interrupt()?;
+    let mut report = measure(args)?;
+    if let Some(old) = &old {
+        report.compare(old);
+        if old.machine.cpu != report.machine.cpu {
+            complain(&format!("the older report is of another machine, {}", old.machine.cpu));
+        }
+    }
+    match &args.output {
+        None => write!(out, "{}", show::show(&report, args.format)?)?,
+        Some(path) => {
+            let text = show::show(&report, args.format)?;
+            std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+            write!(out, "{}", show::show(&report, Format::Table)?)?;
+        }
+    }
+    if let Some(path) = &args.plot {
+        plot::plot(path, &report)?;
+    }
+    let wrong = report.measurements.iter().filter(|measurement| !measurement.is_right()).count();
+    Ok(if args.check && wrong > 0 { Verdict::Fail } else { Verdict::Pass })
+}
+
+/// Set by the first Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// The first Ctrl-C ends the measuring after the current round, the second ends the program.
+fn stop_on_interrupt() -> Result<(), ctrlc::Error> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Relaxed) {
+            std::process::exit(130);
+        }
+    })
+}
+
+fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
+    let machine = Machine::new();
+    let isas = match &args.isa {
+        Some(Isas(isas)) => isas.clone(),
+        None => vec![Isa::choose()?],
+    };
+    let threads: Vec<usize> = args.threads.iter().copied().map(usize::from).collect();
+    if let Some(&most) = threads.iter().max().filter(|most| **most > 1) {
+        // The pool that the library finds; started before anything is timed.
+        rayon::ThreadPoolBuilder::new().num_threads(most).build_global()?;
+    }
+    let words = Words {
+        ops: args.op.clone(),
+        shapes: args.shape.clone(),
+        dtypes: args.dtype.clone(),
+        maps: args.map.clone(),
+        norms: args.norm.clone(),
+        chunks: args.chunk.iter().copied().map(usize::from).collect(),
+        isas: isas.iter().map(|isa| isa.name().into()).collect(),
+        threads,
+    };
+
+    let mut progress = Progress::new();
+    let (mut ceilings, mut jobs) = (Vec::new(), Vec::new());
+    let specs = words.specs();
+    for (at, spec) in specs.iter().enumerate() {
+        progress.say(&format!("preparing {} of {}: {}", at + 1, specs.len(), spec.label()));
+        let isa = Isa::from_name(&spec.isa)?;
+        let levels = levels(&machine.caches, spec.threads);
+        let job = Job::new(spec, &levels).map_err(|error| format!("{}: {error}", spec.label()))?;
+        let whats = [What::Fma].into_iter().chain(levels.into_iter().map(|level| level.what));
+        for what in whats.chain([job.memory.clone()]) {
+            let same = |old: &Ceiling| (old.isa, old.threads, &old.what) == (isa, spec.threads, &what);
+            if !ceilings.iter().any(same) {
+                ceilings.push(Ceiling::new(isa, spec.threads, what));
+            }
+        }
+        jobs.push(job);
+    }
+    let mut memory = Memory::new(ceilings.iter().map(Ceiling::memory).max().unwrap_or(0));
+
+    let (date, begin) = (SystemTime::now(), Instant::now());
+    let most = args.rounds.map_or(if args.time.is_some() { usize::MAX } else { ROUNDS }, usize::from);
+    let mut rounds = 0;
+    while rounds < most {
+        progress.say(&match most {
+            usize::MAX => format!("round {}", rounds + 1),
+            most => format!("round {} of {most}", rounds + 1),
+        });
+        round(rounds, &mut ceilings, &mut jobs, memory.aligned());
+        rounds += 1;
+        if STOP.load(Relaxed) || args.time.is_some_and(|time| begin.elapsed() >= time) {
+            break;
+        }
+    }
+    progress.clear();
+
+    let limits: Vec<Limit> = ceilings.iter().map(Limit::new).collect();
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION").into(),
+        date: humantime::format_rfc3339_seconds(date).to_string(),
+        command: std::iter::once("chunkwise".into()).chain(std::env::args().skip(1)).collect(),
+        machine,
+        rounds,
+        interrupted: STOP.load(Relaxed) && rounds < most,
+        measurements: jobs.iter().map(|job| Measurement::new(job, &limits)).collect(),
+        ceilings: limits,
+    })
+}
+
+/// One reading of everything; every other round backwards, so that nothing always follows the same.
+fn round(at: usize, ceilings: &mut [Ceiling], jobs: &mut [Job], memory: &mut [f32]) {
+    let all = ceilings.len() + jobs.len();
+    for i in 0..all {
+        let i = if at.is_multiple_of(2) { i } else { all - 1 - i };
+        match i.checked_sub(ceilings.len()) {
+            None => ceilings[i].measure(memory),
+            Some(i) => jobs[i].measure(),
+        }
+    }
+}
+
+/// What ceilings read and write.
+struct Memory(Vec<f32>);
+
+impl Memory {
+    const LINE: usize = 64 / size_of::<f32>();
+
+    fn new(len: usize) -> Self {
+        Self(vec![1.0; len + Self::LINE])
+    }
+
+    /// From the first whole cache line on.
+    fn aligned(&mut self) -> &mut [f32] {
+        let skip = self.0.as_ptr().align_offset(64).min(Self::LINE);
+        &mut self.0[skip..]
+    }
+}
+
+/// A line that is written over, where someone can see it.
+struct Progress {
+    terminal: bool,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn say(&mut self, what: &str) {
+        if self.terminal {
+            // To the beginning of the line, and what is longer from before removed.
+            let _ = write!(std::io::stderr(), "\r\x1b[K{what}");
+        }
+    }
+
+    fn clear(&mut self) {
+        self.say("");
+    }
+}

@@ -1,0 +1,218 @@
+//! What a run found, as it is kept: readings, and what follows from them.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::ceiling::{Ceiling, What};
+use super::job::Job;
+use super::machine::Machine;
+use super::spec::Spec;
+use super::stats::Summary;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Report {
+    pub(super) version: String,
+    /// In UTC, when the first round began.
+    pub(super) date: String,
+    /// Arguments of the program.
+    pub(super) command: Vec<String>,
+    pub(super) machine: Machine,
+    /// Readings of each.
+    pub(super) rounds: usize,
+    /// Whether it was stopped before all rounds were done.
+    pub(super) interrupted: bool,
+    pub(super) ceilings: Vec<Limit>,
+    pub(super) measurements: Vec<Measurement>,
+}
+
+/// A ceiling.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Limit {
+    pub(super) isa: String,
+    pub(super) threads: usize,
+    pub(super) name: String,
+    /// Footprint of all threads; 0 for arithmetic.
+    pub(super) bytes: usize,
+    pub(super) unit: String,
+    pub(super) rate: Summary,
+    pub(super) readings: Vec<f64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Measurement {
+    #[serde(flatten)]
+    pub(super) spec: Spec,
+    /// Of one run: recurrent, 4 K V for each token and head; for a model all its dense weights' too, also where only
+    /// the last time step is returned and something could be skipped.
+    pub(super) flops: Option<f64>,
+    /// Of one run: the state read and written, a model's weights read, else each tensor once.
+    pub(super) bytes: f64,
+    /// Of one run; rows, for tile and feature-map.
+    pub(super) tokens: f64,
+    /// Runs in a reading.
+    pub(super) repeats: usize,
+    /// Of one run.
+    pub(super) seconds: Summary,
+    /// By the median.
+    pub(super) tokens_per_s: f64,
+    /// 1e9 flops a second.
+    pub(super) gflops: Option<Rate>,
+    /// 1e9 bytes a second.
+    pub(super) gbs: Rate,
+    pub(super) bound: Bound,
+    /// Norm error against the oracle in f64, and what is documented.
+    pub(super) error: f64,
+    pub(super) allowed_error: f64,
+    /// Seconds of one run, in the order they were taken.
+    pub(super) readings: Vec<f64>,
+    /// Beside an older report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) against: Option<Against>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Rate {
+    pub(super) best: f64,
+    pub(super) median: f64,
+}
+
+/// The ceiling that allows the least, and how much of it was reached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Bound {
+    pub(super) ceiling: String,
+    /// The best time by the best ceiling.
+    pub(super) best_percent: f64,
+    /// Medians likewise.
+    pub(super) median_percent: f64,
+}
+
+/// New time over old time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Against {
+    /// Of the medians.
+    pub(super) ratio: f64,
+    /// The new p10 over the old p90.
+    pub(super) low: f64,
+    /// The new p90 over the old p10.
+    pub(super) high: f64,
+    pub(super) verdict: String,
+}
+
+impl Limit {
+    pub(super) fn new(ceiling: &Ceiling) -> Self {
+        let Ceiling { isa, threads, what, readings, .. } = ceiling;
+        Self {
+            isa: isa.name().into(),
+            threads: *threads,
+            name: what.name(),
+            bytes: what.bytes(),
+            unit: what.unit().into(),
+            rate: Summary::of_rates(readings),
+            readings: readings.clone(),
+        }
+    }
+
+    fn is(&self, what: &What, spec: &Spec) -> bool {
+        (&self.isa, self.threads, self.bytes) == (&spec.isa, spec.threads, what.bytes())
+            && self.name == what.name()
+    }
+}
+
+impl Measurement {
+    /// Among `limits` are those of the job.
+    pub(super) fn new(job: &Job, limits: &[Limit]) -> Self {
+        let Job { spec, times, flops, bytes, tokens, memory, error, readings, .. } = job;
+        let seconds = Summary::of_times(readings);
+        let rate = |amount: &f64| Rate {
+            best: 1e-9 * amount / seconds.best,
+            median: 1e-9 * amount / seconds.median,
+        };
+        let share = |what: &What, rate: Rate| {
+            let limit = limits.iter().find(|limit| limit.is(what, spec)).expect("every job has its ceilings");
+            let percent = |rate, limit| 100.0 * rate / limit;
+            Bound {
+                ceiling: what.name(),
+                best_percent: percent(rate.best, limit.rate.best),
+                median_percent: percent(rate.median, limit.rate.median),
+            }
+        };
+        let (gflops, gbs) = (flops.as_ref().map(rate), rate(bytes));
+        // What comes closer to its ceiling is bound by it.
+        let shares = [gflops.map(|gflops| share(&What::Fma, gflops)), Some(share(memory, gbs))];
+        let bound = shares.into_iter().flatten().max_by(|a, b| a.best_percent.total_cmp(&b.best_percent));
+        Self {
+            spec: spec.clone(),
+            flops: *flops,
+            bytes: *bytes,
+            tokens: *tokens,
+            repeats: *times,
+            seconds,
+            tokens_per_s: tokens / seconds.median,
+            gflops,
+            gbs,
+            bound: bound.expect("memory at least"),
+            error: error.norm,
+            allowed_error: error.allowed,
+            readings: readings.clone(),
+            against: None,
+        }
+    }
+
+    /// Whether the answer is right. A NaN is not.
+    pub(super) fn is_right(&self) -> bool {
+        self.error <= self.allowed_error
+    }
+}
+
+impl Report {
+    /// A report that was written as JSON.
+    pub(super) fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        serde_json::from_str(&text)
+            .map_err(|error| format!("{} is no report of bench: {error}", path.display()))
+    }
+
+    /// Puts every measurement beside the older one of the same work.
+    pub(super) fn compare(&mut self, old: &Report) {
+        for new in &mut self.measurements {
+            let same = old.measurements.iter().find(|old| old.spec == new.spec);
+            new.against = same.map(|old| Against::new(new.seconds, old.seconds));
+        }
+    }
+}
+
+impl Against {
+    fn new(new: Summary, old: Summary) -> Self {
+        let (ratio, low, high) = (new.median / old.median, new.p10 / old.p90, new.p90 / old.p10);
+        let verdict = match () {
+            () if low <= 1.0 && 1.0 <= high => "within noise",
+            () if high < 1.0 => "faster",
+            () => "slower",
+        };
+        Self { ratio, low, high, verdict: verdict.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts() {
+        let times = |scale: f64| Summary { best: 0.8, median: 1.0, p10: 0.9, p90: 1.1 }.scaled(scale);
+        let against = |new, old| Against::new(times(new), times(old));
+        assert_eq!(against(1.1, 1.0).verdict, "within noise");
+        assert_eq!(against(2.0, 1.0).verdict, "slower");
+        assert_eq!(against(1.0, 2.0).verdict, "faster");
+        let Against { ratio, low, high, .. } = against(1.0, 2.0);
+        assert!(ratio == 0.5 && low < 0.5 && high > 0.5);
+    }
+
+    impl Summary {
+        fn scaled(self, by: f64) -> Self {
+            let Self { best, median, p10, p90 } = self;
+            Self { best: by * best, median: by * median, p10: by * p10, p90: by * p90 }
+        }
+    }
+}

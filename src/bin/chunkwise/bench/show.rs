@@ -1,0 +1,293 @@
+//! A report as text: a table, Markdown, comma-separated values, JSON.
+
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use super::report::{Against, Limit, Measurement, Report};
+use super::spec::{Dtype, Map, Norm, Spec};
+use super::stats::Summary;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For reading
+    Table,
+    /// Everything, with all readings; what --compare reads
+    Json,
+    /// One line for each ceiling and each measurement, with all readings
+    Csv,
+    /// The table in Markdown
+    Md,
+}
+
+type Shown = Result<String, Box<dyn std::error::Error>>;
+
+pub(super) fn show(report: &Report, format: Format) -> Shown {
+    match format {
+        Format::Table => Ok(text(report, false)),
+        Format::Md => Ok(text(report, true)),
+        Format::Json => Ok(serde_json::to_string_pretty(report)? + "\n"),
+        Format::Csv => csv(report),
+    }
+}
+
+fn text(report: &Report, markdown: bool) -> String {
+    let bullet = if markdown { "- " } else { "" };
+    let Report { version, date, command, machine, rounds, interrupted, ceilings, measurements } = report;
+    let stopped = if *interrupted { ", stopped early" } else { "" };
+    let mut text = format!(
+        "{bullet}chunkwise {version}, {date}, {} on {} threads, none pinned\n",
+        machine.cpu, machine.threads
+    );
+    text += &format!("{bullet}{}\n", command.join(" "));
+    text += &format!("{bullet}{rounds} rounds of ceilings and work in turn{stopped}\n\n");
+
+    let mut limits =
+        table(markdown, &["ceiling", "isa", "threads", "footprint", "best", "median", "p10 to p90", ""], 4);
+    for Limit { isa, threads, name, bytes, unit, rate, .. } in ceilings {
+        let spread = format!("{} to {}", digits(rate.p10), digits(rate.p90));
+        limits.add_row([
+            name.clone(),
+            isa.clone(),
+            threads.to_string(),
+            if *bytes == 0 { String::new() } else { size(*bytes) },
+            digits(rate.best),
+            digits(rate.median),
+            spread,
+            unit.clone(),
+        ]);
+    }
+    text += &format!("{}\n\n", limits.trim_fmt());
+
+    let mut header = vec![
+        "op",
+        "B,H,T,K,V",
+        "type",
+        "map, norm",
+        "isa",
+        "threads",
+        "median",
+        "p10 to p90",
+        "best",
+        "tokens/s",
+        "GFLOP/s",
+        "GB/s",
+        "% of",
+        "best",
+        "median",
+        "error",
+    ];
+    let compared = measurements.iter().any(|measurement| measurement.against.is_some());
+    if compared {
+        header.push("time / old");
+    }
+    let mut work = table(markdown, &header, 5);
+    for measurement in measurements {
+        let Measurement { spec, seconds, tokens_per_s, gflops, gbs, bound, error, against, .. } = measurement;
+        let mut row = vec![
+            spec.op.to_string(),
+            spec.shape.to_string(),
+            spec.dtype.to_string(),
+            how(spec),
+            spec.isa.clone(),
+            spec.threads.to_string(),
+            time(seconds.median),
+            format!("{} to {}", time(seconds.p10), time(seconds.p90)),
+            time(seconds.best),
+            count(*tokens_per_s),
+            gflops.map(|gflops| digits(gflops.best)).unwrap_or_default(),
+            digits(gbs.best),
+            bound.ceiling.clone(),
+            format!("{:.1}", bound.best_percent),
+            format!("{:.1}", bound.median_percent),
+            format!("{error:.1e}{}", if measurement.is_right() { "" } else { " WRONG" }),
+        ];
+        if compared {
+            row.push(against.as_ref().map(beside).unwrap_or_default());
+        }
+        work.add_row(row);
+    }
+    text += &format!("{}\n", work.trim_fmt());
+    text += "\nGFLOP/s (recurrent flops) and GB/s by the best time; % of the ceiling that binds, best by best and median by \
+             median.\nupdate: reading, changing and writing in place, bytes counted both ways.\n";
+    text
+}
+
+/// The first `left` columns are words.
+fn table(markdown: bool, header: &[&str], left: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::NOTHING });
+    table.set_header(header.iter().copied());
+    for (at, column) in table.column_iter_mut().enumerate() {
+        if !markdown {
+            column.set_padding((0, 2));
+        }
+        if at >= left {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn how(spec: &Spec) -> String {
+    let chunk = spec.chunk.map(|chunk| format!("chunk {chunk}"));
+    let norm = spec.norm.filter(|norm| *norm != Norm::PerChunk).map(|norm| norm.to_string());
+    let words = [spec.map.map(|map| map.to_string()), norm, chunk];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+fn beside(against: &Against) -> String {
+    let Against { ratio, low, high, verdict } = against;
+    format!("{ratio:.3} ({low:.3} to {high:.3}), {verdict}")
+}
+
+/// Three digits that count.
+pub(super) fn digits(x: f64) -> String {
+    match x.abs() {
+        x if x >= 100.0 => format!("{x:.0}"),
+        x if x >= 10.0 => format!("{x:.1}"),
+        x if x >= 1.0 => format!("{x:.2}"),
+        _ => format!("{x:.3}"),
+    }
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-6 => format!("{} ns", digits(s * 1e9)),
+        s if s < 1e-3 => format!("{} us", digits(s * 1e6)),
+        s if s < 1.0 => format!("{} ms", digits(s * 1e3)),
+        s => format!("{} s", digits(s)),
+    }
+}
+
+fn count(x: f64) -> String {
+    match x {
+        x if x >= 1e9 => format!("{} G", digits(x * 1e-9)),
+        x if x >= 1e6 => format!("{} M", digits(x * 1e-6)),
+        x if x >= 1e3 => format!("{} k", digits(x * 1e-3)),
+        x => digits(x),
+    }
+}
+
+fn size(bytes: usize) -> String {
+    match bytes {
+        b if b >= 1 << 20 => format!("{} MiB", digits(b as f64 / f64::from(1 << 20))),
+        b => format!("{} KiB", digits(b as f64 / 1024.0)),
+    }
+}
+
+/// A line of CSV: a ceiling or a measurement. What one of them has no use for is empty there.
+#[derive(Default, Serialize)]
+struct Line<'a> {
+    kind: &'a str,
+    /// The operation, or the ceiling's name.
+    op: String,
+    batch: Option<usize>,
+    heads: Option<usize>,
+    len: Option<usize>,
+    key: Option<usize>,
+    value: Option<usize>,
+    dtype: Option<Dtype>,
+    map: Option<Map>,
+    norm: Option<Norm>,
+    chunk: Option<usize>,
+    isa: &'a str,
+    threads: usize,
+    /// Of these four and of the readings.
+    unit: &'a str,
+    median: f64,
+    p10: f64,
+    p90: f64,
+    best: f64,
+    flops: Option<f64>,
+    bytes: f64,
+    tokens: Option<f64>,
+    repeats: Option<usize>,
+    tokens_per_s: Option<f64>,
+    gflops_best: Option<f64>,
+    gflops_median: Option<f64>,
+    gbs_best: Option<f64>,
+    gbs_median: Option<f64>,
+    ceiling: Option<&'a str>,
+    best_percent: Option<f64>,
+    median_percent: Option<f64>,
+    error: Option<f64>,
+    allowed_error: Option<f64>,
+    against_old: Option<f64>,
+    against_low: Option<f64>,
+    against_high: Option<f64>,
+    verdict: Option<&'a str>,
+    version: &'a str,
+    date: &'a str,
+    cpu: &'a str,
+    readings: String,
+}
+
+fn csv(report: &Report) -> Shown {
+    let Report { version, date, machine, ceilings, measurements, .. } = report;
+    let line = |Summary { median, p10, p90, best }, readings: &[f64]| Line {
+        version,
+        date,
+        cpu: &machine.cpu,
+        median,
+        p10,
+        p90,
+        best,
+        readings: readings.iter().map(f64::to_string).collect::<Vec<_>>().join(" "),
+        ..Line::default()
+    };
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for Limit { isa, threads, name, bytes, unit, rate, readings } in ceilings {
+        writer.serialize(Line {
+            kind: "ceiling",
+            op: name.clone(),
+            isa,
+            threads: *threads,
+            unit,
+            bytes: *bytes as f64,
+            ..line(*rate, readings)
+        })?;
+    }
+    for measurement in measurements {
+        let Measurement { spec, flops, bytes, tokens, repeats, seconds, readings, .. } = measurement;
+        let Measurement { tokens_per_s, gflops, gbs, bound, error, allowed_error, against, .. } = measurement;
+        let Spec { op, shape, dtype, map, norm, chunk, isa, threads } = spec;
+        let against = against.as_ref();
+        writer.serialize(Line {
+            kind: "measurement",
+            op: op.to_string(),
+            batch: Some(shape.batch),
+            heads: Some(shape.heads),
+            len: Some(shape.len),
+            key: Some(shape.key),
+            value: Some(shape.value),
+            dtype: Some(*dtype),
+            map: *map,
+            norm: *norm,
+            chunk: *chunk,
+            isa,
+            threads: *threads,
+            unit: "s",
+            flops: *flops,
+            bytes: *bytes,
+            tokens: Some(*tokens),
+            repeats: Some(*repeats),
+            tokens_per_s: Some(*tokens_per_s),
+            gflops_best: gflops.map(|rate| rate.best),
+            gflops_median: gflops.map(|rate| rate.median),
+            gbs_best: Some(gbs.best),
+            gbs_median: Some(gbs.median),
+            ceiling: Some(&bound.ceiling),
+            best_percent: Some(bound.best_percent),
+            median_percent: Some(bound.median_percent),
+            error: Some(*error),
+            allowed_error: Some(*allowed_error),
+            against_old: against.map(|against| against.ratio),
+            against_low: against.map(|against| against.low),
+            against_high: against.map(|against| against.high),
+            verdict: against.map(|against| &against.verdict[..]),
+            ..line(*seconds, readings)
+        })?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
+}

@@ -1,0 +1,220 @@
+//! `chunkwise bench`: what it writes, in every format, and what it refuses. Speed itself is not judged here.
+
+mod cli_common;
+
+use std::path::Path;
+
+use cli_common::{Run, chunkwise, fine, refused, scratch_file};
+use serde_json::Value;
+
+/// Sizes that take no time.
+const SMALL: [&str; 5] = ["bench", "--rounds", "2", "--shape", "1,2,20,8,8"];
+
+fn bench<'a>(more: impl IntoIterator<Item = &'a str>) -> Run {
+    chunkwise(SMALL.into_iter().chain(more))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn json(run: &Run) -> Value {
+    fine(run);
+    serde_json::from_str(&run.out).unwrap()
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().unwrap_or_else(|| panic!("{key} in {value}"))
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"))
+}
+
+/// Every operation, with all that JSON promises; the derived numbers follow from the readings.
+#[test]
+fn json_holds_everything() {
+    let ops = ["prefill", "decode", "model", "step", "tile", "feature-map"];
+    let report = json(&bench(["--op", &ops.join(","), "--format", "json", "--check"]));
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(report["rounds"], 2);
+    assert_eq!(report["interrupted"], false);
+    assert!(report["date"].as_str().unwrap().ends_with('Z'), "{}", report["date"]);
+    assert_eq!(list(&report, "command")[1], "bench");
+    assert!(!report["machine"]["cpu"].as_str().unwrap().is_empty());
+
+    let ceilings = list(&report, "ceilings");
+    let names: Vec<&str> = ceilings.iter().map(|ceiling| ceiling["name"].as_str().unwrap()).collect();
+    for name in ["FMA", "update L1", "update L2", "update L3", "update DRAM", "update state", "read weights"]
+    {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    for ceiling in ceilings {
+        assert_eq!(list(ceiling, "readings").len(), 2);
+        assert!(number(&ceiling["rate"], "best") > 0.0);
+    }
+
+    let measurements = list(&report, "measurements");
+    let measured: Vec<&str> = measurements.iter().map(|each| each["op"].as_str().unwrap()).collect();
+    assert_eq!(measured, ops);
+    for each in measurements {
+        let op = each["op"].as_str().unwrap();
+        let readings: Vec<f64> = list(each, "readings").iter().map(|x| x.as_f64().unwrap()).collect();
+        let best = readings.iter().copied().fold(f64::INFINITY, f64::min);
+        assert_eq!(readings.len(), 2, "{op}");
+        assert_eq!(number(&each["seconds"], "best"), best, "{op}");
+        assert!(number(&each["bound"], "best_percent") > 0.0, "{op}");
+        assert!(number(each, "error") <= number(each, "allowed_error"), "{op}");
+        let close = |got: f64, want: f64| assert!((got - want).abs() <= 1e-9 * want, "{op}: {got}, {want}");
+        close(number(&each["gbs"], "best"), 1e-9 * number(each, "bytes") / best);
+        if op != "feature-map" {
+            close(number(&each["gflops"], "best"), 1e-9 * number(each, "flops") / best);
+        }
+    }
+    let flops = |op: &str| number(measurements.iter().find(|each| each["op"] == op).unwrap(), "flops");
+    // 4 K V a token and head; for the model of hidden size 16 with 4 layers 2 for each of 12 x 16 x 16 weights besides.
+    assert_eq!(flops("prefill"), f64::from(20 * 2 * 4 * 8 * 8));
+    assert_eq!(flops("decode"), f64::from(2 * 4 * 8 * 8));
+    assert_eq!(flops("step"), f64::from(4 * (2 * 12 * 16 * 16 + 2 * 4 * 8 * 8)));
+    assert_eq!(flops("model"), 20.0 * flops("step"));
+    assert_eq!(flops("tile"), f64::from(2 * 16 * 8 * 8));
+    // S [K, V] and z [K] of two heads, read and written.
+    let decode = measurements.iter().find(|each| each["op"] == "decode").unwrap();
+    assert_eq!(number(decode, "bytes"), f64::from(2 * 4 * 2 * (8 * 8 + 8)));
+}
+
+/// All types, maps, normalisers, instruction sets, one thread and two; and every answer is right.
+#[test]
+fn every_combination_once() {
+    let words = ["--dtype", "f32,bf16,f16", "--map", "elu,relu,identity", "--norm", "none,global,per-chunk"];
+    let more = ["--op", "prefill,decode", "--chunk", "8,16", "--threads", "1,2", "--isa", "all"];
+    let report = json(&bench(words.into_iter().chain(more).chain(["--check", "--format", "json"])));
+    let isas = list(&report["machine"], "isas").len();
+    // Chunks of the one normaliser that has them.
+    assert_eq!(list(&report, "measurements").len(), 2 * 3 * 3 * (2 + 2) * isas * 2);
+    let ceilings = list(&report, "ceilings");
+    assert!(ceilings.iter().any(|ceiling| ceiling["threads"] == 2 && ceiling["name"] == "FMA"));
+}
+
+#[test]
+fn tables() {
+    let run = bench(["--op", "prefill,decode"]);
+    fine(&run);
+    for part in [
+        "FMA",
+        "update DRAM",
+        "update state",
+        "prefill",
+        "1,2,20,8,8",
+        "1,2,1,8,8",
+        "2 rounds",
+        "none pinned",
+    ] {
+        assert!(run.out.contains(part), "{part} in {}", run.out);
+    }
+
+    let run = bench(["--op", "prefill,decode", "--format", "md"]);
+    fine(&run);
+    let rows: Vec<&str> = run.out.lines().filter(|line| line.starts_with('|')).collect();
+    let cells = |row: &str| row.matches('|').count();
+    assert!(rows.iter().filter(|row| row.starts_with("|--")).count() == 2, "{}", run.out);
+    for table in rows.chunk_by(|a, b| cells(a) == cells(b)) {
+        assert!(table.len() >= 4, "header, rule and rows: {}", run.out);
+    }
+
+    let run = bench(["--op", "prefill,decode", "--format", "csv"]);
+    fine(&run);
+    let mut reader = csv::Reader::from_reader(run.out.as_bytes());
+    let header = reader.headers().unwrap().clone();
+    let column =
+        |name: &str| header.iter().position(|column| column == name).unwrap_or_else(|| panic!("{name}"));
+    let lines: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    let ops: Vec<&str> = lines
+        .iter()
+        .filter(|line| &line[column("kind")] == "measurement")
+        .map(|line| &line[column("op")])
+        .collect();
+    assert_eq!(ops, ["prefill", "decode"]);
+    for line in &lines {
+        assert!(line[column("median")].parse::<f64>().unwrap() > 0.0);
+        assert_eq!(line[column("readings")].split(' ').count(), 2);
+    }
+}
+
+/// Beside itself a run is within noise, and says so in every row; what the older one has not measured stays empty.
+#[test]
+fn compared_with_itself() {
+    let old = scratch_file("bench_old.json");
+    let run = bench(["--format", "json", "--output", text(&old)]);
+    fine(&run);
+    assert!(run.out.contains("prefill"), "the table beside the file: {}", run.out);
+    let report = json(&bench(["--op", "prefill,decode", "--compare", text(&old), "--format", "json"]));
+    let [prefill, decode] = list(&report, "measurements") else { panic!("two in {report}") };
+    let against = &prefill["against"];
+    let ratio = number(against, "ratio");
+    assert!(ratio > 0.0 && number(against, "low") <= ratio && ratio <= number(against, "high"), "{against}");
+    assert!(decode["against"].is_null());
+
+    // The same readings: the interval holds 1, by the definition of its ends.
+    let mut same: Value = serde_json::from_str(&std::fs::read_to_string(&old).unwrap()).unwrap();
+    let Value::Object(seconds) = &mut same["measurements"][0]["seconds"] else { panic!("{same}") };
+    seconds["p10"] = 1e-12.into();
+    seconds["p90"] = 1e3.into();
+    std::fs::write(&old, same.to_string()).unwrap();
+    let run = bench(["--compare", text(&old)]);
+    fine(&run);
+    assert!(run.out.contains("time / old") && run.out.contains("within noise"), "{}", run.out);
+    // A thousand times as fast as before.
+    for (_, time) in same["measurements"][0]["seconds"].as_object_mut().unwrap() {
+        *time = 1e3.into();
+    }
+    std::fs::write(&old, same.to_string()).unwrap();
+    assert!(bench(["--compare", text(&old)]).out.contains("faster"));
+}
+
+#[test]
+fn a_plot() {
+    let path = scratch_file("bench.svg");
+    let more = ["--shape", "1,2,40,8,8", "--shape", "1,2,80,8,8", "--plot", text(&path)];
+    fine(&bench(more));
+    let svg = std::fs::read_to_string(&path).unwrap();
+    let document = roxmltree::Document::parse(&svg).unwrap();
+    let texts: String = document.descendants().filter_map(|node| node.text()).collect();
+    for part in
+        ["FMA", "L1", "DRAM", "prefill 1,2,20,8,8", "prefill 1,2,80,8,8", "T (tokens)", "prefill 1,2,T,8,8"]
+    {
+        assert!(texts.contains(part), "{part} in {texts}");
+    }
+    refused(&bench(["--plot", text(&scratch_file("no_such_folder/bench.svg"))]), &["no_such_folder"]);
+}
+
+#[test]
+fn mistakes() {
+    refused(&chunkwise(["bench", "--op", "backward"]), &["backward", "--op", "prefill"]);
+    refused(&chunkwise(["bench", "--shape", "1,2,3"]), &["1,2,3", "B,H,T,K,V"]);
+    refused(&chunkwise(["bench", "--shape", "1,2,0,4,4"]), &["1,2,0,4,4"]);
+    refused(&chunkwise(["bench", "--op", "model", "--shape", "1,2,3,4,5"]), &["K = V", "1,2,3,4,5"]);
+    refused(&chunkwise(["bench", "--isa", "scalar,quantum"]), &["quantum", "scalar"]);
+    refused(&chunkwise(["bench", "--threads", "0"]), &["--threads"]);
+    refused(&chunkwise(["bench", "--rounds", "0"]), &["--rounds"]);
+    refused(&chunkwise(["bench", "--time", "soon"]), &["--time", "soon"]);
+    refused(&chunkwise(["bench", "--shape", "1000000,1000000,1000000,1000000,1"]), &["1000000,1000000"]);
+    let none = scratch_file("there_is_no_such_report");
+    refused(&chunkwise(["bench", "--compare", text(&none)]), &[text(&none)]);
+    let not = scratch_file("not_a_report.json");
+    std::fs::write(&not, "{}").unwrap();
+    refused(&chunkwise(["bench", "--compare", text(&not)]), &[text(&not), "no report"]);
+    refused(&bench(["--output", text(&scratch_file("no_such_folder/bench.json"))]), &["no_such_folder"]);
+}
+
+/// Ends by itself after a time.
+#[test]
+fn time_is_over() {
+    let report = json(&chunkwise(
+        SMALL
+            .into_iter()
+            .filter(|word| !["--rounds", "2"].contains(word))
+            .chain(["--time", "1ms", "--format", "json"]),
+    ));
+    assert_eq!(report["rounds"], 1);
+}
