@@ -176,9 +176,8 @@ impl WithSimd for Map<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let padded = self.row.next_multiple_of(S::F32_LANES);
-        for (at, to) in self.to.chunks_exact_mut(padded).enumerate() {
-            self.map.pack(simd, self.from.slice(at * self.row..(at + 1) * self.row), to);
-        }
+        let Self { map, from, to, row } = self;
+        let rows = (0..from.len() / row).map(|at| from.slice(at * row..(at + 1) * row));
+        map.pack(simd, rows, to, row.next_multiple_of(S::F32_LANES));
     }
 }
