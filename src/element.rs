@@ -150,8 +150,10 @@ impl<'a> Elements<'a> {
 /// A type of which vectors can be loaded in the middle of a loop.
 pub(crate) trait Lane: Copy {
     fn wide(self) -> f32;
-    /// As many as a vector has lanes.
-    fn load<S: Simd>(simd: S, from: &[Self]) -> S::f32s;
+    /// Two vectors of as many elements, in whatever order is cheapest: [`Lane::order`] knows it.
+    fn load<S: Simd>(simd: S, from: &[Self]) -> [S::f32s; 2];
+    /// Puts what was made of such pairs of vectors into the order of their elements; what is left over is in order.
+    fn order<S: Simd>(simd: S, pairs: &mut [f32]);
 }
 
 impl Lane for f32 {
@@ -160,24 +162,55 @@ impl Lane for f32 {
         self
     }
     #[inline(always)]
-    fn load<S: Simd>(_: S, from: &[f32]) -> S::f32s {
-        S::as_simd_f32s(from).0[0]
+    fn load<S: Simd>(_: S, from: &[f32]) -> [S::f32s; 2] {
+        S::as_simd_f32s(from).0.as_chunks().0[0]
     }
+    #[inline(always)]
+    fn order<S: Simd>(_: S, _: &mut [f32]) {}
 }
 
+/// The elements at even places, then those at odd ones: both halves of a u32 are a shift or a mask away, where
+/// widening in order would take a shuffle for each vector.
 impl Lane for bf16 {
     #[inline(always)]
     fn wide(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
     #[inline(always)]
-    fn load<S: Simd>(_: S, from: &[bf16]) -> S::f32s {
-        // The compiler makes one widening load of it.
-        let mut wide = [0.0; 16];
-        for i in 0..S::F32_LANES {
-            wide[i] = from[i].wide();
+    fn load<S: Simd>(simd: S, from: &[bf16]) -> [S::f32s; 2] {
+        let mut pairs = [[bf16::ZERO; 2]; 16];
+        let lanes = S::F32_LANES;
+        for i in 0..lanes {
+            pairs[i] = [from[2 * i], from[2 * i + 1]];
         }
-        S::as_simd_f32s(&wide[..S::F32_LANES]).0[0]
+        // The first of a pair is the lower half, where bytes are in that order; the only sets of several lanes that
+        // are dispatched to are.
+        if lanes == 1 || cfg!(target_endian = "big") {
+            let mut wide = [[0.0; 16]; 2];
+            for i in 0..lanes {
+                for j in 0..2 {
+                    wide[j][i] = pairs[i][j].wide();
+                }
+            }
+            return wide.map(|wide| S::as_simd_f32s(&wide[..lanes]).0[0]);
+        }
+        let words: [u32; 16] = bytemuck::cast(pairs);
+        let words = S::as_simd_u32s(&words[..lanes]).0[0];
+        let even = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
+        let odd = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));
+        [simd.transmute_f32s_u32s(even), simd.transmute_f32s_u32s(odd)]
+    }
+    #[inline(always)]
+    fn order<S: Simd>(_: S, pairs: &mut [f32]) {
+        let lanes = S::F32_LANES;
+        for pairs in pairs.chunks_exact_mut(2 * lanes) {
+            let mut copy = [0.0; 32];
+            copy[..2 * lanes].copy_from_slice(pairs);
+            for i in 0..lanes {
+                pairs[2 * i] = copy[i];
+                pairs[2 * i + 1] = copy[lanes + i];
+            }
+        }
     }
 }
 

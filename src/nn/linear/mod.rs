@@ -1,0 +1,203 @@
+//! Dense layers: `y = x W + b`, with what follows it (GELU, a residual sum) done while the result is in registers.
+//!
+//! Two ways, by the number of rows: many in [`tiles`], few, as of one time step, in a [`stream`].
+
+mod stream;
+mod tiles;
+
+use core::ops::Range;
+
+use self::stream::Stream;
+use self::tiles::Tiles;
+use crate::element::Elements;
+use crate::error::{Error, Result, check_len};
+use crate::isa::{Isa, dispatch};
+use crate::parallel;
+use crate::scratch::{self, align, padded, with_alignment};
+use crate::shape::Disjoint;
+use crate::tile::panel_width;
+
+/// A dense layer; kernel and bias are borrowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Linear<'w> {
+    /// `[in, out]`, row by row.
+    pub kernel: Elements<'w>,
+    /// `[out]`.
+    pub bias: Elements<'w>,
+}
+
+/// What happens to `x W + b` on its way to y.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Epilogue {
+    Store,
+    Gelu,
+    /// y += x W + b
+    Add,
+}
+
+/// Up to so many rows W is not packed: packing costs as much as multiplying four rows.
+const FEW: usize = 5;
+
+/// Multiply-adds for which it pays to wake a thread.
+const GRAIN: usize = 1 << 20;
+
+impl<'w> Linear<'w> {
+    /// A layer of these parameters, of any type each.
+    pub fn new(kernel: impl Into<Elements<'w>>, bias: impl Into<Elements<'w>>) -> Self {
+        Self { kernel: kernel.into(), bias: bias.into() }
+    }
+
+    pub(super) fn slot(&mut self, field: &str) -> &mut Elements<'w> {
+        if field == "kernel" { &mut self.kernel } else { &mut self.bias }
+    }
+
+    pub(super) fn shape(&self, field: &str) -> [usize; 2] {
+        if field == "kernel" { [self.inputs(), self.outputs()] } else { [1, self.outputs()] }
+    }
+
+    /// Elements of an output row.
+    pub fn outputs(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Elements of an input row.
+    pub fn inputs(&self) -> usize {
+        self.kernel.len().checked_div(self.bias.len()).unwrap_or(0)
+    }
+
+    /// Rows of x `[rows, in]` into y `[rows, out]`.
+    ///
+    /// # Errors
+    /// A kernel that is not `[in, out]`; x not whole rows; y or scratch of the wrong length. Nothing has been
+    /// written then.
+    pub fn forward(
+        &self,
+        isa: Isa,
+        threads: usize,
+        x: &[f32],
+        y: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<()> {
+        let (inputs, outputs) = (self.inputs(), self.outputs());
+        if inputs == 0 || inputs * outputs != self.kernel.len() {
+            return Err(Error::Parameter {
+                name: "kernel",
+                block: 0,
+                want: [inputs.max(1), outputs],
+                got: [1, self.kernel.len()],
+            });
+        }
+        check_len("x", x.len().next_multiple_of(inputs), x.len())?;
+        let rows = x.len() / inputs;
+        check_len("y", rows * outputs, y.len())?;
+        scratch::check(scratch, self.scratch_len(isa, threads, rows))?;
+        self.run(isa, threads, x, y, Epilogue::Store, scratch);
+        Ok(())
+    }
+
+    /// Elements of scratch that [`Linear::forward`] needs.
+    pub fn scratch_len(&self, isa: Isa, threads: usize, rows: usize) -> usize {
+        scratch_len(isa, threads, rows, self.inputs(), self.outputs())
+    }
+
+    /// The same with an epilogue; lengths are the caller's business.
+    pub(super) fn run(
+        &self,
+        isa: Isa,
+        threads: usize,
+        x: &[f32],
+        y: &mut [f32],
+        epilogue: Epilogue,
+        scratch: &mut [f32],
+    ) {
+        self.run_columns(isa, threads, 0..self.outputs(), x, y, epilogue, scratch);
+    }
+
+    /// Some columns of it; the others of y `[rows, out]` are left alone.
+    #[allow(clippy::too_many_arguments, reason = "those of `run`, and the columns")]
+    pub(super) fn run_columns(
+        &self,
+        isa: Isa,
+        threads: usize,
+        columns: Range<usize>,
+        x: &[f32],
+        y: &mut [f32],
+        epilogue: Epilogue,
+        scratch: &mut [f32],
+    ) {
+        let rows = x.len() / self.inputs();
+        if rows == 0 || columns.is_empty() {
+            return;
+        }
+        let plan = Plan::new(isa, threads, rows, self.inputs(), columns.len());
+        let y = Disjoint::new(y);
+        let tasks = columns.len().div_ceil(plan.columns);
+        parallel::for_each(plan.workers, tasks, align(scratch), plan.part_len, |task, scratch| {
+            let begin = columns.start + task * plan.columns;
+            let columns = begin..columns.end.min(begin + plan.columns);
+            let task = Task { layer: *self, rows, columns, x, y, epilogue };
+            if rows <= FEW {
+                dispatch(isa, Stream { task, scratch });
+            } else {
+                dispatch(isa, Tiles { task, scratch });
+            }
+        });
+    }
+}
+
+/// Elements of scratch of a dense layer, from shapes alone.
+pub(super) fn scratch_len(isa: Isa, threads: usize, rows: usize, inputs: usize, outputs: usize) -> usize {
+    if rows == 0 || outputs == 0 {
+        return 0;
+    }
+    let plan = Plan::new(isa, threads, rows, inputs, outputs);
+    with_alignment(plan.workers * plan.part_len)
+}
+
+/// How the columns are cut.
+struct Plan {
+    columns: usize,
+    workers: usize,
+    part_len: usize,
+}
+
+impl Plan {
+    fn new(isa: Isa, threads: usize, rows: usize, inputs: usize, outputs: usize) -> Self {
+        let work = rows.saturating_mul(inputs).saturating_mul(outputs);
+        let wanted = parallel::workers(threads, work, GRAIN);
+        let width = panel_width(isa.lanes());
+        // A few tasks for each worker, of whole panels.
+        let tasks = if wanted == 1 { 1 } else { 4 * wanted };
+        let columns = outputs.div_ceil(width).div_ceil(tasks) * width;
+        let workers = wanted.min(outputs.div_ceil(columns)).max(1);
+        let part_len = if rows <= FEW {
+            stream::scratch_len(isa.lanes(), rows, columns.min(outputs))
+        } else {
+            tiles::scratch_len(isa.lanes(), inputs, columns.min(outputs))
+        };
+        Self { columns, workers, part_len: padded(part_len) }
+    }
+}
+
+/// Some columns of the output.
+struct Task<'a> {
+    layer: Linear<'a>,
+    rows: usize,
+    columns: Range<usize>,
+    x: &'a [f32],
+    y: Disjoint<'a>,
+    epilogue: Epilogue,
+}
+
+impl<'a> Task<'a> {
+    /// Columns of a row of y, of those that are this task's.
+    ///
+    /// # Safety
+    /// This task holds no other part that overlaps.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "columns of y are split among tasks")]
+    unsafe fn output(&self, row: usize, from: usize, columns: usize) -> &'a mut [f32] {
+        // SAFETY: tasks differ in their columns; within this one it is the caller's promise.
+        unsafe { self.y.part(row * self.layer.outputs() + from, columns) }
+    }
+}

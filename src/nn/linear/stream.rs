@@ -1,0 +1,165 @@
+//! Few rows, as of one time step: every element of W is used a few times only, so W is read once, in its own order,
+//! eight of its rows together, and the sums wait in L1. This runs as fast as W arrives.
+
+use half::bf16;
+use pulp::{Simd, WithSimd};
+
+use super::{Epilogue, Task};
+use crate::element::{Elements, Lane, widen};
+use crate::math::gelu;
+use crate::tile::{copy_row, cut};
+
+/// Rows of W that are streamed together: more streams than a prefetcher follows are no use.
+const TOGETHER: usize = 8;
+
+/// Columns of them that are widened at once, where they are f16: the sums and these stay in L1.
+const BLOCK: usize = 256;
+
+/// Elements of scratch: the sums, and rows of W where they are widened first.
+pub(super) fn scratch_len(lanes: usize, rows: usize, columns: usize) -> usize {
+    rows * columns + TOGETHER * BLOCK.max(2 * lanes)
+}
+
+pub(super) struct Stream<'a> {
+    pub(super) task: Task<'a>,
+    pub(super) scratch: &'a mut [f32],
+}
+
+impl WithSimd for Stream<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { task, scratch } = self;
+        let inputs = task.layer.inputs();
+        let columns = task.columns.len();
+        let (sums, space) = scratch.split_at_mut(task.rows * columns);
+        sums.fill(0.0);
+        let mut at = 0;
+        while inputs - at >= TOGETHER {
+            task.rows::<S, TOGETHER>(simd, at, sums, space);
+            at += TOGETHER;
+        }
+        while at < inputs {
+            task.rows::<S, 1>(simd, at, sums, space);
+            at += 1;
+        }
+        for (i, sums) in sums.chunks_exact_mut(columns).enumerate() {
+            if let Elements::Bf16(_) = task.layer.kernel {
+                bf16::order(simd, sums);
+            }
+            #[allow(unsafe_code, reason = "columns of y are split among tasks")]
+            // SAFETY: one row at a time.
+            let to = unsafe { task.output(i, task.columns.start, columns) };
+            for (at, (sums, to)) in sums.chunks(BLOCK).zip(to.chunks_mut(BLOCK)).enumerate() {
+                let from = task.columns.start + at * BLOCK;
+                let bias = task.layer.bias.slice(from..from + sums.len()).widened(simd, space);
+                finish(simd, task.epilogue, sums, bias, to);
+            }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// R rows of W from `at` on, into the sums of every row of x.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(&self, simd: S, at: usize, sums: &mut [f32], space: &mut [f32]) {
+        let (outputs, columns) = (self.layer.outputs(), self.columns.len());
+        let begin = |i: usize| (at + i) * outputs + self.columns.start;
+        match self.layer.kernel {
+            Elements::F32(kernel) => {
+                let rows = core::array::from_fn(|i| &kernel[begin(i)..][..columns]);
+                self.add::<S, f32, R>(simd, at, rows, 0, sums);
+            }
+            Elements::Bf16(kernel) => {
+                let rows = core::array::from_fn(|i| &kernel[begin(i)..][..columns]);
+                self.add::<S, bf16, R>(simd, at, rows, 0, sums);
+            }
+            // The conversion is a call, so it is made for many columns at once.
+            kernel => {
+                for from in (0..columns).step_by(BLOCK) {
+                    let block = BLOCK.min(columns - from);
+                    let mut rest = &mut space[..];
+                    let mut rows: [&[f32]; R] = [&[]; R];
+                    for (i, row) in rows.iter_mut().enumerate() {
+                        let (space, after) = rest.split_at_mut(BLOCK);
+                        rest = after;
+                        let at = begin(i) + from;
+                        widen(simd, kernel.slice(at..at + block), &mut space[..block]);
+                        *row = &space[..block];
+                    }
+                    self.add(simd, at, rows, from, sums);
+                }
+            }
+        }
+    }
+
+    /// R rows of W from `at` on, cut to some columns, into those of all sums from `from` on.
+    #[inline(always)]
+    fn add<S: Simd, L: Lane, const R: usize>(
+        &self,
+        simd: S,
+        at: usize,
+        rows: [&[L]; R],
+        from: usize,
+        sums: &mut [f32],
+    ) {
+        let inputs = self.layer.inputs();
+        for (x, sum) in self.x.chunks_exact(inputs).zip(sums.chunks_exact_mut(self.columns.len())) {
+            add_rows(simd, &x[at..], rows, &mut sum[from..][..rows[0].len()]);
+        }
+    }
+}
+
+/// `sum += sum_i x[i] rows[i]`, the sums in the order in which L is loaded.
+#[inline(always)]
+fn add_rows<S: Simd, L: Lane, const R: usize>(simd: S, x: &[f32], rows: [&[L]; R], sum: &mut [f32]) {
+    let x = &x[..R];
+    let rows = cut(rows, sum.len());
+    let mut wide = [simd.splat_f32s(0.0); R];
+    for i in 0..R {
+        wide[i] = simd.splat_f32s(x[i]);
+    }
+    let width = 2 * S::F32_LANES;
+    let (sums, tail) = sum.split_at_mut(sum.len() / width * width);
+    for (at, sum) in S::as_mut_simd_f32s(sums).0.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        // Two chains for each, so that a sum in L1 is not waited for eight multiply-adds long.
+        let mut acc = [*sum, [simd.splat_f32s(0.0); 2]];
+        for i in 0..R {
+            let row = L::load(simd, &rows[i][at * width..][..width]);
+            for j in 0..2 {
+                acc[i % 2][j] = simd.mul_add_e_f32s(wide[i], row[j], acc[i % 2][j]);
+            }
+        }
+        for j in 0..2 {
+            sum[j] = simd.add_f32s(acc[0][j], acc[1][j]);
+        }
+    }
+    let whole = sums.len();
+    for (at, sum) in tail.iter_mut().enumerate() {
+        for i in 0..R {
+            *sum += x[i] * rows[i][whole + at].wide();
+        }
+    }
+}
+
+/// The epilogue on part of a row.
+#[inline(always)]
+fn finish<S: Simd>(simd: S, epilogue: Epilogue, sums: &[f32], bias: &[f32], to: &mut [f32]) {
+    for ((sums, bias), to) in
+        sums.chunks(S::F32_LANES).zip(bias.chunks(S::F32_LANES)).zip(to.chunks_mut(S::F32_LANES))
+    {
+        let mut all = [[simd.splat_f32s(0.0)]; 3];
+        for (all, from) in all.iter_mut().zip([sums, bias, to]) {
+            copy_row(simd, from, bytemuck::cast_slice_mut(all.as_mut_slice()));
+        }
+        let [[sum], [bias], [old]] = all;
+        let sum = simd.add_f32s(sum, bias);
+        let new = [match epilogue {
+            Epilogue::Store => sum,
+            Epilogue::Gelu => gelu(simd, sum),
+            Epilogue::Add => simd.add_f32s(old, sum),
+        }];
+        to.copy_from_slice(&bytemuck::cast_slice::<S::f32s, f32>(&new)[..to.len()]);
+    }
+}
