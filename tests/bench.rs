@@ -218,3 +218,32 @@ fn time_is_over() {
     ));
     assert_eq!(report["rounds"], 1);
 }
+
+/// Ctrl-C: what was measured so far is still written.
+#[cfg(unix)]
+#[test]
+fn interrupted() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    // Before it listens a signal simply ends it: later, then.
+    for wait in [300, 1000, 3000, 9000] {
+        let words = ["bench", "--time", "20s", "--shape", "1,2,20,8,8", "--format", "json"];
+        let child = cli_common::command().args(words).stdout(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let begin = Instant::now();
+        let output = child.wait_with_output().unwrap();
+        if output.status.code().is_none() {
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(0));
+        assert!(begin.elapsed() < Duration::from_secs(10), "it went on");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["interrupted"], true);
+        let rounds = report["rounds"].as_u64().unwrap();
+        assert_eq!(list(&list(&report, "measurements")[0], "readings").len() as u64, rounds);
+        return;
+    }
+    panic!("it never listened");
+}

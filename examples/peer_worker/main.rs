@@ -11,8 +11,8 @@
 //! quit
 //! ```
 //!
-//! norm divides by `phi(q) . z + 1e-8`, unnorm by nothing, both with elu + 1 and scale 1. decode is T single steps from the
-//! zero state, all in one timing. q, k, v and o are bf16 or f16 where PEER ends so (`chunkwise_bf16`), or where the
+//! norm divides by `phi(q) . z + 1e-8`, unnorm by nothing, both with elu + 1 and scale 1. decode is T single steps from
+//! the zero state, all in one timing. q, k, v and o are bf16 or f16 where PEER ends so (`chunkwise_bf16`), or where the
 //! environment variable CHUNKWISE_WORKER_DTYPE says so; inputs are rounded when they are loaded.
 //!
 //! ```sh

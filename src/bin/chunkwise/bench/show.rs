@@ -108,8 +108,8 @@ fn text(report: &Report, markdown: bool) -> String {
         work.add_row(row);
     }
     text += &format!("{}\n", work.trim_fmt());
-    text += "\nGFLOP/s (recurrent flops) and GB/s by the best time; % of the ceiling that binds, best by best and median by \
-             median.\nupdate: reading, changing and writing in place, bytes counted both ways.\n";
+    text += "\nGFLOP/s (recurrent flops) and GB/s by the best time; % of the ceiling that binds, best by best and median\n\
+             by median. update: reading, changing and writing in place, bytes counted both ways.\n";
     text
 }
 

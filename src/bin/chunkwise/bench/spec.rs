@@ -126,9 +126,11 @@ impl Spec {
     pub(super) fn label(&self) -> String {
         let Self { op, shape, dtype, map, norm, chunk, .. } = self;
         let mut label = format!("{op} {shape} {dtype}");
-        for word in
-            [map.map(|map| map.to_string()), norm.map(|norm| norm.to_string()), chunk.map(|c| c.to_string())]
-        {
+        for word in [
+            map.map(|map| map.to_string()),
+            norm.map(|norm| norm.to_string()),
+            chunk.map(|chunk| format!("chunk {chunk}")),
+        ] {
             label.extend(word.into_iter().flat_map(|word| [" ".into(), word]));
         }
         label

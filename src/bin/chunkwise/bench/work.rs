@@ -250,8 +250,8 @@ impl<E: Number> Untrained<E> {
     }
 }
 
-/// Flops of a model for so many tokens: 2 for each dense weight, and attention by its recurrent flops. All of them, also
-/// where only the last time step is returned and the last block could skip a part.
+/// Flops of a model for so many tokens: 2 for each dense weight, and attention by its recurrent flops. All of them,
+/// also where only the last time step is returned and the last block could skip a part.
 pub(crate) fn model_flops(config: &ModelConfig, tokens: usize) -> f64 {
     let dense: usize = config.parameters().filter(|p| p.field == "kernel").map(|p| p.len()).sum();
     let recurrent = 4 * config.num_layers * config.attention_width() * config.head_dim();
