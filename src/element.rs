@@ -178,23 +178,20 @@ impl Lane for bf16 {
     }
     #[inline(always)]
     fn load<S: Simd>(simd: S, from: &[bf16]) -> [S::f32s; 2] {
-        let mut pairs = [[bf16::ZERO; 2]; 16];
         let lanes = S::F32_LANES;
-        for i in 0..lanes {
-            pairs[i] = [from[2 * i], from[2 * i + 1]];
-        }
-        // The first of a pair is the lower half, where bytes are in that order; the only sets of several lanes that
-        // are dispatched to are.
+        // The first of a pair is the lower half where bytes are in that order, as they are on all sets of several lanes.
         if lanes == 1 || cfg!(target_endian = "big") {
             let mut wide = [[0.0; 16]; 2];
             for i in 0..lanes {
                 for j in 0..2 {
-                    wide[j][i] = pairs[i][j].wide();
+                    wide[j][i] = from[2 * i + j].wide();
                 }
             }
             return wide.map(|wide| S::as_simd_f32s(&wide[..lanes]).0[0]);
         }
-        let words: [u32; 16] = bytemuck::cast(pairs);
+        let mut halves = [bf16::ZERO; 32];
+        halves[..2 * lanes].copy_from_slice(&from[..2 * lanes]);
+        let words: [u32; 16] = bytemuck::cast(halves);
         let words = S::as_simd_u32s(&words[..lanes]).0[0];
         let even = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
         let odd = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));

@@ -12,7 +12,7 @@ use crate::isa::Isa;
 use crate::scratch::{self, padded};
 
 /// Rows in a tile: enough that packing the weights costs little beside multiplying with them.
-const ROWS: usize = 64;
+const ROWS: usize = 256;
 
 /// A checked model.
 #[derive(Clone, Copy, Debug)]

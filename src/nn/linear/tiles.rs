@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each block of up to 256 rows of W:                a panel of it and six rows of x share L1
-//!     for each group of four panels of columns:         rows of W are read four cache lines at a time
+//!     for each group of eight panels of columns:        rows of W are read by stretches of eight cache lines
 //!         pack the group
 //!         for each panel, for each tile of rows:
 //!             y  = b, or y + b, or what the block before left
@@ -10,8 +10,9 @@
 //!             y  = gelu(y)                              behind the last block
 //! ```
 //!
-//! While a group is multiplied, the next one is asked for: its rows lie kilobytes apart, where no prefetcher of the
-//! hardware follows.
+//! Rows of W lie kilobytes apart, where no prefetcher of the hardware follows: they are asked for a few rows before they
+//! are packed. (Asking for the next group while one is multiplied, or packing it meanwhile, measured slower: rows 4 KiB
+//! apart share a few sets of the caches and throw each other out.)
 
 use core::ops::Range;
 
@@ -19,16 +20,18 @@ use pulp::{Simd, WithSimd};
 
 use super::{Epilogue, Task};
 use crate::element::{Elements, widen};
-use crate::isa::prefetch;
+use crate::isa::{outline, prefetch};
 use crate::math::gelu;
 use crate::tile::{Acc, NV, RowTile, copy_row, for_row_tiles, mul_ab, panel_width, vectors, vectors_mut};
 
 /// Rows of W in a block: 16 KiB of a panel on AVX2.
 const DEPTH: usize = 256;
 /// Panels in a group.
-const GROUP: usize = 4;
+const GROUP: usize = 8;
+/// Rows of W that are asked for before they are packed.
+const AHEAD: usize = 4;
 
-/// Elements of scratch: a group, packed.
+/// Elements of scratch: a packed group.
 pub(super) fn scratch_len(lanes: usize, inputs: usize, columns: usize) -> usize {
     let panel = panel_width(lanes);
     inputs.min(DEPTH) * columns.next_multiple_of(panel).min(GROUP * panel)
@@ -61,12 +64,8 @@ impl WithSimd for Tiles<'_> {
         for from in (0..inputs).step_by(DEPTH) {
             for column in task.columns.clone().step_by(group) {
                 let part = at(from, column);
-                let next = if part.columns.end < task.columns.end {
-                    at(from, part.columns.end)
-                } else {
-                    at(part.rows.end, task.columns.start)
-                };
-                task.group(simd, part, next, scratch);
+                outline(simd, Pack { task: &task, part: part.clone(), to: &mut *scratch });
+                task.group(simd, part, scratch);
             }
         }
     }
@@ -74,34 +73,45 @@ impl WithSimd for Tiles<'_> {
 
 impl Task<'_> {
     #[inline(always)]
-    fn group<S: Simd>(&self, simd: S, part: Part, next: Part, scratch: &mut [f32]) {
+    fn group<S: Simd>(&self, simd: S, part: Part, packed: &[f32]) {
         let full = panel_width(S::F32_LANES);
-        let depth = part.rows.len();
-        self.pack(simd, &part, scratch);
-        let mut ask = Ask::new(self, next, part.columns.len().div_ceil(full));
-        for (panel, column) in scratch.chunks_mut(depth * full).zip(part.columns.clone().step_by(full)) {
-            let columns = full.min(part.columns.end - column);
+        for (packed, from) in packed.chunks(part.rows.len() * full).zip(part.columns.clone().step_by(full)) {
+            let columns = full.min(part.columns.end - from);
+            let args = PanelArgs { task: self, rows: part.rows.clone(), from, columns, packed };
             if columns > S::F32_LANES {
-                self.panel::<S, NV>(simd, part.rows.clone(), column, columns, panel, &mut ask);
+                outline(simd, Panel::<NV>(args));
             } else {
-                self.panel::<S, 1>(simd, part.rows.clone(), column, columns, panel, &mut ask);
+                outline(simd, Panel::<1>(args));
             }
         }
     }
+}
 
-    /// A group of W, panel by panel, each padded to whole vectors.
+/// Packs a group of W, panel by panel, each padded to whole vectors.
+struct Pack<'a> {
+    task: &'a Task<'a>,
+    part: Part,
+    to: &'a mut [f32],
+}
+
+impl WithSimd for Pack<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn pack<S: Simd>(&self, simd: S, part: &Part, scratch: &mut [f32]) {
-        let full = panel_width(S::F32_LANES);
-        let (depth, outputs) = (part.rows.len(), self.layer.outputs());
-        for (i, row) in part.rows.clone().enumerate() {
-            let row =
-                self.layer.kernel.slice(row * outputs + part.columns.start..row * outputs + part.columns.end);
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { task, part: Part { rows, columns }, to } = self;
+        let (full, depth, outputs) = (panel_width(S::F32_LANES), rows.len(), task.layer.outputs());
+        for (i, row) in rows.clone().enumerate() {
+            if row + AHEAD < rows.end {
+                let (ahead, size) = task.layer.kernel.address((row + AHEAD) * outputs + columns.start);
+                prefetch(ahead, columns.len() * size);
+            }
+            let row = task.layer.kernel.slice(row * outputs + columns.start..row * outputs + columns.end);
             let mut from = 0;
             // Whole panels of f32 without a thought for tails.
             if let Elements::F32(row) = row {
                 let whole = vectors::<S, NV>(row);
-                for (panel, row) in scratch.chunks_exact_mut(depth * full).zip(whole) {
+                for (panel, row) in to.chunks_exact_mut(depth * full).zip(whole) {
                     vectors_mut::<S, NV>(panel)[i] = *row;
                 }
                 from = whole.len() * full;
@@ -109,49 +119,57 @@ impl Task<'_> {
             while from < row.len() {
                 let columns = full.min(row.len() - from);
                 let width = if columns > S::F32_LANES { full } else { S::F32_LANES };
-                let to = &mut scratch[from * depth + i * width..][..width];
+                let to = &mut to[from * depth + i * width..][..width];
                 widen(simd, row.slice(from..from + columns), to);
                 from += full;
             }
         }
     }
+}
+
+/// A panel of N vectors of columns, with all rows of x.
+struct Panel<'a, const N: usize>(PanelArgs<'a>);
+
+struct PanelArgs<'a> {
+    task: &'a Task<'a>,
+    /// Rows of W.
+    rows: Range<usize>,
+    from: usize,
+    columns: usize,
+    packed: &'a [f32],
+}
+
+impl<const N: usize> WithSimd for Panel<'_, N> {
+    type Output = ();
 
     #[inline(always)]
-    fn panel<S: Simd, const N: usize>(
-        &self,
-        simd: S,
-        rows: Range<usize>,
-        from: usize,
-        columns: usize,
-        panel: &mut [f32],
-        ask: &mut Ask<'_>,
-    ) {
+    fn with_simd<S: Simd>(self, simd: S) {
+        let PanelArgs { task, rows, from, columns, packed } = self.0;
         let mut bias = [[simd.splat_f32s(0.0); N]];
         let padded = bytemuck::cast_slice_mut(bias[0].as_mut_slice());
-        widen(simd, self.layer.bias.slice(from..from + columns), padded);
+        widen(simd, task.layer.bias.slice(from..from + columns), padded);
         let first = rows.start == 0;
-        let last = rows.end == self.layer.inputs();
+        let last = rows.end == task.layer.inputs();
         for_row_tiles::<S>(
-            self.rows,
+            task.rows,
             &mut DenseTile::<S, N> {
                 simd,
-                task: self,
+                task,
                 depth: rows.start,
-                b: &vectors::<S, N>(panel)[..rows.len()],
+                b: &vectors::<S, N>(packed)[..rows.len()],
                 bias: bias[0],
-                old: !first || self.epilogue == Epilogue::Add,
+                old: !first || task.epilogue == Epilogue::Add,
                 first,
-                gelu: last && self.epilogue == Epilogue::Gelu,
+                gelu: last && task.epilogue == Epilogue::Gelu,
                 from,
                 columns,
-                ask,
             },
         );
     }
 }
 
 /// `y = epilogue(y + x[row ..] panel + bias)`, as far as the panel goes.
-struct DenseTile<'a, 'k, S: Simd, const N: usize> {
+struct DenseTile<'a, S: Simd, const N: usize> {
     simd: S,
     task: &'a Task<'a>,
     /// Rows of W before the panel.
@@ -164,14 +182,12 @@ struct DenseTile<'a, 'k, S: Simd, const N: usize> {
     gelu: bool,
     from: usize,
     columns: usize,
-    ask: &'a mut Ask<'k>,
 }
 
-impl<S: Simd, const N: usize> RowTile for DenseTile<'_, '_, S, N> {
+impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
     #[inline(always)]
     fn run<const MR: usize>(&mut self, row: usize) {
         let Self { simd, task, from, columns, .. } = *self;
-        self.ask.some(MR);
         let inputs = task.layer.inputs();
         let start = if self.first { self.bias } else { [simd.splat_f32s(0.0); N] };
         let mut acc: Acc<S, MR, N> = [start; MR];
@@ -218,37 +234,5 @@ fn store<S: Simd, const N: usize>(from: [S::f32s; N], row: &mut [f32]) {
     match vectors_mut::<S, N>(row).first_mut() {
         Some(whole) => *whole = from,
         None => row.copy_from_slice(&bytemuck::cast_slice(from.as_slice())[..len]),
-    }
-}
-
-/// Asks for the next group of W, a few rows of it at a time.
-struct Ask<'a> {
-    kernel: Elements<'a>,
-    outputs: usize,
-    next: Part,
-    /// Rows of x for each row of W.
-    pace: usize,
-    owed: usize,
-}
-
-impl<'a> Ask<'a> {
-    /// Spread over so many panels of all rows of x.
-    #[inline(always)]
-    fn new(task: &Task<'a>, next: Part, panels: usize) -> Self {
-        let pace = (task.rows * panels / next.rows.len().max(1)).max(1);
-        Self { kernel: task.layer.kernel, outputs: task.layer.outputs(), next, pace, owed: 0 }
-    }
-
-    /// As much as multiplying some rows of x with a panel has time for.
-    #[inline(always)]
-    fn some(&mut self, rows: usize) {
-        self.owed += rows;
-        while self.owed >= self.pace && self.next.rows.start < self.next.rows.end {
-            let (row, size) =
-                self.kernel.address(self.next.rows.start * self.outputs + self.next.columns.start);
-            prefetch(row, self.next.columns.len() * size);
-            self.next.rows.start += 1;
-            self.owed -= self.pace;
-        }
     }
 }
