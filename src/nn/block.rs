@@ -28,6 +28,23 @@ pub(super) enum Pass<'a> {
     Step(&'a mut [f32]),
 }
 
+/// The rows that are asked of a block. The last block of a model that returns the last time step needs keys and values
+/// of every token, and everything else of one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// All.
+    All,
+    /// The last of each sequence: they are moved to the beginning of x, the others are lost.
+    Last,
+    /// None: only the state counts.
+    State,
+}
+
+impl Wanted {
+    /// Sequences this short are not worth a query of their own.
+    pub(super) const WORTH: usize = 16;
+}
+
 impl<'w> Block<'w> {
     /// A block of a model of this configuration.
     ///
@@ -60,7 +77,7 @@ impl<'w> Block<'w> {
         let want = want.ok_or(Error::Overflow { what: "x" })?;
         check_len("x", want, x.len())?;
         scratch::check(scratch, self.scratch_len(batch, len)?)?;
-        self.run(batch, len, x, Pass::Whole, scratch)
+        self.run(batch, len, x, Pass::Whole, Wanted::All, scratch)
     }
 
     /// Elements of scratch that [`Block::forward`] needs.
@@ -78,10 +95,11 @@ impl<'w> Block<'w> {
         len: usize,
         x: &mut [f32],
         pass: Pass<'_>,
+        wanted: Wanted,
         scratch: &mut [f32],
     ) -> Result<()> {
         let (isa, threads, weights) = (self.isa, self.threads, &self.weights);
-        let rows = batch * len;
+        let (rows, hidden) = (batch * len, self.config.hidden_size);
         let sizes = Sizes::new(&self.config, rows);
         let attention = attention(&self.config, isa, threads, batch, len)?;
         let (normed, rest) = scratch.split_at_mut(padded(sizes.normed));
@@ -91,8 +109,23 @@ impl<'w> Block<'w> {
         let (qkv, mixed) = wide.split_at_mut(sizes.qkv);
         let mixed = &mut mixed[..sizes.mixed];
         weights.attn_norm.forward(isa, x, normed)?;
-        weights.attn_qkv.run(isa, threads, normed, qkv, Epilogue::Store, rest);
         let width = self.config.attention_width();
+        if wanted == Wanted::All {
+            weights.attn_qkv.run(isa, threads, normed, qkv, Epilogue::Store, rest);
+        } else {
+            let columns = width..3 * width;
+            weights.attn_qkv.run_columns(isa, threads, columns, normed, qkv, Epilogue::Store, rest);
+            // What the other queries are makes no difference, but they are read.
+            for row in qkv.chunks_exact_mut(3 * hidden) {
+                row[..width].fill(0.0);
+            }
+        }
+        if wanted == Wanted::Last {
+            for row in (0..batch).map(|sequence| sequence * len + len - 1) {
+                let (x, y) = (&normed[row * hidden..][..hidden], &mut qkv[row * 3 * hidden..][..3 * hidden]);
+                weights.attn_qkv.run_columns(isa, threads, 0..width, x, y, Epilogue::Store, rest);
+            }
+        }
         let (q, k, v) = (&qkv[..], &qkv[width.min(qkv.len())..], &qkv[(2 * width).min(qkv.len())..]);
         match pass {
             Pass::Whole => {
@@ -110,9 +143,22 @@ impl<'w> Block<'w> {
             }
             Pass::Step(state) => attention.decode(DecodeStep { q, k, v, state, o: mixed, scratch: rest })?,
         }
+        let rows = match wanted {
+            Wanted::All => rows,
+            Wanted::Last => {
+                for sequence in 0..batch {
+                    let row = sequence * len + len - 1;
+                    mixed.copy_within(row * width..(row + 1) * width, sequence * width);
+                    x.copy_within(row * hidden..(row + 1) * hidden, sequence * hidden);
+                }
+                batch
+            }
+            Wanted::State => return Ok(()),
+        };
+        let (x, mixed) = (&mut x[..rows * hidden], &mixed[..rows * width]);
         weights.attn_out.run(isa, threads, mixed, x, Epilogue::Add, rest);
 
-        let inner = &mut wide[..sizes.inner];
+        let (normed, inner) = (&mut normed[..rows * hidden], &mut wide[..rows * self.config.inner_size()]);
         weights.ffn_norm.forward(isa, x, normed)?;
         weights.ffn_up.run(isa, threads, normed, inner, Epilogue::Gelu, rest);
         weights.ffn_down.run(isa, threads, inner, x, Epilogue::Add, rest);
@@ -146,7 +192,6 @@ struct Sizes {
     normed: usize,
     qkv: usize,
     mixed: usize,
-    inner: usize,
     /// qkv and the attention's output together, or the feed-forward network's inside: not both live at once.
     wide: usize,
 }
@@ -155,7 +200,7 @@ impl Sizes {
     fn new(config: &ModelConfig, rows: usize) -> Self {
         let h = rows * config.hidden_size;
         let (qkv, mixed, inner) = (3 * h, rows * config.attention_width(), 4 * h);
-        Self { normed: h, qkv, mixed, inner, wide: inner.max(qkv + mixed) }
+        Self { normed: h, qkv, mixed, wide: inner.max(qkv + mixed) }
     }
 }
 
@@ -170,14 +215,12 @@ pub(super) fn scratch_len(
     let attention = attention(config, isa, threads, batch, len)?;
     let (rows, h, inner) = (batch * len, config.hidden_size, config.inner_size());
     let sizes = Sizes::new(config, rows);
-    let dense = |inputs, outputs| linear::scratch_len(isa, threads, rows, inputs, outputs);
-    let rest = [
-        attention.scratch_len(),
-        attention.decode_scratch_len(),
-        dense(h, 3 * h),
-        dense(config.attention_width(), h),
-        dense(h, inner),
-        dense(inner, h),
-    ];
-    Ok(padded(sizes.normed) + padded(sizes.wide) + rest.into_iter().max().unwrap_or(0))
+    let mut most = attention.scratch_len().max(attention.decode_scratch_len());
+    // Of all rows, of the last one of each sequence, and of one: fewer rows can need more.
+    for rows in [rows, batch, 1] {
+        for (inputs, outputs) in [(h, 3 * h), (config.attention_width(), h), (h, inner), (inner, h)] {
+            most = most.max(linear::scratch_len(isa, threads, rows, inputs, outputs));
+        }
+    }
+    Ok(padded(sizes.normed) + padded(sizes.wide) + most)
 }
