@@ -13,13 +13,15 @@ use core::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::feature_map::FeatureMap;
+use crate::isa::outline;
 use crate::math::add_compensated;
 use crate::scratch::round_up;
 use crate::shape::{Disjoint, Rows, RowsMut};
 use crate::state::{Layout, Normaliser, Sums};
+use crate::tile::{vectors, vectors_mut};
 
 /// Vectors of S's columns taken at once: as many accumulators as hide the latency and still leave registers.
-const COLUMNS: usize = 4;
+const COLUMNS: usize = 8;
 
 /// Elements of scratch that a [`Decode`] needs, beyond alignment: phi(q), phi(k), and v and o of one head in f32, for
 /// where they are of another type.
@@ -129,6 +131,7 @@ impl Decode<'_> {
 }
 
 /// The pass over S.
+#[derive(Clone, Copy)]
 struct Pass<'a, S> {
     simd: S,
     q: &'a [f32],
@@ -145,62 +148,26 @@ struct Pass<'a, S> {
 impl<S: Simd> Pass<'_, S> {
     #[inline(always)]
     fn run(self, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
-        let value = self.v.len();
-        let vectors = value / S::F32_LANES;
+        let vectors = self.v.len() / S::F32_LANES;
         let mut at = 0;
         while vectors - at >= COLUMNS {
-            self.columns::<COLUMNS>(at * S::F32_LANES, s, lost, o);
+            outline(self.simd, Columns::<S, COLUMNS> { pass: self, at: at * S::F32_LANES, s, lost, o });
             at += COLUMNS;
         }
+        if vectors - at >= COLUMNS / 2 {
+            outline(
+                self.simd,
+                Columns::<S, { COLUMNS / 2 }> { pass: self, at: at * S::F32_LANES, s, lost, o },
+            );
+            at += COLUMNS / 2;
+        }
         while at < vectors {
-            self.columns::<1>(at * S::F32_LANES, s, lost, o);
+            outline(self.simd, Columns::<S, 1> { pass: self, at: at * S::F32_LANES, s, lost, o });
             at += 1;
         }
-        for j in vectors * S::F32_LANES..value {
+        for j in vectors * S::F32_LANES..self.v.len() {
             self.column(j, s, lost, o);
         }
-    }
-
-    /// N vectors of columns from `at` on.
-    #[inline(always)]
-    fn columns<const N: usize>(&self, at: usize, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
-        let (simd, width) = (self.simd, N * S::F32_LANES);
-        let v = vectors::<S, N>(&self.v[at..][..width]);
-        let mut sum = [simd.splat_f32s(0.0); N];
-        for (i, ((row, &q), &k)) in s.chunks_exact_mut(self.v.len()).zip(self.q).zip(self.k).enumerate() {
-            let row = &mut S::as_mut_simd_f32s(&mut row[at..][..width]).0[..N];
-            let (q, k) = (simd.splat_f32s(q), simd.splat_f32s(k));
-            for j in 0..N {
-                sum[j] = simd.mul_add_e_f32s(q, row[j], sum[j]);
-            }
-            if lost.is_empty() {
-                for j in 0..N {
-                    row[j] = simd.mul_add_e_f32s(k, v[j], row[j]);
-                }
-            } else {
-                let lost = &mut lost[i * self.v.len() + at..][..width];
-                for (j, lost) in S::as_mut_simd_f32s(lost).0.iter_mut().enumerate() {
-                    (row[j], *lost) = add_compensated(simd, row[j], *lost, simd.mul_f32s(k, v[j]));
-                }
-            }
-        }
-        let (score, scale) = (simd.splat_f32s(self.score), simd.splat_f32s(self.scale));
-        for j in 0..N {
-            sum[j] = simd.mul_f32s(simd.mul_add_e_f32s(score, v[j], sum[j]), scale);
-        }
-        if let Some((past, scale)) = self.past {
-            let mut past_sum = [simd.splat_f32s(0.0); N];
-            for (row, &q) in past.chunks_exact(self.v.len()).zip(self.q) {
-                let (row, q) = (vectors::<S, N>(&row[at..][..width]), simd.splat_f32s(q));
-                for j in 0..N {
-                    past_sum[j] = simd.mul_add_e_f32s(q, row[j], past_sum[j]);
-                }
-            }
-            for j in 0..N {
-                sum[j] = simd.mul_add_e_f32s(past_sum[j], simd.splat_f32s(scale), sum[j]);
-            }
-        }
-        S::as_mut_simd_f32s(&mut o[at..][..width]).0.copy_from_slice(&sum);
     }
 
     /// One column of those that don't fill a vector.
@@ -221,10 +188,61 @@ impl<S: Simd> Pass<'_, S> {
     }
 }
 
-/// N vectors of a slice.
-#[inline(always)]
-fn vectors<S: Simd, const N: usize>(row: &[f32]) -> [S::f32s; N] {
-    S::as_simd_f32s(row).0.as_chunks::<N>().0[0]
+/// The pass over N vectors of columns: rows of S one after the other, so that what is read next lies next. v is read
+/// again for each of them, from L1: there are registers for the sums, and not for both.
+struct Columns<'a, S, const N: usize> {
+    pass: Pass<'a, S>,
+    at: usize,
+    s: &'a mut [f32],
+    lost: &'a mut [f32],
+    o: &'a mut [f32],
+}
+
+impl<P: Simd, const N: usize> WithSimd for Columns<'_, P, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { pass: Pass { q, k, v, score, scale, past, .. }, at, s, lost, o } = self;
+        let (value, width) = (v.len(), N * S::F32_LANES);
+        let v = &vectors::<S, N>(&v[at..][..width])[0];
+        let k = &k[..q.len()];
+        let mut sum = [simd.splat_f32s(0.0); N];
+        for i in 0..q.len() {
+            let row = &mut vectors_mut::<S, N>(&mut s[i * value + at..][..width])[0];
+            let (q, k) = (simd.splat_f32s(q[i]), simd.splat_f32s(k[i]));
+            if lost.is_empty() {
+                for j in 0..N {
+                    sum[j] = simd.mul_add_e_f32s(q, row[j], sum[j]);
+                    row[j] = simd.mul_add_e_f32s(k, v[j], row[j]);
+                }
+            } else {
+                let lost = &mut vectors_mut::<S, N>(&mut lost[i * value + at..][..width])[0];
+                for j in 0..N {
+                    sum[j] = simd.mul_add_e_f32s(q, row[j], sum[j]);
+                    (row[j], lost[j]) = add_compensated(simd, row[j], lost[j], simd.mul_f32s(k, v[j]));
+                }
+            }
+        }
+        let (score, scale) = (simd.splat_f32s(score), simd.splat_f32s(scale));
+        for j in 0..N {
+            sum[j] = simd.mul_f32s(simd.mul_add_e_f32s(score, v[j], sum[j]), scale);
+        }
+        if let Some((past, scale)) = past {
+            let mut past_sum = [simd.splat_f32s(0.0); N];
+            for i in 0..q.len() {
+                let row = &vectors::<S, N>(&past[i * value + at..][..width])[0];
+                let q = simd.splat_f32s(q[i]);
+                for j in 0..N {
+                    past_sum[j] = simd.mul_add_e_f32s(q, row[j], past_sum[j]);
+                }
+            }
+            for j in 0..N {
+                sum[j] = simd.mul_add_e_f32s(past_sum[j], simd.splat_f32s(scale), sum[j]);
+            }
+        }
+        vectors_mut::<S, N>(&mut o[at..][..width])[0] = sum;
+    }
 }
 
 #[inline(always)]
