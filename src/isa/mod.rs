@@ -208,8 +208,8 @@ pub(crate) fn prefetch(row: *const u8, len: usize) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, valid on any address; SSE is part of x86-64.
         unsafe {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(at).cast());
+            use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(at).cast());
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (row, at);
