@@ -4,6 +4,7 @@
 //! firmware) saves across a context switch; only both together allow the wider registers.
 
 use core::arch::x86_64::*;
+use core::mem::transmute;
 
 use half::f16;
 
@@ -80,7 +81,10 @@ impl Pairs for Avx512Bf16 {
     #[inline(always)]
     unsafe fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
         // SAFETY: as above; the transmuted are vectors of bits, of one size.
-        unsafe { _mm512_dpbf16_ps(sums, core::mem::transmute(a), core::mem::transmute(b)) }
+        unsafe {
+            let (a, b) = (transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b));
+            _mm512_dpbf16_ps(sums, a, b)
+        }
     }
 }
 
