@@ -31,7 +31,7 @@ impl DotWork {
 
     /// Elements.
     pub(super) const fn len(&self) -> usize {
-        let pairs = self.key.saturating_mul(TILE).saturating_add(self.key / 2 * self.panel);
+        let pairs = self.key.saturating_mul(TILE).saturating_add((self.key / 2).saturating_mul(self.panel));
         pairs.saturating_add(TILE / 2 * 5 * self.panel)
     }
 
