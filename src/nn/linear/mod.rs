@@ -1,6 +1,6 @@
 //! Dense layers: `y = x W + b`, with what follows it (GELU, a residual sum) done while the result is in registers.
 //!
-//! Two ways, by the number of rows: many in [`tiles`], few, as of one time step, in a [`stream`].
+//! Two ways, by the number of rows: many in tiles, few, as of one time step, in a stream.
 
 mod stream;
 mod tiles;
