@@ -90,8 +90,8 @@ fn columns_of_two_heads() {
 fn decode() {
     on_five_threads(|| {
         for normaliser in normalisers(&[2, 64]) {
-            // 48 heads of 56 KiB.
-            let config = Config::new(3, 3, 16, 128, 110, normaliser);
+            // 96 heads of 56 KiB.
+            let config = Config::new(6, 3, 16, 128, 110, normaliser);
             for isa in Isa::available() {
                 let mut case = Case::new(config, 1).on(isa);
                 let one = case.attention();
