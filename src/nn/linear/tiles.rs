@@ -5,9 +5,9 @@
 //!     for each group of eight panels of columns:        rows of W are read by stretches of eight cache lines
 //!         pack the group
 //!         for each panel, for each tile of rows:
-//!             y  = b, or y + b, or what the block before left
-//!             y += x W                                  in registers
-//!             y  = gelu(y)                              behind the last block
+//!             y  = x W                              in registers
+//!             y += b in the first block, += what was there for a residual sum and in later blocks
+//!             y  = gelu(y)                          behind the last block
 //! ```
 //!
 //! Rows of W lie kilobytes apart, where no prefetcher of the hardware follows: they are asked for a few rows before they
@@ -22,7 +22,9 @@ use super::{Epilogue, Task};
 use crate::element::{Elements, widen};
 use crate::isa::{outline, prefetch};
 use crate::math::gelu;
-use crate::tile::{Acc, NV, RowTile, copy_row, for_row_tiles, mul_ab, panel_width, vectors, vectors_mut};
+use crate::tile::{
+    Acc, NV, RowTile, copy_row, for_row_tiles, mul_ab, panel_width, vectors, vectors_mut, zero,
+};
 
 /// Rows of W in a block: 16 KiB of a panel on AVX2.
 const DEPTH: usize = 256;
@@ -189,10 +191,16 @@ impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
     fn run<const MR: usize>(&mut self, row: usize) {
         let Self { simd, task, from, columns, .. } = *self;
         let inputs = task.layer.inputs();
-        let start = if self.first { self.bias } else { [simd.splat_f32s(0.0); N] };
-        let mut acc: Acc<S, MR, N> = [start; MR];
-        if self.old {
-            for i in 0..MR {
+        let mut acc: Acc<S, MR, N> = zero::<S, MR, N>(simd);
+        acc = mul_ab(simd, acc, &task.x[row * inputs + self.depth..], inputs, self.b);
+        for i in 0..MR {
+            // Behind the products: sums that begin at zero are rounded less than those that begin at y.
+            if self.first {
+                for j in 0..N {
+                    acc[i][j] = simd.add_f32s(acc[i][j], self.bias[j]);
+                }
+            }
+            if self.old {
                 #[allow(unsafe_code, reason = "columns of y are split among tasks")]
                 // SAFETY: one row at a time.
                 let old = load::<S, N>(simd, unsafe { task.output(row + i, from, columns) });
@@ -200,9 +208,6 @@ impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
                     acc[i][j] = simd.add_f32s(acc[i][j], old[j]);
                 }
             }
-        }
-        acc = mul_ab(simd, acc, &task.x[row * inputs + self.depth..], inputs, self.b);
-        for i in 0..MR {
             if self.gelu {
                 for j in 0..N {
                     acc[i][j] = gelu(simd, acc[i][j]);
