@@ -92,7 +92,9 @@ fn step_is_forward() {
             for output_mode in MODES {
                 let built = Built::new(ModelConfig { output_mode, ..config });
                 // One token; below, at and above a tile of 64 rows; more sequences than a tile has rows.
-                for (batch, len) in [(1, 1), (3, 5), (2, 64), (1, 150), (70, 3)] {
+                // One tile; tiles of several sequences, the last of fewer; of a sequence, the last of 18 tokens and of 4, which is
+                // too short for a query of its own.
+                for (batch, len) in [(1, 1), (3, 5), (2, 64), (1, 150), (90, 3), (1, 530), (2, 260)] {
                     let input = built.input(batch, len);
                     built.with(isa, 1, |model| {
                         let whole = forward(model, batch, len, &input);
@@ -121,7 +123,8 @@ fn step_is_forward() {
 #[test]
 fn the_mean_is_the_mean_of_all() {
     let config = configs()[0];
-    let (batch, len) = (2, 150);
+    // Two tiles and a part of one for each sequence.
+    let (batch, len) = (2, 530);
     for isa in Isa::available() {
         let all = Built::new(ModelConfig { output_mode: OutputMode::All, ..config });
         let mean = Built::new(ModelConfig { output_mode: OutputMode::Mean, ..config });
@@ -145,7 +148,7 @@ fn neither_poison_nor_threads_change_a_bit() {
     let built =
         Built::new(ModelConfig { num_layers: 2, output_mode: OutputMode::All, ..ModelConfig::new(96) });
     for isa in Isa::available() {
-        for (batch, len) in [(1, 100), (3, 40)] {
+        for (batch, len) in [(1, 100), (3, 40), (1, 260)] {
             let input = built.input(batch, len);
             let want = built.with(isa, 1, |model| forward_in(model, batch, len, &input, 0.0));
             for threads in [1, 2, 5] {
@@ -203,7 +206,9 @@ fn linear_is_x_w_plus_b() {
     for isa in Isa::available() {
         // Inputs below, at and above the eight rows read together; outputs around one and two vectors of every
         // instruction set; rows that are streamed, and tiles of every height.
-        for (inputs, outputs) in [(1, 1), (7, 15), (8, 16), (9, 17), (33, 31), (64, 100), (300, 33)] {
+        for (inputs, outputs) in
+            [(1, 1), (7, 15), (8, 16), (9, 17), (33, 31), (64, 100), (300, 33), (260, 600)]
+        {
             for rows in [0, 1, 2, 5, 6, 7, 8, 13, 64] {
                 for threads in [1, 3] {
                     let (x, kernel) = (normals(1, rows * inputs), normals(2, inputs * outputs));
