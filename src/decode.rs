@@ -99,12 +99,12 @@ impl Decode<'_> {
         let (lost, chunk) = rest.split_at_mut(layout.s_at(Sums::Chunk) - layout.s_at(Sums::Lost));
         let (all_s, all_z) = all.split_at_mut(matrix);
         let (lost_s, lost_z) = lost.split_at_mut(if layout.compensated { matrix } else { 0 });
-        let pass = Pass { simd, q, k, v, score, scale: self.scale, past: None };
+        let pass = Pass { q, k, v, score, scale: self.scale, past: None };
         match self.normaliser {
-            Normaliser::None => pass.run(all_s, lost_s, o),
+            Normaliser::None => pass.run(simd, all_s, lost_s, o),
             Normaliser::Global { eps } => {
                 let norm = plain_dot(q, all_z) + score + eps;
-                Pass { scale: self.scale / norm, ..pass }.run(all_s, lost_s, o);
+                Pass { scale: self.scale / norm, ..pass }.run(simd, all_s, lost_s, o);
                 add(all_z, lost_z, k);
             }
             Normaliser::PerChunk { chunk: len, eps } => {
@@ -114,7 +114,7 @@ impl Decode<'_> {
                 let norm = plain_dot(q, z) + score + eps;
                 let past_scale = self.scale / (plain_dot(q, all_z) + eps);
                 let past = Some((&*all_s, past_scale));
-                Pass { scale: self.scale / norm, past, ..pass }.run(s, &mut [], o);
+                Pass { scale: self.scale / norm, past, ..pass }.run(simd, s, &mut [], o);
                 add(z, &mut [], k);
                 if count + 1 == len {
                     add(all_s, lost_s, s);
@@ -132,8 +132,7 @@ impl Decode<'_> {
 
 /// The pass over S.
 #[derive(Clone, Copy)]
-struct Pass<'a, S> {
-    simd: S,
+struct Pass<'a> {
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
@@ -145,24 +144,21 @@ struct Pass<'a, S> {
     past: Option<(&'a [f32], f32)>,
 }
 
-impl<S: Simd> Pass<'_, S> {
+impl Pass<'_> {
     #[inline(always)]
-    fn run(self, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
+    fn run<S: Simd>(self, simd: S, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
         let vectors = self.v.len() / S::F32_LANES;
         let mut at = 0;
         while vectors - at >= COLUMNS {
-            outline(self.simd, Columns::<S, COLUMNS> { pass: self, at: at * S::F32_LANES, s, lost, o });
+            outline(simd, Columns::<COLUMNS> { pass: self, at: at * S::F32_LANES, s, lost, o });
             at += COLUMNS;
         }
         if vectors - at >= COLUMNS / 2 {
-            outline(
-                self.simd,
-                Columns::<S, { COLUMNS / 2 }> { pass: self, at: at * S::F32_LANES, s, lost, o },
-            );
+            outline(simd, Columns::<{ COLUMNS / 2 }> { pass: self, at: at * S::F32_LANES, s, lost, o });
             at += COLUMNS / 2;
         }
         while at < vectors {
-            outline(self.simd, Columns::<S, 1> { pass: self, at: at * S::F32_LANES, s, lost, o });
+            outline(simd, Columns::<1> { pass: self, at: at * S::F32_LANES, s, lost, o });
             at += 1;
         }
         for j in vectors * S::F32_LANES..self.v.len() {
@@ -190,20 +186,20 @@ impl<S: Simd> Pass<'_, S> {
 
 /// The pass over N vectors of columns: rows of S one after the other, so that what is read next lies next. v is read
 /// again for each of them, from L1: there are registers for the sums, and not for both.
-struct Columns<'a, S, const N: usize> {
-    pass: Pass<'a, S>,
+struct Columns<'a, const N: usize> {
+    pass: Pass<'a>,
     at: usize,
     s: &'a mut [f32],
     lost: &'a mut [f32],
     o: &'a mut [f32],
 }
 
-impl<P: Simd, const N: usize> WithSimd for Columns<'_, P, N> {
+impl<const N: usize> WithSimd for Columns<'_, N> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { pass: Pass { q, k, v, score, scale, past, .. }, at, s, lost, o } = self;
+        let Self { pass: Pass { q, k, v, score, scale, past }, at, s, lost, o } = self;
         let (value, width) = (v.len(), N * S::F32_LANES);
         let v = &vectors::<S, N>(&v[at..][..width])[0];
         let k = &k[..q.len()];

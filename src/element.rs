@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use pulp::Simd;
 
 use crate::isa;
-use crate::tile::copy_row;
+use crate::tile::{NV, copy_row, panel_width, vectors, vectors_mut};
 
 mod sealed {
     pub trait Sealed {}
@@ -150,10 +150,8 @@ impl<'a> Elements<'a> {
 /// A type of which vectors can be loaded in the middle of a loop.
 pub(crate) trait Lane: Copy {
     fn wide(self) -> f32;
-    /// Two vectors of as many elements, in whatever order is cheapest: [`Lane::order`] knows it.
+    /// Two vectors of as many elements, in whatever order is cheapest.
     fn load<S: Simd>(simd: S, from: &[Self]) -> [S::f32s; 2];
-    /// Puts what was made of such pairs of vectors into the order of their elements; what is left over is in order.
-    fn order<S: Simd>(simd: S, pairs: &mut [f32]);
 }
 
 impl Lane for f32 {
@@ -165,8 +163,6 @@ impl Lane for f32 {
     fn load<S: Simd>(_: S, from: &[f32]) -> [S::f32s; 2] {
         S::as_simd_f32s(from).0.as_chunks().0[0]
     }
-    #[inline(always)]
-    fn order<S: Simd>(_: S, _: &mut [f32]) {}
 }
 
 /// The elements at even places, then those at odd ones: both halves of a u32 are a shift or a mask away, where
@@ -197,16 +193,19 @@ impl Lane for bf16 {
         let odd = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));
         [simd.transmute_f32s_u32s(even), simd.transmute_f32s_u32s(odd)]
     }
-    #[inline(always)]
-    fn order<S: Simd>(_: S, pairs: &mut [f32]) {
-        let lanes = S::F32_LANES;
-        for pairs in pairs.chunks_exact_mut(2 * lanes) {
-            let mut copy = [0.0; 32];
-            copy[..2 * lanes].copy_from_slice(pairs);
-            for i in 0..lanes {
-                pairs[2 * i] = copy[i];
-                pairs[2 * i + 1] = copy[lanes + i];
-            }
+}
+
+/// Puts what was made of the pairs of vectors that bf16 is loaded in into the order of its elements; what is left over
+/// is in order.
+#[inline(always)]
+pub(crate) fn order_bf16<S: Simd>(_: S, pairs: &mut [f32]) {
+    let lanes = S::F32_LANES;
+    for pairs in pairs.chunks_exact_mut(2 * lanes) {
+        let mut copy = [0.0; 32];
+        copy[..2 * lanes].copy_from_slice(pairs);
+        for i in 0..lanes {
+            pairs[2 * i] = copy[i];
+            pairs[2 * i + 1] = copy[lanes + i];
         }
     }
 }
@@ -229,6 +228,29 @@ pub(crate) fn widen<S: Simd>(simd: S, from: Elements<'_>, to: &mut [f32]) {
             isa::widen_f16(simd, from, to);
             rest.fill(0.0);
         }
+    }
+}
+
+/// Widens a row into row `i` of panels of `depth` rows each, padded to whole vectors: as many panels of NV vectors as it
+/// fills, and a last one, which may be of one.
+#[inline(always)]
+pub(crate) fn pack_row<S: Simd>(simd: S, from: Elements<'_>, panels: &mut [f32], depth: usize, i: usize) {
+    let full = panel_width(S::F32_LANES);
+    let mut at = 0;
+    // Whole panels of f32, which is what there mostly is, without a thought for tails.
+    if let Elements::F32(row) = from {
+        let whole = vectors::<S, NV>(row);
+        for (panel, row) in panels.chunks_exact_mut(depth * full).zip(whole) {
+            vectors_mut::<S, NV>(panel)[i] = *row;
+        }
+        at = whole.len() * full;
+    }
+    while at < from.len() {
+        let columns = full.min(from.len() - at);
+        let width = if columns > S::F32_LANES { full } else { S::F32_LANES };
+        let to = &mut panels[at * depth + i * width..][..width];
+        widen(simd, from.slice(at..at + columns), to);
+        at += columns;
     }
 }
 

@@ -171,7 +171,8 @@ impl<S: Simd, const N: usize> OutputTile<'_, S, N> {
         }
     }
 
-    /// The same times scale / norm.
+    /// The same times scale / norm, into accumulators that are handed in: multiplied in place, those of AVX2 went to memory
+    /// where a second product follows, and PerChunk took twice as long.
     #[inline(always)]
     fn multiply<const MR: usize>(
         &self,

@@ -3,10 +3,10 @@
 use pulp::{Simd, WithSimd};
 
 use super::{Prefill, TILE, Tile, Work};
-use crate::element::{Elements, widen};
+use crate::element::pack_row;
 use crate::math::add_compensated;
 use crate::state::Normaliser;
-use crate::tile::{NV, mul_abt, panel_width, vectors, vectors_mut};
+use crate::tile::mul_abt;
 
 /// Packs a tile and adds it to z.
 pub(super) struct PackRows<'a> {
@@ -47,7 +47,9 @@ impl WithSimd for PackRows<'_> {
         if let Some(proof) = task.dot {
             work.dot.split(proof, dot).pack(rows, q, k);
         }
-        pack_values(simd, task, work, tile, panels);
+        for (i, row) in task.v.tokens(task.batch, tile.token, tile.head, rows).enumerate() {
+            pack_row(simd, row.slice(task.columns.clone()), panels, key + TILE, key + i);
+        }
         let mut scores =
             Scores { a: [[0.0; TILE]; TILE], current: [task.scale; TILE], past: [task.scale; TILE] };
         multiply(simd, key, rows, q, k, &mut scores.a);
@@ -90,31 +92,6 @@ impl WithSimd for PackRows<'_> {
             }
         }
         scores
-    }
-}
-
-/// V into the panels, below S.
-#[inline(always)]
-fn pack_values<S: Simd>(simd: S, task: &Prefill<'_>, work: &Work, tile: Tile, panels: &mut [f32]) {
-    let full = panel_width(S::F32_LANES);
-    let below = work.key + TILE;
-    for (i, row) in task.v.tokens(task.batch, tile.token, tile.head, tile.rows).enumerate() {
-        let row = row.slice(task.columns.clone());
-        let mut from = 0;
-        // Whole panels of f32, which is what there mostly is, without a thought for tails.
-        if let Elements::F32(row) = row {
-            let whole = vectors::<S, NV>(row);
-            for (panel, row) in panels.chunks_exact_mut(full * below).zip(whole) {
-                vectors_mut::<S, NV>(panel)[work.key + i] = *row;
-            }
-            from = whole.len() * full;
-        }
-        while from < work.width {
-            let width = full.min(work.width - from);
-            let to = &mut panels[from * below + (work.key + i) * width..][..width];
-            widen(simd, row.slice(from..row.len().min(from + width)), to);
-            from += width;
-        }
     }
 }
 

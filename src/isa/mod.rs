@@ -201,7 +201,8 @@ pub(crate) fn outline<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
     simd.vectorize(op)
 }
 
-/// Asks for the cache lines of `len` bytes that will be read or written some microseconds from now.
+/// Asks for the cache lines of `len` bytes that will be read or written some microseconds from now: into L2, for what is
+/// needed until then is more than L1 holds.
 #[inline(always)]
 pub(crate) fn prefetch(row: *const u8, len: usize) {
     for at in (0..len).step_by(64) {

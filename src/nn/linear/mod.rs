@@ -171,7 +171,7 @@ impl Plan {
         let columns = outputs.div_ceil(width).div_ceil(tasks) * width;
         let workers = wanted.min(outputs.div_ceil(columns)).max(1);
         let part_len = if rows <= FEW {
-            stream::scratch_len(isa.lanes(), rows, columns.min(outputs))
+            stream::scratch_len(rows, columns.min(outputs))
         } else {
             tiles::scratch_len(isa.lanes(), inputs, columns.min(outputs))
         };

@@ -1,11 +1,11 @@
 //! Few rows, as of one time step: every element of W is used a few times only, so W is read once, in its own order,
-//! eight of its rows together, and the sums wait in L1. This runs as fast as W arrives.
+//! eight of its rows together, and the sums wait in L1. Memory is what it waits for.
 
 use half::bf16;
 use pulp::{Simd, WithSimd};
 
 use super::{Epilogue, Task};
-use crate::element::{Elements, Lane, widen};
+use crate::element::{Elements, Lane, order_bf16, widen};
 use crate::math::gelu;
 use crate::tile::{copy_row, cut};
 
@@ -16,8 +16,8 @@ const TOGETHER: usize = 8;
 const BLOCK: usize = 256;
 
 /// Elements of scratch: the sums, and rows of W where they are widened first.
-pub(super) fn scratch_len(lanes: usize, rows: usize, columns: usize) -> usize {
-    rows * columns + TOGETHER * BLOCK.max(2 * lanes)
+pub(super) fn scratch_len(rows: usize, columns: usize) -> usize {
+    rows * columns + TOGETHER * BLOCK
 }
 
 pub(super) struct Stream<'a> {
@@ -46,7 +46,7 @@ impl WithSimd for Stream<'_> {
         }
         for (i, sums) in sums.chunks_exact_mut(columns).enumerate() {
             if let Elements::Bf16(_) = task.layer.kernel {
-                bf16::order(simd, sums);
+                order_bf16(simd, sums);
             }
             #[allow(unsafe_code, reason = "columns of y are split among tasks")]
             // SAFETY: one row at a time.

@@ -19,7 +19,7 @@ use core::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::{Epilogue, Task};
-use crate::element::{Elements, widen};
+use crate::element::{pack_row, widen};
 use crate::isa::{outline, prefetch};
 use crate::math::gelu;
 use crate::tile::{
@@ -102,29 +102,14 @@ impl WithSimd for Pack<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { task, part: Part { rows, columns }, to } = self;
-        let (full, depth, outputs) = (panel_width(S::F32_LANES), rows.len(), task.layer.outputs());
+        let (depth, outputs) = (rows.len(), task.layer.outputs());
         for (i, row) in rows.clone().enumerate() {
             if row + AHEAD < rows.end {
                 let (ahead, size) = task.layer.kernel.address((row + AHEAD) * outputs + columns.start);
                 prefetch(ahead, columns.len() * size);
             }
             let row = task.layer.kernel.slice(row * outputs + columns.start..row * outputs + columns.end);
-            let mut from = 0;
-            // Whole panels of f32 without a thought for tails.
-            if let Elements::F32(row) = row {
-                let whole = vectors::<S, NV>(row);
-                for (panel, row) in to.chunks_exact_mut(depth * full).zip(whole) {
-                    vectors_mut::<S, NV>(panel)[i] = *row;
-                }
-                from = whole.len() * full;
-            }
-            while from < row.len() {
-                let columns = full.min(row.len() - from);
-                let width = if columns > S::F32_LANES { full } else { S::F32_LANES };
-                let to = &mut to[from * depth + i * width..][..width];
-                widen(simd, row.slice(from..from + columns), to);
-                from += full;
-            }
+            pack_row(simd, row, to, depth, i);
         }
     }
 }
