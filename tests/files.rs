@@ -625,7 +625,7 @@ fn narrow_parameters_are_borrowed() {
     };
     let parsed = load(&bytes).unwrap();
     let mut blocks = Vec::new();
-    let kernel = parsed.weights(&mut blocks).unwrap().blocks[1].ffn_up.kernel;
+    let kernel = parsed.weights(&mut blocks).unwrap().blocks[1].ffn_up.kernel();
     let Elements::Bf16(kernel) = kernel else { panic!("{kernel:?}") };
     assert!(bytes.as_ptr_range().contains(&kernel.as_ptr().cast()), "copied");
 }

@@ -214,9 +214,6 @@ fn linear_is_x_w_plus_b() {
                     let (x, kernel) = (normals(1, rows * inputs), normals(2, inputs * outputs));
                     let bias = normals(3, outputs);
                     let layer = Linear::new(&kernel[..], &bias[..]);
-                    let mut y = vec![f32::NAN; rows * outputs];
-                    let mut scratch = vec![f32::NAN; layer.scratch_len(isa, threads, rows)];
-                    layer.forward(isa, threads, &x, &mut y, &mut scratch).unwrap();
                     let product = |r: usize, c: usize| -> f64 {
                         (0..inputs)
                             .map(|i| f64::from(x[r * inputs + i]) * f64::from(kernel[i * outputs + c]))
@@ -225,8 +222,16 @@ fn linear_is_x_w_plus_b() {
                     let want: Vec<f64> = (0..rows * outputs)
                         .map(|at| product(at / outputs, at % outputs) + f64::from(bias[at % outputs]))
                         .collect();
-                    let error = norm_error(&y, &want);
-                    assert!(error <= TOLERANCE, "{isa} {rows} x {inputs} x {outputs}, {threads}: {error}");
+                    let mut memory = vec![f32::NAN; layer.packed_len(isa)];
+                    let packed = layer.pack(isa, &mut memory).unwrap();
+                    for (layer, how) in [(layer, "stored"), (packed, "packed")] {
+                        let mut y = vec![f32::NAN; rows * outputs];
+                        let mut scratch = vec![f32::NAN; layer.scratch_len(isa, threads, rows)];
+                        layer.forward(isa, threads, &x, &mut y, &mut scratch).unwrap();
+                        let error = norm_error(&y, &want);
+                        let name = format!("{isa} {rows} x {inputs} x {outputs}, {threads}, {how}");
+                        assert!(error <= TOLERANCE, "{name}: {error}");
+                    }
                 }
             }
         }
@@ -375,27 +380,18 @@ fn weights_that_do_not_fit() {
             BlockWeights { attn_norm: LayerNorm { beta: (&flat[..11]).into(), ..block.attn_norm }, ..block },
             "attn_norm",
         ),
+        (BlockWeights { attn_qkv: Linear::new(&flat[..5 * 36], block.attn_qkv.bias()), ..block }, "attn_qkv"),
         (
-            BlockWeights { attn_qkv: Linear { kernel: (&flat[..5 * 36]).into(), ..block.attn_qkv }, ..block },
-            "attn_qkv",
-        ),
-        (
-            BlockWeights {
-                attn_out: Linear { kernel: (&flat[..11 * 12]).into(), ..block.attn_out },
-                ..block
-            },
+            BlockWeights { attn_out: Linear::new(&flat[..11 * 12], block.attn_out.bias()), ..block },
             "attn_out",
         ),
         (
             BlockWeights { ffn_norm: LayerNorm { gamma: (&flat[..13]).into(), ..block.ffn_norm }, ..block },
             "ffn_norm",
         ),
-        (BlockWeights { ffn_up: Linear { bias: (&flat[..47]).into(), ..block.ffn_up }, ..block }, "ffn_up"),
+        (BlockWeights { ffn_up: Linear::new(block.ffn_up.kernel(), &flat[..47]), ..block }, "ffn_up"),
         (
-            BlockWeights {
-                ffn_down: Linear { kernel: (&flat[..47 * 12]).into(), ..block.ffn_down },
-                ..block
-            },
+            BlockWeights { ffn_down: Linear::new(&flat[..47 * 12], block.ffn_down.bias()), ..block },
             "ffn_down",
         ),
     ];
@@ -497,7 +493,11 @@ fn layers_refuse_wrong_lengths() {
     assert_eq!(run(layer, 6, 7, 0), Err(Error::Length { what: "y", want: 8, got: 7 }));
     let error = run(layer, 6, 8, 1).unwrap_err();
     assert!(matches!(error, Error::TooShort { what: "scratch", .. }), "{error}");
+    let need = layer.packed_len(Isa::Scalar);
+    let error = layer.pack(Isa::Scalar, &mut vec![0.0; need - 1]).unwrap_err();
+    assert_eq!(error, Error::TooShort { what: "memory", need, got: need - 1 });
     let torn = Linear::new(&kernel[1..], &bias);
+    assert!(matches!(torn.pack(Isa::Scalar, &mut [0.0; 99]), Err(Error::Parameter { name: "kernel", .. })));
     assert!(matches!(run(torn, 6, 8, 0), Err(Error::Parameter { name: "kernel", .. })));
     assert!(matches!(run(Linear::default(), 6, 8, 0), Err(Error::Parameter { name: "kernel", .. })));
 

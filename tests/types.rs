@@ -239,6 +239,17 @@ fn layers_on_narrow_weights() {
                     let wide = run(Linear::new(&wide_kernel[..], &wide_bias[..]));
                     let name = format!("{isa}, {}, {rows} x {inputs} x {outputs}", E::NAME);
                     assert_eq!(first_difference(&narrow, &wide), None, "{name}");
+                    let (narrow, wide) =
+                        (Linear::new(&kernel[..], &bias[..]), Linear::new(&wide_kernel[..], &wide_bias[..]));
+                    let [mut narrow_memory, mut wide_memory] =
+                        [narrow, wide].map(|layer| vec![f32::NAN; layer.packed_len(isa)]);
+                    assert!(
+                        inputs < 2 || narrow_memory.len() < wide_memory.len() || E::NAME == "f32",
+                        "{name}"
+                    );
+                    let narrow = run(narrow.pack(isa, &mut narrow_memory).expect("enough memory"));
+                    let wide = run(wide.pack(isa, &mut wide_memory).expect("enough memory"));
+                    assert_eq!(first_difference(&narrow, &wide), None, "{name}, packed");
                 }
             }
         }

@@ -24,8 +24,12 @@ pub struct LayerNorm<'w> {
 }
 
 impl<'w> LayerNorm<'w> {
-    pub(super) fn slot(&mut self, field: &str) -> &mut Elements<'w> {
-        if field == "gamma" { &mut self.gamma } else { &mut self.beta }
+    pub(super) fn set(&mut self, field: &str, data: Elements<'w>) {
+        if field == "gamma" {
+            self.gamma = data;
+        } else {
+            self.beta = data;
+        }
     }
 
     pub(super) fn shape(&self, field: &str) -> [usize; 2] {

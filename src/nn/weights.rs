@@ -5,6 +5,8 @@ use super::linear::Linear;
 use super::norm::LayerNorm;
 use crate::element::{Element, Elements};
 use crate::error::{Error, Result, check_len};
+use crate::isa::Isa;
+use crate::scratch;
 
 /// The parameters of one block.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,14 +30,13 @@ impl BlockWeights<'_> {
     pub const EMPTY: Self = {
         const NONE: Elements<'static> = Elements::F32(&[]);
         const NORM: LayerNorm<'static> = LayerNorm { gamma: NONE, beta: NONE, eps: 0.0, clip: false };
-        const LINEAR: Linear<'static> = Linear { kernel: NONE, bias: NONE };
         Self {
             attn_norm: NORM,
-            attn_qkv: LINEAR,
-            attn_out: LINEAR,
+            attn_qkv: Linear::EMPTY,
+            attn_out: Linear::EMPTY,
             ffn_norm: NORM,
-            ffn_up: LINEAR,
-            ffn_down: LINEAR,
+            ffn_up: Linear::EMPTY,
+            ffn_down: Linear::EMPTY,
         }
     };
 }
@@ -79,24 +80,24 @@ impl<'w> Weights<'w> {
                 let Parameter { layer: name, block, shape: want, .. } = parameter;
                 return Err(Error::Parameter { name, block, want, got: [1, data.len()] }.into());
             }
-            let slot = match parameter.block {
+            let field = parameter.field;
+            match parameter.block {
                 0 => match parameter.layer {
-                    "final_norm" => final_norm.slot(parameter.field),
-                    _ => input_projection.slot(parameter.field),
+                    "final_norm" => final_norm.set(field, data),
+                    _ => input_projection.set(field, data),
                 },
                 at => {
                     let block = &mut blocks[at - 1];
                     match parameter.layer {
-                        "attn_norm" => block.attn_norm.slot(parameter.field),
-                        "attn_qkv" => block.attn_qkv.slot(parameter.field),
-                        "attn_out" => block.attn_out.slot(parameter.field),
-                        "ffn_norm" => block.ffn_norm.slot(parameter.field),
-                        "ffn_up" => block.ffn_up.slot(parameter.field),
-                        _ => block.ffn_down.slot(parameter.field),
+                        "attn_norm" => block.attn_norm.set(field, data),
+                        "attn_qkv" => block.attn_qkv.set(field, data),
+                        "attn_out" => block.attn_out.set(field, data),
+                        "ffn_norm" => block.ffn_norm.set(field, data),
+                        "ffn_up" => block.ffn_up.set(field, data),
+                        _ => block.ffn_down.set(field, data),
                     }
                 }
-            };
-            *slot = data;
+            }
         }
         Ok(Self {
             input_projection: (config.embed_dim != config.hidden_size).then_some(input_projection),
@@ -123,6 +124,64 @@ impl<'w> Weights<'w> {
             rest = after;
             Ok(data.into())
         })
+    }
+
+    /// The same weights with every dense layer packed for an instruction set ([`Linear::pack`]): the faster for it, above
+    /// all a step. `blocks` is where the blocks are kept, `memory` where the kernels are.
+    ///
+    /// # Errors
+    /// Too few or too many blocks, less memory than [`Weights::packed_len`], a kernel that is not `[in, out]`. Nothing
+    /// has been written then.
+    pub fn pack<'m>(
+        &self,
+        isa: Isa,
+        blocks: &'m mut [BlockWeights<'m>],
+        memory: &'m mut [f32],
+    ) -> Result<Weights<'m>>
+    where
+        'w: 'm,
+    {
+        check_len("blocks", self.blocks.len(), blocks.len())?;
+        let need = self.packed_len(isa);
+        if memory.len() < need {
+            return Err(Error::TooShort { what: "memory", need, got: memory.len() });
+        }
+        for layer in self.layers() {
+            layer.check()?;
+        }
+        let mut rest = scratch::align(memory);
+        let mut pack = |layer: &Linear<'w>| {
+            let (memory, after) = core::mem::take(&mut rest).split_at_mut(layer.packed_len(isa));
+            rest = after;
+            layer.pack(isa, memory)
+        };
+        for (to, from) in blocks.iter_mut().zip(self.blocks) {
+            *to = BlockWeights {
+                attn_qkv: pack(&from.attn_qkv)?,
+                attn_out: pack(&from.attn_out)?,
+                ffn_up: pack(&from.ffn_up)?,
+                ffn_down: pack(&from.ffn_down)?,
+                ..*from
+            };
+        }
+        Ok(Weights {
+            input_projection: self.input_projection.as_ref().map(&mut pack).transpose()?,
+            head: self.head.as_ref().map(&mut pack).transpose()?,
+            blocks,
+            final_norm: self.final_norm,
+        })
+    }
+
+    /// Elements of memory, of 4 bytes each, that [`Weights::pack`] needs; they hold the kernels in their own types.
+    pub fn packed_len(&self, isa: Isa) -> usize {
+        let lens = self.layers().map(|layer| layer.packed_len(isa));
+        scratch::with_alignment(lens.fold(0, usize::saturating_add))
+    }
+
+    /// All dense layers.
+    fn layers(&self) -> impl Iterator<Item = &Linear<'w>> {
+        let blocks = self.blocks.iter().flat_map(|b| [&b.attn_qkv, &b.attn_out, &b.ffn_up, &b.ffn_down]);
+        blocks.chain(&self.input_projection).chain(&self.head)
     }
 
     /// Checks every shape against the configuration.
@@ -164,7 +223,7 @@ impl<'w> Weights<'w> {
         }
         if let Some(head) = self.head {
             let [rows, columns] = head.shape("kernel");
-            if rows != config.hidden_size || columns == 0 || rows * columns != head.kernel.len() {
+            if rows != config.hidden_size || columns == 0 || rows * columns != head.kernel().len() {
                 let want = [config.hidden_size, columns];
                 return Err(Error::Parameter { name: "head", block: 0, want, got: [rows, columns] });
             }

@@ -38,10 +38,10 @@ pub(crate) fn run(
 
 /// y = x W + b
 fn dense(layer: &Linear<'_>, x: &[f64]) -> Vec<f64> {
-    let kernel: Vec<f64> = layer.kernel.iter().map(f64::from).collect();
+    let kernel: Vec<f64> = layer.kernel().iter().map(f64::from).collect();
     let mut y = Vec::new();
     for row in x.chunks_exact(layer.inputs()) {
-        for (j, bias) in layer.bias.iter().enumerate() {
+        for (j, bias) in layer.bias().iter().enumerate() {
             let column = kernel.iter().skip(j).step_by(layer.outputs());
             y.push(f64::from(bias) + row.iter().zip(column).map(|(x, w)| x * w).sum::<f64>());
         }

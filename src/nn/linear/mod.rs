@@ -1,12 +1,15 @@
 //! Dense layers: `y = x W + b`, with what follows it (GELU, a residual sum) done while the result is in registers.
 //!
-//! Two ways, by the number of rows: many in tiles, few, as of one time step, in a stream.
+//! Two ways, by the number of rows: many in tiles, few, as of one time step, in a stream. Both are faster where W has been
+//! packed before.
 
+mod packed;
 mod stream;
 mod tiles;
 
 use core::ops::Range;
 
+use self::packed::Packed;
 use self::stream::Stream;
 use self::tiles::Tiles;
 use crate::element::Elements;
@@ -17,13 +20,12 @@ use crate::scratch::{self, align, padded, with_alignment};
 use crate::shape::Disjoint;
 use crate::tile::panel_width;
 
-/// A dense layer; kernel and bias are borrowed.
+/// A dense layer; kernel `[in, out]`, row by row, and bias `[out]` are borrowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Linear<'w> {
-    /// `[in, out]`, row by row.
-    pub kernel: Elements<'w>,
-    /// `[out]`.
-    pub bias: Elements<'w>,
+    kernel: Elements<'w>,
+    bias: Elements<'w>,
+    packed: Option<Packed<'w>>,
 }
 
 /// What happens to `x W + b` on its way to y.
@@ -42,13 +44,55 @@ const FEW: usize = 5;
 const GRAIN: usize = 1 << 20;
 
 impl<'w> Linear<'w> {
+    /// Room for a layer, for static arrays.
+    pub const EMPTY: Self = Self { kernel: Elements::F32(&[]), bias: Elements::F32(&[]), packed: None };
+
     /// A layer of these parameters, of any type each.
     pub fn new(kernel: impl Into<Elements<'w>>, bias: impl Into<Elements<'w>>) -> Self {
-        Self { kernel: kernel.into(), bias: bias.into() }
+        Self { kernel: kernel.into(), bias: bias.into(), packed: None }
     }
 
-    pub(super) fn slot(&mut self, field: &str) -> &mut Elements<'w> {
-        if field == "kernel" { &mut self.kernel } else { &mut self.bias }
+    /// The kernel as it was given, `[in, out]`.
+    pub fn kernel(&self) -> Elements<'w> {
+        self.kernel
+    }
+
+    /// The bias, `[out]`.
+    pub fn bias(&self) -> Elements<'w> {
+        self.bias
+    }
+
+    /// The layer with its kernel packed for an instruction set, in memory that the caller brings: one row then reads it
+    /// as fast as memory can be read, and many rows need not pack it each time. The kernel itself is still borrowed;
+    /// other instruction sets use it.
+    ///
+    /// # Errors
+    /// A kernel that is not `[in, out]`, less memory than [`Linear::packed_len`]. Nothing has been written then.
+    pub fn pack<'m>(&self, isa: Isa, memory: &'m mut [f32]) -> Result<Linear<'m>>
+    where
+        'w: 'm,
+    {
+        self.check()?;
+        let need = self.packed_len(isa);
+        if memory.len() < need {
+            return Err(Error::TooShort { what: "memory", need, got: memory.len() });
+        }
+        let Self { kernel, bias, .. } = *self;
+        let packed = packed::pack(isa.lanes(), kernel, self.inputs(), self.outputs(), &mut memory[..need]);
+        Ok(Linear { kernel, bias, packed: Some(packed) })
+    }
+
+    /// Elements of memory, of 4 bytes each, that [`Linear::pack`] needs; they hold the kernel in its own type.
+    pub fn packed_len(&self, isa: Isa) -> usize {
+        packed::packed_len(isa.lanes(), self.kernel, self.inputs(), self.outputs())
+    }
+
+    pub(super) fn set(&mut self, field: &str, data: Elements<'w>) {
+        if field == "kernel" {
+            self.kernel = data;
+        } else {
+            self.bias = data;
+        }
     }
 
     pub(super) fn shape(&self, field: &str) -> [usize; 2] {
@@ -78,20 +122,23 @@ impl<'w> Linear<'w> {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<()> {
+        self.check()?;
         let (inputs, outputs) = (self.inputs(), self.outputs());
-        if inputs == 0 || inputs * outputs != self.kernel.len() {
-            return Err(Error::Parameter {
-                name: "kernel",
-                block: 0,
-                want: [inputs.max(1), outputs],
-                got: [1, self.kernel.len()],
-            });
-        }
         check_len("x", x.len().next_multiple_of(inputs), x.len())?;
         let rows = x.len() / inputs;
         check_len("y", rows * outputs, y.len())?;
         scratch::check(scratch, self.scratch_len(isa, threads, rows))?;
         self.run(isa, threads, x, y, Epilogue::Store, scratch);
+        Ok(())
+    }
+
+    /// That the kernel is `[in, out]`.
+    pub(super) fn check(&self) -> Result<()> {
+        let (inputs, outputs, got) = (self.inputs(), self.outputs(), self.kernel.len());
+        if inputs == 0 || inputs * outputs != got {
+            let want = [inputs.max(1), outputs];
+            return Err(Error::Parameter { name: "kernel", block: 0, want, got: [1, got] });
+        }
         Ok(())
     }
 
@@ -131,15 +178,20 @@ impl<'w> Linear<'w> {
         }
         let plan = Plan::new(isa, threads, rows, self.inputs(), columns.len());
         let y = Disjoint::new(y);
+        // Columns that begin within a panel don't end with one either.
+        let packed = self.packed.filter(|packed| {
+            packed.lanes == isa.lanes() && columns.start.is_multiple_of(panel_width(packed.lanes))
+        });
+        let packed = packed.map(|packed| packed.panels);
         let tasks = columns.len().div_ceil(plan.columns);
         parallel::for_each(plan.workers, tasks, align(scratch), plan.part_len, |task, scratch| {
             let begin = columns.start + task * plan.columns;
             let columns = begin..columns.end.min(begin + plan.columns);
             let task = Task { layer: *self, rows, columns, x, y, epilogue };
-            if rows <= FEW {
-                dispatch(isa, Stream { task, scratch });
-            } else {
-                dispatch(isa, Tiles { task, scratch });
+            match packed {
+                Some(panels) if rows <= FEW => dispatch(isa, packed::Stream { task, panels, scratch }),
+                None if rows <= FEW => dispatch(isa, Stream { task, scratch }),
+                packed => dispatch(isa, Tiles { task, packed, scratch }),
             }
         });
     }
@@ -171,7 +223,7 @@ impl Plan {
         let columns = outputs.div_ceil(width).div_ceil(tasks) * width;
         let workers = wanted.min(outputs.div_ceil(columns)).max(1);
         let part_len = if rows <= FEW {
-            stream::scratch_len(rows, columns.min(outputs))
+            stream::scratch_len(rows, columns.min(outputs)).max(packed::SCRATCH)
         } else {
             tiles::scratch_len(isa.lanes(), inputs, columns.min(outputs))
         };

@@ -145,7 +145,7 @@ fn add_rows<S: Simd, L: Lane, const R: usize>(simd: S, x: &[f32], rows: [&[L]; R
 
 /// The epilogue on part of a row.
 #[inline(always)]
-fn finish<S: Simd>(simd: S, epilogue: Epilogue, sums: &[f32], bias: &[f32], to: &mut [f32]) {
+pub(super) fn finish<S: Simd>(simd: S, epilogue: Epilogue, sums: &[f32], bias: &[f32], to: &mut [f32]) {
     for ((sums, bias), to) in
         sums.chunks(S::F32_LANES).zip(bias.chunks(S::F32_LANES)).zip(to.chunks_mut(S::F32_LANES))
     {

@@ -3,7 +3,7 @@
 //! ```text
 //! for each block of up to 256 rows of W:                a panel of it and six rows of x share L1
 //!     for each group of eight panels of columns:        rows of W are read by stretches of eight cache lines
-//!         pack the group
+//!         pack the group                              unless W has been packed before
 //!         for each panel, for each tile of rows:
 //!             y  = x W                              in registers
 //!             y += b in the first block, += what was there for a residual sum and in later blocks
@@ -19,7 +19,7 @@ use core::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::{Epilogue, Task};
-use crate::element::{pack_row, widen};
+use crate::element::{Elements, pack_row, widen};
 use crate::isa::{outline, prefetch};
 use crate::math::gelu;
 use crate::tile::{
@@ -41,6 +41,8 @@ pub(super) fn scratch_len(lanes: usize, inputs: usize, columns: usize) -> usize 
 
 pub(super) struct Tiles<'a> {
     pub(super) task: Task<'a>,
+    /// W in panels, of which this task's columns begin with one.
+    pub(super) packed: Option<Elements<'a>>,
     pub(super) scratch: &'a mut [f32],
 }
 
@@ -56,7 +58,7 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { task, scratch } = self;
+        let Self { task, packed, scratch } = self;
         let inputs = task.layer.inputs();
         let group = GROUP * panel_width(S::F32_LANES);
         let at = |from: usize, column: usize| Part {
@@ -66,8 +68,13 @@ impl WithSimd for Tiles<'_> {
         for from in (0..inputs).step_by(DEPTH) {
             for column in task.columns.clone().step_by(group) {
                 let part = at(from, column);
-                outline(simd, Pack { task: &task, part: part.clone(), to: &mut *scratch });
-                task.group(simd, part, scratch);
+                match packed {
+                    Some(panels) => task.packed_group(simd, part, panels, scratch),
+                    None => {
+                        outline(simd, Pack { task: &task, part: part.clone(), to: &mut *scratch });
+                        task.group(simd, part, scratch);
+                    }
+                }
             }
         }
     }
@@ -85,6 +92,24 @@ impl Task<'_> {
             } else {
                 outline(simd, Panel::<1>(args));
             }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// The same from panels of all of W, where they lie or widened.
+    #[inline(always)]
+    fn packed_group<S: Simd>(&self, simd: S, part: Part, panels: Elements<'_>, space: &mut [f32]) {
+        let full = panel_width(S::F32_LANES);
+        for from in part.columns.clone().step_by(full) {
+            let columns = full.min(part.columns.end - from);
+            let at = (from / full * self.layer.inputs() + part.rows.start) * full;
+            let panel = panels.slice(at..at + part.rows.len() * full);
+            let packed = panel.widened(simd, space);
+            outline(
+                simd,
+                Panel::<NV>(PanelArgs { task: self, rows: part.rows.clone(), from, columns, packed }),
+            );
         }
     }
 }

@@ -7,7 +7,7 @@ use chunkwise::{Config, Isa};
 use half::{bf16, f16};
 
 use super::ceiling::{Level, What, level_of};
-use super::spec::{Dtype, Map, Norm, Op, Shape, Spec};
+use super::spec::{Dtype, Map, Norm, Op, Packing, Products, Shape, Spec};
 use super::work::{Case, Error, Mapped, Number, Product, Run, Untrained, model_flops, norm_error};
 use crate::exact;
 
@@ -56,6 +56,7 @@ impl Job {
             feature_map: map,
             // fla's scale where nothing divides the outputs, which f16 could not hold otherwise.
             scale: if spec.norm == Some(Norm::None) { (key as f32).sqrt().recip() } else { 1.0 },
+            precision: spec.precision.unwrap_or(Products::F32).into(),
             isa: Some(isa),
             threads: spec.threads,
             ..Config::new(batch, len, heads, key, value, spec.normaliser())
@@ -94,7 +95,10 @@ impl Job {
                 let config = model_config(spec)?;
                 // For the program's life: a model borrows its weights.
                 let untrained: &'static _ = Box::leak(Box::new(Untrained::<E>::new(config)?));
-                let model = untrained.model(untrained.blocks().leak(), isa, spec.threads)?;
+                let model = match spec.weights {
+                    Some(Packing::Packed) => untrained.packed(isa, spec.threads)?,
+                    _ => untrained.model(untrained.blocks().leak(), isa, spec.threads)?,
+                };
                 let error = model_error(&model, spec.op, len)?;
                 let mut run = Run::new(model, batch, len)?;
                 let (weights, tokens) = (untrained.weights_bytes(), batch * len);

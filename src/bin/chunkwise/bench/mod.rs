@@ -24,7 +24,7 @@ use self::job::Job;
 use self::machine::Machine;
 use self::report::{Limit, Measurement, Report};
 use self::show::Format;
-use self::spec::{Dtype, Map, Norm, Op, Shape, Words};
+use self::spec::{Dtype, Map, Norm, Op, Packing, Products, Shape, Words};
 use crate::machine::{Isas, isas};
 use crate::out::Out;
 use crate::{Outcome, Verdict, complain};
@@ -49,6 +49,12 @@ pub(crate) struct Args {
     /// Tokens in a chunk of the normaliser per-chunk
     #[arg(long, value_delimiter = ',', default_value = "64", value_name = "N,..")]
     chunk: Vec<NonZeroUsize>,
+    /// Numbers that the products of a prefill are taken in; bf16-dot only on instruction sets that have it
+    #[arg(long, value_delimiter = ',', default_value = "f32", value_name = "NUMBERS,..")]
+    precision: Vec<Products>,
+    /// How the dense weights of model and step lie
+    #[arg(long, value_delimiter = ',', default_value = "stored,packed", value_name = "HOW,..")]
+    weights: Vec<Packing>,
     /// Instruction sets [default: CHUNKWISE_ISA, else the best there is]
     #[arg(long, value_name = "all|NAME,..", value_parser = isas)]
     isa: Option<Isas>,
@@ -136,6 +142,8 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
         maps: args.map.clone(),
         norms: args.norm.clone(),
         chunks: args.chunk.iter().copied().map(usize::from).collect(),
+        precisions: args.precision.clone(),
+        weights: args.weights.clone(),
         isas: isas.iter().map(|isa| isa.name().into()).collect(),
         threads,
     };
@@ -143,6 +151,9 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     let mut progress = Progress::new();
     let (mut ceilings, mut jobs) = (Vec::new(), Vec::new());
     let specs = words.specs();
+    if specs.is_empty() {
+        return Err("nothing to measure: bf16-dot is on none of these instruction sets".into());
+    }
     for (at, spec) in specs.iter().enumerate() {
         progress.say(&format!("preparing {} of {}: {}", at + 1, specs.len(), spec.label()));
         let isa = Isa::from_name(&spec.isa)?;

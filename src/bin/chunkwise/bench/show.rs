@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::report::{Against, Limit, Measurement, Report};
-use super::spec::{Dtype, Map, Norm, Spec};
+use super::spec::{Dtype, Map, Norm, Packing, Products, Spec};
 use super::stats::Summary;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -132,7 +132,9 @@ fn table(markdown: bool, header: &[&str], left: usize) -> Table {
 fn how(spec: &Spec) -> String {
     let chunk = spec.chunk.map(|chunk| format!("chunk {chunk}"));
     let norm = spec.norm.filter(|norm| *norm != Norm::PerChunk).map(|norm| norm.to_string());
-    let words = [spec.map.map(|map| map.to_string()), norm, chunk];
+    let precision = spec.precision.map(|precision| precision.to_string());
+    let weights = spec.weights.map(|weights| weights.to_string());
+    let words = [spec.map.map(|map| map.to_string()), norm, chunk, precision, weights];
     words.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
@@ -191,6 +193,8 @@ struct Line<'a> {
     map: Option<Map>,
     norm: Option<Norm>,
     chunk: Option<usize>,
+    precision: Option<Products>,
+    weights: Option<Packing>,
     isa: &'a str,
     threads: usize,
     /// Of these four and of the readings.
@@ -251,7 +255,7 @@ fn csv(report: &Report) -> Shown {
     for measurement in measurements {
         let Measurement { spec, flops, bytes, tokens, repeats, seconds, readings, .. } = measurement;
         let Measurement { tokens_per_s, gflops, gbs, bound, error, allowed_error, against, .. } = measurement;
-        let Spec { op, shape, dtype, map, norm, chunk, isa, threads } = spec;
+        let Spec { op, shape, dtype, map, norm, chunk, precision, weights, isa, threads } = spec;
         let against = against.as_ref();
         writer.serialize(Line {
             kind: "measurement",
@@ -265,6 +269,8 @@ fn csv(report: &Report) -> Shown {
             map: *map,
             norm: *norm,
             chunk: *chunk,
+            precision: *precision,
+            weights: *weights,
             isa,
             threads: *threads,
             unit: "s",

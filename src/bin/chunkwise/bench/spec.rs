@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chunkwise::{FeatureMap, Normaliser};
+use chunkwise::{FeatureMap, Isa, Normaliser, Precision};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,28 @@ words! {
         Global,
         /// Edifice's, with eps 1e-8 and the length of --chunk
         PerChunk
+    }
+    /// How a model's dense weights lie.
+    Packing {
+        /// As they are in files, row by row
+        Stored,
+        /// In panels for the instruction set
+        Packed
+    }
+    /// The numbers that the products of a prefill are taken in.
+    Products {
+        F32,
+        /// Dot products of pairs of bf16, where the instruction set has them
+        Bf16Dot
+    }
+}
+
+impl From<Products> for Precision {
+    fn from(products: Products) -> Self {
+        match products {
+            Products::F32 => Precision::F32,
+            Products::Bf16Dot => Precision::Bf16Dot,
+        }
     }
 }
 
@@ -99,7 +121,8 @@ impl fmt::Display for Shape {
     }
 }
 
-/// One measurement's. What plays no part in an operation is left out, or 1.
+/// One measurement's. What plays no part in an operation is left out, or 1; so are products in f32 and weights as they
+/// are stored, for older reports don't name them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Spec {
     pub(super) op: Op,
@@ -108,11 +131,18 @@ pub(super) struct Spec {
     pub(super) map: Option<Map>,
     pub(super) norm: Option<Norm>,
     pub(super) chunk: Option<usize>,
+    pub(super) precision: Option<Products>,
+    pub(super) weights: Option<Packing>,
     pub(super) isa: String,
     pub(super) threads: usize,
 }
 
 impl Spec {
+    fn is_there(&self) -> bool {
+        let dots = self.precision == Some(Products::Bf16Dot);
+        !dots || Isa::from_name(&self.isa).is_ok_and(|isa| isa.has_bf16_dot())
+    }
+
     /// The normaliser, where there is one.
     pub(super) fn normaliser(&self) -> Normaliser {
         match (self.norm, self.chunk) {
@@ -124,12 +154,14 @@ impl Spec {
 
     /// All but the instruction set and the threads, short.
     pub(super) fn label(&self) -> String {
-        let Self { op, shape, dtype, map, norm, chunk, .. } = self;
+        let Self { op, shape, dtype, map, norm, chunk, precision, weights, .. } = self;
         let mut label = format!("{op} {shape} {dtype}");
         for word in [
             map.map(|map| map.to_string()),
             norm.map(|norm| norm.to_string()),
             chunk.map(|chunk| format!("chunk {chunk}")),
+            precision.map(|precision| precision.to_string()),
+            weights.map(|weights| weights.to_string()),
         ] {
             label.extend(word.into_iter().flat_map(|word| [" ".into(), word]));
         }
@@ -146,6 +178,8 @@ pub(super) struct Words {
     pub(super) maps: Vec<Map>,
     pub(super) norms: Vec<Norm>,
     pub(super) chunks: Vec<usize>,
+    pub(super) precisions: Vec<Products>,
+    pub(super) weights: Vec<Packing>,
     pub(super) isas: Vec<String>,
     pub(super) threads: Vec<usize>,
 }
@@ -174,7 +208,7 @@ fn shapes(op: Op) -> &'static [Shape] {
 }
 
 impl Words {
-    /// Every combination once.
+    /// Every combination once, but for dot products where an instruction set has none.
     pub(super) fn specs(&self) -> Vec<Spec> {
         let mut specs = Vec::new();
         for &op in &self.ops {
@@ -186,6 +220,8 @@ impl Words {
                 map: None,
                 norm: None,
                 chunk: None,
+                precision: None,
+                weights: None,
                 isa: String::new(),
                 threads: 1,
             };
@@ -194,10 +230,12 @@ impl Words {
             all = each(all, &self.maps, |spec, map| spec.map = Some(*map));
             all = each(all, &self.norms, |spec, norm| spec.norm = Some(*norm));
             all = each(all, &self.chunks, |spec, chunk| spec.chunk = Some(*chunk));
+            all = each(all, &self.precisions, |spec, precision| spec.precision = Some(*precision));
+            all = each(all, &self.weights, |spec, weights| spec.weights = Some(*weights));
             all = each(all, &self.isas, |spec, isa| spec.isa.clone_from(isa));
             all = each(all, &self.threads, |spec, threads| spec.threads = *threads);
             for spec in all.into_iter().map(Spec::without_the_rest) {
-                if !specs.contains(&spec) {
+                if !specs.contains(&spec) && spec.is_there() {
                     specs.push(spec);
                 }
             }
@@ -223,25 +261,23 @@ impl Spec {
     fn without_the_rest(self) -> Self {
         let Shape { key, value, .. } = self.shape;
         let one = Shape { len: 1, ..self.shape };
+        let chunk = self.chunk.filter(|_| self.norm == Some(Norm::PerChunk));
+        let precision = self.precision.filter(|precision| *precision != Products::F32);
+        let weights = self.weights.filter(|weights| *weights != Packing::Stored);
         match self.op {
-            Op::Prefill | Op::Decode => Self {
-                shape: if self.op == Op::Decode { one } else { self.shape },
-                chunk: self.chunk.filter(|_| self.norm == Some(Norm::PerChunk)),
-                ..self
-            },
-            Op::Model => Self { norm: None, ..self },
-            Op::Step => Self { norm: None, shape: one, ..self },
-            Op::Tile => Self {
-                shape: Shape { batch: 1, heads: 1, len: 16, key, value },
-                dtype: Dtype::F32,
-                map: None,
-                norm: None,
-                chunk: None,
-                threads: 1,
-                ..self
-            },
-            Op::FeatureMap => {
-                Self { shape: Shape { value: 1, ..self.shape }, norm: None, chunk: None, threads: 1, ..self }
+            Op::Prefill => Self { chunk, precision, weights: None, ..self },
+            Op::Decode => Self { shape: one, chunk, precision: None, weights: None, ..self },
+            Op::Model => Self { norm: None, precision: None, weights, ..self },
+            Op::Step => Self { norm: None, precision: None, weights, shape: one, ..self },
+            Op::Tile | Op::FeatureMap => {
+                let alone =
+                    Self { norm: None, chunk: None, precision: None, weights: None, threads: 1, ..self };
+                let shape = alone.shape;
+                if self.op == Op::FeatureMap {
+                    return Self { shape: Shape { value: 1, ..shape }, ..alone };
+                }
+                let shape = Shape { batch: 1, heads: 1, len: 16, key, value };
+                Self { shape, dtype: Dtype::F32, map: None, ..alone }
             }
         }
     }

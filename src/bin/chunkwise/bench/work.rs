@@ -6,7 +6,7 @@ use chunkwise::bench_support::{TILE_ROWS, Tile, feature_map};
 use chunkwise::element::Element;
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, Weights, init};
 use chunkwise::reference::{self, Recurrence};
-use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State};
+use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, Precision, State};
 use half::{bf16, f16};
 
 /// Numbers in [-1, 1), the same every time.
@@ -69,7 +69,7 @@ pub(crate) struct Error {
 
 /// The documented bound of f32, and up to how many tokens it holds; beyond them it is let grow with their number.
 const BOUND: (f64, usize) = (2e-6, 4096);
-/// What a type of 16 bits may cost over rounding inputs and outputs.
+/// What a type of 16 bits, or dot products of one, may cost over rounding inputs and outputs.
 const OVER_ROUNDING: f64 = 1.5;
 
 impl Error {
@@ -170,15 +170,17 @@ impl<E: Number> Case<E> {
     fn error(&self) -> Error {
         let Config { batch, len, heads, value, .. } = *self.attention.config();
         let exact = inputs(self.attention.config());
-        let wide = [&self.q, &self.k, &self.v].map(|x| loaded(x));
+        let dots = self.attention.config().precision == Precision::Bf16Dot;
+        let rounded_by = |x: f32| if dots { bf16::from_f32(x).to_f32() } else { E::store(x).load() };
+        let wide = exact.each_ref().map(|x| x.iter().copied().map(rounded_by).collect());
         let (mut got, mut want, mut rounded) = (Vec::new(), Vec::new(), Vec::new());
         for (b, h) in [(0, 0), (batch - 1, heads - 1)] {
             for t in 0..len {
                 got.extend(loaded(&self.o[((b * len + t) * heads + h) * value..][..value]));
             }
             want.extend(self.oracle(&exact, b, h));
-            if size_of::<E>() < size_of::<f32>() {
-                rounded.extend(self.oracle(&wide, b, h).iter().map(|o| E::store(*o as f32).load()));
+            if dots || size_of::<E>() < size_of::<f32>() {
+                rounded.extend(self.oracle(&wide, b, h).iter().map(|o| rounded_by(*o as f32)));
             }
         }
         let allowed = match rounded[..] {
@@ -243,6 +245,14 @@ impl<E: Number> Untrained<E> {
     ) -> chunkwise::Result<Model<'a>> {
         let weights = Weights::from_flat(&self.config, &self.flat, blocks)?;
         Model::new(self.config, weights, Some(isa), threads)
+    }
+
+    /// The same with its dense layers packed, for the program's life.
+    pub(crate) fn packed(&'static self, isa: Isa, threads: usize) -> chunkwise::Result<Model<'static>> {
+        let weights = Weights::from_flat(&self.config, &self.flat, self.blocks().leak())?;
+        let memory = vec![0.0; weights.packed_len(isa)].leak();
+        let packed = weights.pack(isa, self.blocks().leak(), memory)?;
+        Model::new(self.config, packed, Some(isa), threads)
     }
 
     pub(crate) fn weights_bytes(&self) -> f64 {
