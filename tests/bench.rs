@@ -4,6 +4,7 @@ mod cli_common;
 
 use std::path::Path;
 
+use chunkwise::Isa;
 use cli_common::{Run, chunkwise, fine, refused, scratch_file};
 use serde_json::Value;
 
@@ -35,7 +36,8 @@ fn number(value: &Value, key: &str) -> f64 {
 #[test]
 fn json_holds_everything() {
     let ops = ["prefill", "decode", "model", "step", "tile", "feature-map"];
-    let report = json(&bench(["--op", &ops.join(","), "--format", "json", "--check"]));
+    let report =
+        json(&bench(["--op", &ops.join(","), "--weights", "stored", "--format", "json", "--check"]));
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["rounds"], 2);
     assert_eq!(report["interrupted"], false);
@@ -94,6 +96,30 @@ fn every_combination_once() {
     assert_eq!(list(&report, "measurements").len(), 2 * 3 * 3 * (2 + 2) * isas * 2);
     let ceilings = list(&report, "ceilings");
     assert!(ceilings.iter().any(|ceiling| ceiling["threads"] == 2 && ceiling["name"] == "FMA"));
+}
+
+/// Weights as they are stored and packed; dot products where an instruction set has them, and only there.
+#[test]
+fn weights_and_precisions() {
+    let words = ["--op", "prefill,decode,model,step", "--precision", "f32,bf16-dot"];
+    let more = ["--weights", "stored,packed", "--isa", "all", "--check", "--format", "json"];
+    let run = bench(words.into_iter().chain(more));
+    fine(&run);
+    let report = json(&run);
+    let count = |op: &str, field: &str, word: Value| {
+        list(&report, "measurements").iter().filter(|each| each["op"] == op && each[field] == word).count()
+    };
+    let isas = Isa::available().count();
+    let dots = Isa::available().filter(|isa| isa.has_bf16_dot()).count();
+    assert_eq!(count("prefill", "precision", Value::Null), isas);
+    assert_eq!(count("prefill", "precision", "bf16-dot".into()), dots);
+    assert_eq!(count("decode", "precision", Value::Null), isas);
+    assert_eq!(count("decode", "precision", "bf16-dot".into()), 0);
+    for op in ["model", "step"] {
+        assert_eq!(count(op, "weights", Value::Null), isas);
+        assert_eq!(count(op, "weights", "packed".into()), isas);
+    }
+    refused(&chunkwise(["bench", "--isa", "scalar", "--precision", "bf16-dot"]), &["bf16-dot"]);
 }
 
 #[test]

@@ -201,6 +201,52 @@ fn blocks_make_the_model() {
     }
 }
 
+/// Packed for one instruction set; the others use the weights as they are stored.
+#[test]
+fn packed_weights_are_the_same_weights() {
+    for config in configs() {
+        let built = Built::new(ModelConfig { output_mode: OutputMode::All, ..config });
+        let config = built.config;
+        let (batch, len) = (2, 40);
+        let input = built.input(batch, len);
+        let mut stored_blocks = vec![BlockWeights::default(); config.num_layers];
+        let mut stored = Weights::from_flat(&config, &built.flat, &mut stored_blocks).unwrap();
+        let (kernel, bias) = (normals(8, config.hidden_size * 3), normals(9, 3));
+        stored.head = Some(Linear::new(&kernel[..], &bias[..]));
+        for isa in Isa::available() {
+            let mut memory = vec![f32::NAN; stored.packed_len(isa)];
+            let mut blocks = vec![BlockWeights::default(); config.num_layers];
+            let packed = stored.pack(isa, &mut blocks, &mut memory).unwrap();
+            for other in Isa::available() {
+                let [stored, packed] =
+                    [stored, packed].map(|weights| Model::new(config, weights, Some(other), 3).unwrap());
+                let results = |model: &Model| {
+                    let whole = forward(model, batch, len, &input);
+                    let mut logits = vec![f32::NAN; batch * len * 3];
+                    let mut scratch = vec![f32::NAN; model.head_scratch_len(batch * len)];
+                    model.apply_head(&whole, &mut logits, &mut scratch).unwrap();
+                    [whole, logits, steps(model, batch, len, &input).concat()]
+                };
+                for (got, want) in results(&packed).iter().zip(results(&stored)) {
+                    let error = norm_error(got, &widen(&want));
+                    assert!(error <= TOLERANCE, "{isa} on {other}, {config:?}: {error}");
+                    if other.lanes() != isa.lanes() {
+                        assert_eq!(bits(got), bits(&want), "{isa} on {other}");
+                    }
+                }
+            }
+            let need = memory.len();
+            let mut blocks = vec![BlockWeights::default(); config.num_layers];
+            let error = stored.pack(isa, &mut blocks, &mut memory[1..]).unwrap_err();
+            assert_eq!(error, Error::TooShort { what: "memory", need, got: need - 1 });
+            let mut blocks = vec![BlockWeights::default(); config.num_layers + 1];
+            let error = stored.pack(isa, &mut blocks, &mut memory).unwrap_err();
+            let (want, got) = (config.num_layers, config.num_layers + 1);
+            assert_eq!(error, Error::Length { what: "blocks", want, got });
+        }
+    }
+}
+
 #[test]
 fn linear_is_x_w_plus_b() {
     for isa in Isa::available() {

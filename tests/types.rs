@@ -221,8 +221,9 @@ fn a_slice_too_short_of_any_type() {
 #[test]
 fn layers_on_narrow_weights() {
     fn check<E: Number>(isa: Isa) {
-        // Columns below, at and above the block that is widened at once; rows of W that don't come in eights.
-        for (inputs, outputs) in [(1, 1), (9, 17), (16, 255), (20, 256), (13, 600)] {
+        // Columns below, at and above the block that is widened at once; rows of W that don't come in eights,
+        // and more of them than are widened at once where they are packed.
+        for (inputs, outputs) in [(1, 1), (9, 17), (16, 255), (20, 256), (13, 600), (550, 33)] {
             let (kernel, bias) =
                 (narrow::<E>(&normals(2, inputs * outputs)), narrow::<E>(&normals(3, outputs)));
             let (wide_kernel, wide_bias) = (widen(&kernel), widen(&bias));

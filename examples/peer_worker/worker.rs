@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use chunkwise::element::Element;
 use chunkwise::files::{self, ModelFile, Options};
-use chunkwise::nn::Model;
-use chunkwise::{Attention, Config, DecodeStep, Forward, Normaliser, State, Strides};
+use chunkwise::nn::{BlockWeights, Model};
+use chunkwise::{Attention, Config, DecodeStep, Forward, Isa, Normaliser, State, Strides};
 use cpu_time::ProcessTime;
 use half::{bf16, f16};
 use serde_json::{Value, json};
@@ -214,7 +214,11 @@ impl EndToEnd {
         let bytes: &'static [u8] = files::read(path)?.leak();
         let file: &'static ModelFile<'static> =
             Box::leak(Box::new(ModelFile::parse(bytes, &Options::default())?));
-        let model = file.model(Box::leak(Box::default()), None, threads)?;
+        let (isa, weights) = (Isa::choose()?, file.weights(Box::leak(Box::default()))?);
+        // Packed once, as the others prepare their graphs.
+        let memory = vec![0.0; weights.packed_len(isa)].leak();
+        let blocks = vec![BlockWeights::default(); file.config().num_layers].leak();
+        let model = Model::new(*file.config(), weights.pack(isa, blocks, memory)?, Some(isa), threads)?;
         let input = file.tensor("input")?;
         let [batch, len, embed] = input.shape[..] else {
             return Err(format!("an input {:?}, not [B, T, embed]", input.shape).into());

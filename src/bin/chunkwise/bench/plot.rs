@@ -123,6 +123,8 @@ impl Variants {
         if self.norms {
             words.push(normaliser(spec));
         }
+        words.extend(spec.precision.map(|precision| precision.to_string()));
+        words.extend(spec.weights.map(|weights| weights.to_string()));
         if self.machines.len() > 1 {
             words.push(named(&(spec.isa.clone(), spec.threads)));
         }
