@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         other => return Err(format!("no start-up for {other}").into()),
     };
     for arg in args {
-        println!("cargo:rustc-link-arg-bins={arg}");
+        println!("cargo:rustc-link-arg={arg}");
     }
 
     let bytes = files::read(GOLDEN)?;

@@ -12,8 +12,9 @@ use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use crate::element::Elements;
 use crate::feature_map::FeatureMap;
-use crate::isa::outline;
+use crate::isa::{outline, share};
 use crate::math::add_compensated;
 use crate::scratch::round_up;
 use crate::shape::{Disjoint, Rows, RowsMut};
@@ -65,8 +66,8 @@ impl WithSimd for Decode<'_> {
         let wide_o = &mut rest[..value];
         for row in self.rows.clone() {
             let (batch, head) = (row / self.heads, row % self.heads);
-            self.feature_map.pack(simd, once(self.q.row(batch, 0, head)), q, key);
-            self.feature_map.pack(simd, once(self.k.row(batch, 0, head)), k, key);
+            share(simd, Map { map: self.feature_map, from: self.q.row(batch, 0, head), to: q });
+            share(simd, Map { map: self.feature_map, from: self.k.row(batch, 0, head), to: k });
             let v = self.v.row(batch, 0, head).widened(simd, v);
             #[allow(unsafe_code, reason = "heads are split among tasks")]
             // SAFETY: tasks differ in their rows; this one holds each once, and o either to compute in or to write.
@@ -81,6 +82,24 @@ impl WithSimd for Decode<'_> {
                 }
             }
         }
+    }
+}
+
+/// phi of a row.
+struct Map<'a> {
+    map: FeatureMap,
+    from: Elements<'a>,
+    to: &'a mut [f32],
+}
+
+impl WithSimd for Map<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { map, from, to } = self;
+        let stride = to.len();
+        map.pack(simd, once(from), to, stride);
     }
 }
 
@@ -101,24 +120,26 @@ impl Decode<'_> {
         let (lost_s, lost_z) = lost.split_at_mut(if layout.compensated { matrix } else { 0 });
         let pass = Pass { q, k, v, score, scale: self.scale, past: None };
         match self.normaliser {
-            Normaliser::None => pass.run(simd, all_s, lost_s, o),
+            Normaliser::None => share(simd, Turn { pass, s: all_s, lost: lost_s, o }),
             Normaliser::Global { eps } => {
-                let norm = plain_dot(q, all_z) + score + eps;
-                Pass { scale: self.scale / norm, ..pass }.run(simd, all_s, lost_s, o);
-                add(all_z, lost_z, k);
+                let norm = share(simd, Dot(q, all_z)) + score + eps;
+                let pass = Pass { scale: self.scale / norm, ..pass };
+                share(simd, Turn { pass, s: all_s, lost: lost_s, o });
+                share(simd, Add { to: all_z, lost: lost_z, from: k });
             }
             Normaliser::PerChunk { chunk: len, eps } => {
                 let (s, rest) = chunk.split_at_mut(matrix);
                 let (z, count_at) = rest.split_at_mut(key);
                 let count = count_at[0] as usize;
-                let norm = plain_dot(q, z) + score + eps;
-                let past_scale = self.scale / (plain_dot(q, all_z) + eps);
+                let norm = share(simd, Dot(q, z)) + score + eps;
+                let past_scale = self.scale / (share(simd, Dot(q, all_z)) + eps);
                 let past = Some((&*all_s, past_scale));
-                Pass { scale: self.scale / norm, past, ..pass }.run(simd, s, &mut [], o);
-                add(z, &mut [], k);
+                let pass = Pass { scale: self.scale / norm, past, ..pass };
+                share(simd, Turn { pass, s: &mut *s, lost: &mut [], o });
+                share(simd, Add { to: &mut *z, lost: &mut [], from: k });
                 if count + 1 == len {
-                    add(all_s, lost_s, s);
-                    add(all_z, lost_z, z);
+                    share(simd, Add { to: all_s, lost: lost_s, from: s });
+                    share(simd, Add { to: all_z, lost: lost_z, from: z });
                     s.fill(0.0);
                     z.fill(0.0);
                     count_at[0] = 0.0;
@@ -144,28 +165,41 @@ struct Pass<'a> {
     past: Option<(&'a [f32], f32)>,
 }
 
-impl Pass<'_> {
+/// A pass with what it changes.
+struct Turn<'a> {
+    pass: Pass<'a>,
+    s: &'a mut [f32],
+    lost: &'a mut [f32],
+    o: &'a mut [f32],
+}
+
+impl WithSimd for Turn<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
-        let vectors = self.v.len() / S::F32_LANES;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { pass, s, lost, o } = self;
+        let vectors = pass.v.len() / S::F32_LANES;
         let mut at = 0;
         while vectors - at >= COLUMNS {
-            outline(simd, Columns::<COLUMNS> { pass: self, at: at * S::F32_LANES, s, lost, o });
+            outline(simd, Columns::<COLUMNS> { pass, at: at * S::F32_LANES, s, lost, o });
             at += COLUMNS;
         }
         if vectors - at >= COLUMNS / 2 {
-            outline(simd, Columns::<{ COLUMNS / 2 }> { pass: self, at: at * S::F32_LANES, s, lost, o });
+            outline(simd, Columns::<{ COLUMNS / 2 }> { pass, at: at * S::F32_LANES, s, lost, o });
             at += COLUMNS / 2;
         }
         while at < vectors {
-            outline(simd, Columns::<1> { pass: self, at: at * S::F32_LANES, s, lost, o });
+            outline(simd, Columns::<1> { pass, at: at * S::F32_LANES, s, lost, o });
             at += 1;
         }
-        for j in vectors * S::F32_LANES..self.v.len() {
-            self.column(j, s, lost, o);
+        for j in vectors * S::F32_LANES..pass.v.len() {
+            pass.column(j, s, lost, o);
         }
     }
+}
 
+impl Pass<'_> {
     /// One column of those that don't fill a vector.
     #[inline(always)]
     fn column(&self, j: usize, s: &mut [f32], lost: &mut [f32], o: &mut [f32]) {
@@ -250,29 +284,47 @@ fn dot<S: Simd>(simd: S, a: &[S::f32s], b: &[S::f32s]) -> f32 {
     simd.reduce_sum_f32s(sum)
 }
 
-/// z, in the caller's state, is not padded to whole vectors; in the dispatch this loop becomes vectors anyway,
-/// as far as the order of summation allows: eight sums.
-#[inline(always)]
-fn plain_dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0; 8];
-    let (a8, a_tail) = a.as_chunks::<8>();
-    let (b8, b_tail) = b[..a.len()].as_chunks::<8>();
-    for (a, b) in a8.iter().zip(b8) {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
+/// `a . b`, of z: in the caller's state it is not padded to whole vectors; in the dispatch this loop becomes vectors
+/// anyway, as far as the order of summation allows: eight sums.
+struct Dot<'a>(&'a [f32], &'a [f32]);
+
+impl WithSimd for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f32 {
+        let Self(a, b) = self;
+        let mut sums = [0.0; 8];
+        let (a8, a_tail) = a.as_chunks::<8>();
+        let (b8, b_tail) = b[..a.len()].as_chunks::<8>();
+        for (a, b) in a8.iter().zip(b8) {
+            for i in 0..8 {
+                sums[i] += a[i] * b[i];
+            }
         }
+        for (i, (a, b)) in a_tail.iter().zip(b_tail).enumerate() {
+            sums[i] += a * b;
+        }
+        ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
     }
-    for (i, (a, b)) in a_tail.iter().zip(b_tail).enumerate() {
-        sums[i] += a * b;
-    }
-    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
 }
 
 /// `to += from`, compensated where there is something lost.
-#[inline(always)]
-fn add(to: &mut [f32], lost: &mut [f32], from: &[f32]) {
-    for (i, (to, from)) in to.iter_mut().zip(from).enumerate() {
-        add_one(to, lost.get_mut(i), *from);
+struct Add<'a> {
+    to: &'a mut [f32],
+    lost: &'a mut [f32],
+    from: &'a [f32],
+}
+
+impl WithSimd for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { to, lost, from } = self;
+        for (i, (to, from)) in to.iter_mut().zip(from).enumerate() {
+            add_one(to, lost.get_mut(i), *from);
+        }
     }
 }
 

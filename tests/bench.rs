@@ -36,8 +36,7 @@ fn number(value: &Value, key: &str) -> f64 {
 #[test]
 fn json_holds_everything() {
     let ops = ["prefill", "decode", "model", "step", "tile", "feature-map"];
-    let report =
-        json(&bench(["--op", &ops.join(","), "--weights", "stored", "--format", "json", "--check"]));
+    let report = json(&bench(["--op", &ops.join(","), "--weights", "stored", "--format", "json", "--check"]));
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["rounds"], 2);
     assert_eq!(report["interrupted"], false);

@@ -201,6 +201,13 @@ pub(crate) fn outline<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
     simd.vectorize(op)
 }
 
+/// A step that several places share: one function on the scalar set, which is that of small machines, where code is
+/// counted in bytes; inlined where there are vectors, for there it is counted in cycles.
+#[inline(always)]
+pub(crate) fn share<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
+    if S::F32_LANES == 1 { outline(simd, op) } else { op.with_simd(simd) }
+}
+
 /// Asks for the cache lines of `len` bytes that will be read or written some microseconds from now: into L2, for what is
 /// needed until then is more than L1 holds.
 #[inline(always)]
