@@ -5,7 +5,10 @@
 use std::ops::Range;
 
 use chunkwise::reference::Recurrence;
-use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State, Strides};
+use chunkwise::{
+    Attention, Config, DecodeStep, Element, FeatureMap, Forward, Isa, Normaliser, State, Strides,
+};
+use half::{bf16, f16};
 
 /// The documented accuracy of f32 up to 4096 tokens, `||got - want|| / ||want||`. A sum of n terms of one
 /// size is off by about sqrt(n) 2^-24, which is 3.8e-6 for n = 4096; averaged over the tensor half of that is
@@ -40,6 +43,53 @@ pub(crate) fn normals(seed: u64, len: usize) -> Vec<f32> {
         ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
     };
     (0..len).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+}
+
+/// A type of element, with the half crate's conversions: the judge of ours.
+pub(crate) trait Number: Element + PartialEq + std::fmt::Debug {
+    const NAME: &str;
+    fn narrow(x: f32) -> Self;
+    fn widen(self) -> f32;
+}
+
+impl Number for f32 {
+    const NAME: &str = "f32";
+    fn narrow(x: f32) -> Self {
+        x
+    }
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Number for bf16 {
+    const NAME: &str = "bf16";
+    fn narrow(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Number for f16 {
+    const NAME: &str = "f16";
+    fn narrow(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// Every number, rounded.
+pub(crate) fn narrow<E: Number>(x: &[f32]) -> Vec<E> {
+    x.iter().map(|x| E::narrow(*x)).collect()
+}
+
+/// Every number in f32.
+pub(crate) fn widen<E: Number>(x: &[E]) -> Vec<f32> {
+    x.iter().map(|x| x.widen()).collect()
 }
 
 /// Every normaliser, with the chunk lengths given.
