@@ -127,6 +127,14 @@ pub(crate) fn element_error(got: &[f32], want: &[f64], size: &[f64]) -> f64 {
     got.iter().zip(want).zip(size).map(error).fold(0.0, f64::max)
 }
 
+/// The worst element, as a part of what it would be if nothing cancelled: the first-order bound of a sum of n
+/// products is n 2^-24; their errors are independent, so that sqrt(n) 2^-24 is what is seen. Twice that for
+/// the worst of some 10^6 elements, and 16 more roundings for phi, the score, the norm and the quotient.
+pub(crate) fn element_bound(config: &Config) -> f64 {
+    let n = (config.key + config.len) as f64;
+    (2.0 * n.sqrt() + 16.0) / f64::from(1 << 24)
+}
+
 /// Where the first bits differ. One NaN is as good as another: which operand's payload survives is not ours.
 pub(crate) fn first_difference(a: &[f32], b: &[f32]) -> Option<usize> {
     assert_eq!(a.len(), b.len(), "lengths");
@@ -355,8 +363,8 @@ impl Case {
         let Config { q_strides, k_strides, v_strides, o_strides, .. } = self.config;
         let inputs = [(&self.q, q_strides), (&self.k, k_strides), (&self.v, v_strides)];
         // An empty piece may begin behind the end.
-        let inputs = inputs.map(|(x, strides)| x.get(token * strides.token..).unwrap_or(&[]));
-        (inputs, o.get_mut(token * o_strides.token..).unwrap_or(&mut []))
+        let inputs = inputs.map(|(x, strides)| x.get(token.saturating_mul(strides.token)..).unwrap_or(&[]));
+        (inputs, o.get_mut(token.saturating_mul(o_strides.token)..).unwrap_or(&mut []))
     }
 
     /// Some of the tokens.
