@@ -6,14 +6,6 @@ mod common;
 use chunkwise::{Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State, Strides, isa};
 use common::*;
 
-/// The worst element, as a part of what it would be if nothing cancelled: the first-order bound of a sum of n
-/// products is n 2^-24; their errors are independent, so that sqrt(n) 2^-24 is what is seen. Twice that for
-/// the worst of some 10^6 elements, and 16 more roundings for phi, the score, the norm and the quotient.
-fn element_bound(config: &Config) -> f64 {
-    let n = (config.key + config.len) as f64;
-    (2.0 * n.sqrt() + 16.0) / f64::from(1 << 24)
-}
-
 /// Chunk lengths of PerChunk: a chunk for each token; shorter than a tile; a tile; longer and not a multiple;
 /// four tiles; never ended.
 const CHUNKS: [usize; 6] = [1, 5, 16, 20, 64, 5000];

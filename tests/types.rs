@@ -8,51 +8,6 @@ use chunkwise::{Config, DecodeStep, Element, Error, FeatureMap, Forward, Isa, No
 use common::*;
 use half::{bf16, f16};
 
-/// A type of element, with the half crate's conversions: the judge of ours.
-trait Number: Element + PartialEq + std::fmt::Debug {
-    const NAME: &str;
-    fn narrow(x: f32) -> Self;
-    fn widen(self) -> f32;
-}
-
-impl Number for f32 {
-    const NAME: &str = "f32";
-    fn narrow(x: f32) -> Self {
-        x
-    }
-    fn widen(self) -> f32 {
-        self
-    }
-}
-
-impl Number for bf16 {
-    const NAME: &str = "bf16";
-    fn narrow(x: f32) -> Self {
-        bf16::from_f32(x)
-    }
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-}
-
-impl Number for f16 {
-    const NAME: &str = "f16";
-    fn narrow(x: f32) -> Self {
-        f16::from_f32(x)
-    }
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-}
-
-fn narrow<E: Number>(x: &[f32]) -> Vec<E> {
-    x.iter().map(|x| E::narrow(*x)).collect()
-}
-
-fn widen<E: Number>(x: &[E]) -> Vec<f32> {
-    x.iter().map(|x| x.widen()).collect()
-}
-
 /// Forward from the zero state: outputs and final state.
 fn forward<Q: Number, K: Number, V: Number, O: Number>(
     config: Config,

@@ -2,80 +2,90 @@
 //! the wrong chunk length.
 
 use core::fmt;
+use std::collections::BTreeSet;
 use std::format;
 use std::string::{String, ToString};
-use std::vec::Vec;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{Error, Result};
 
+/// Bytes of the longest text of which values are made: they take some twenty times as much memory, a hostile one's more.
+const LONGEST: usize = 1 << 20;
+
 /// Parses; `what` says in an error what the text was.
 pub(super) fn parse(text: &[u8], what: &'static str) -> Result<Value> {
-    let strict: Strict =
-        serde_json::from_slice(text).map_err(|e| Error::Json { what, reason: e.to_string() })?;
-    Ok(strict.0)
+    if text.len() > LONGEST {
+        return Err(Error::Json { what, reason: format!("it is longer than {LONGEST} bytes") });
+    }
+    check(text, what)?;
+    read(text, what)
 }
 
-struct Strict(Value);
+/// That it is JSON in which no object has a key twice. Takes no more memory than the keys of one object.
+pub(super) fn check(text: &[u8], what: &'static str) -> Result<()> {
+    read::<Unique>(text, what).map(|_| ())
+}
 
-impl<'de> Deserialize<'de> for Strict {
+fn read<'de, T: Deserialize<'de>>(text: &'de [u8], what: &'static str) -> Result<T> {
+    serde_json::from_slice(text).map_err(|e| Error::Json { what, reason: e.to_string() })
+}
+
+/// Any value, of which nothing is kept.
+struct Unique;
+
+impl<'de> Deserialize<'de> for Unique {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> core::result::Result<Self, D::Error> {
-        deserializer.deserialize_any(Build).map(Strict)
+        deserializer.deserialize_any(Unique)
     }
 }
 
-struct Build;
-
-impl<'de> Visitor<'de> for Build {
-    type Value = Value;
+impl<'de> Visitor<'de> for Unique {
+    type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any JSON value")
     }
 
-    fn visit_bool<E>(self, value: bool) -> core::result::Result<Value, E> {
-        Ok(value.into())
+    fn visit_bool<E>(self, _: bool) -> core::result::Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_i64<E>(self, value: i64) -> core::result::Result<Value, E> {
-        Ok(value.into())
+    fn visit_i64<E>(self, _: i64) -> core::result::Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_u64<E>(self, value: u64) -> core::result::Result<Value, E> {
-        Ok(value.into())
+    fn visit_u64<E>(self, _: u64) -> core::result::Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_f64<E>(self, value: f64) -> core::result::Result<Value, E> {
-        Ok(value.into())
+    fn visit_f64<E>(self, _: f64) -> core::result::Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_str<E>(self, value: &str) -> core::result::Result<Value, E> {
-        Ok(value.into())
+    fn visit_str<E>(self, _: &str) -> core::result::Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_unit<E>(self) -> core::result::Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E>(self) -> core::result::Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> core::result::Result<Value, A::Error> {
-        let mut all = Vec::new();
-        while let Some(Strict(item)) = items.next_element()? {
-            all.push(item);
-        }
-        Ok(Value::Array(all))
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> core::result::Result<Self, A::Error> {
+        while items.next_element::<Unique>()?.is_some() {}
+        Ok(self)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> core::result::Result<Value, A::Error> {
-        let mut all = Map::new();
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> core::result::Result<Self, A::Error> {
+        let mut keys = BTreeSet::new();
         while let Some(key) = entries.next_key::<String>()? {
-            if all.contains_key(&key) {
+            if keys.contains(&key) {
                 return Err(A::Error::custom(format!("the key `{key}` is there twice")));
             }
-            let Strict(value) = entries.next_value()?;
-            all.insert(key, value);
+            keys.insert(key);
+            entries.next_value::<Unique>()?;
         }
-        Ok(Value::Object(all))
+        Ok(self)
     }
 }

@@ -13,6 +13,9 @@ use crate::nn::{Model, ModelConfig, OutputMode};
 /// An input of another shape, and those of [`Model::forward`].
 pub fn forward(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> {
     let Sequences { batch, len, .. } = Sequences::new(model.config(), input)?;
+    if batch == 0 || len == 0 {
+        return empty(model.config(), input, len);
+    }
     let mut output = vec![0.0; model.output_len(batch, len)];
     model.forward(batch, len, &input.data, &mut output, &mut vec![0.0; model.scratch_len(batch, len)?])?;
     Ok(shaped(model.config(), input, output))
@@ -26,8 +29,8 @@ pub fn stream(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> 
     let Sequences { batch, len, embed } = Sequences::new(model.config(), input)?;
     let ModelConfig { hidden_size, output_mode, .. } = *model.config();
     let all = output_mode == OutputMode::All;
-    if len == 0 && !all {
-        return Err(crate::Error::Zero { what: "T, for an output of one row" }.into());
+    if batch == 0 || len == 0 {
+        return empty(model.config(), input, len);
     }
     let mut state = vec![0.0; model.state_len(batch)?];
     let mut scratch = vec![0.0; model.step_scratch_len(batch)?];
@@ -82,6 +85,14 @@ impl Sequences {
         }
         Ok(Self { batch, len, embed })
     }
+}
+
+/// What an input without elements gives: nothing is computed, for it may claim any number of sequences, or of steps.
+fn empty(config: &ModelConfig, input: &Tensor<'_>, len: usize) -> Result<Tensor<'static>> {
+    if len == 0 && config.output_mode != OutputMode::All {
+        return Err(crate::Error::Zero { what: "T, for an output of one row" }.into());
+    }
+    Ok(shaped(config, input, Vec::new()))
 }
 
 fn shaped(config: &ModelConfig, input: &Tensor<'_>, data: Vec<f32>) -> Tensor<'static> {

@@ -19,6 +19,8 @@ use crate::element::Elements;
 
 /// Bytes before the header: its length.
 const PREFIX: usize = 8;
+/// Bytes of the longest header there is, by the format.
+const LONGEST: usize = 100_000_000;
 
 /// A tensor in f32, row by row; borrowed from the file's bytes where they allow it.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,10 +50,10 @@ impl<'a> Tensors<'a> {
     /// Bytes that are not a safetensors file, or not all of one.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
         let text = header_text(bytes)?;
-        let header = json::parse(text, "the header")?;
+        json::check(text, "the header")?;
         let data = PREFIX + text.len();
         let (_, metadata) =
-            SafeTensors::read_metadata(bytes).map_err(|error| explain(&header, data, bytes.len(), &error))?;
+            SafeTensors::read_metadata(bytes).map_err(|error| explain(text, data, bytes.len(), &error))?;
         Ok(Self { metadata, data: &bytes[data..] })
     }
 
@@ -147,11 +149,17 @@ fn header_text(bytes: &[u8]) -> Result<&[u8]> {
     let (prefix, rest) = bytes.split_first_chunk::<PREFIX>().ok_or(truncated(PREFIX as u64))?;
     let len = u64::from_le_bytes(*prefix);
     let text = usize::try_from(len).ok().and_then(|len| rest.get(..len));
-    text.ok_or(truncated(len.saturating_add(PREFIX as u64)))
+    let text = text.ok_or(truncated(len.saturating_add(PREFIX as u64)))?;
+    if text.len() > LONGEST {
+        return Err(Error::Header { reason: format!("its header is longer than {LONGEST} bytes") });
+    }
+    Ok(text)
 }
 
 /// Which tensor the parser's error is about, which it does not always say. The data begins at byte `data`.
-fn explain(header: &Value, data: usize, have: usize, error: &SafeTensorError) -> Error {
+fn explain(text: &[u8], data: usize, have: usize, error: &SafeTensorError) -> Error {
+    // Of a header too long to be made values of there is only what the parser says.
+    let header = json::parse(text, "the header").unwrap_or_default();
     let tensors = header.as_object().into_iter().flatten().filter(|(name, _)| *name != "__metadata__");
     for (name, info) in tensors {
         let Some((dtype, shape, place)) = entry(info) else {

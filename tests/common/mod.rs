@@ -5,7 +5,10 @@
 use std::ops::Range;
 
 use chunkwise::reference::Recurrence;
-use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State, Strides};
+use chunkwise::{
+    Attention, Config, DecodeStep, Element, FeatureMap, Forward, Isa, Normaliser, State, Strides,
+};
+use half::{bf16, f16};
 
 /// The documented accuracy of f32 up to 4096 tokens, `||got - want|| / ||want||`. A sum of n terms of one
 /// size is off by about sqrt(n) 2^-24, which is 3.8e-6 for n = 4096; averaged over the tensor half of that is
@@ -42,6 +45,53 @@ pub(crate) fn normals(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
 }
 
+/// A type of element, with the half crate's conversions: the judge of ours.
+pub(crate) trait Number: Element + PartialEq + std::fmt::Debug {
+    const NAME: &str;
+    fn narrow(x: f32) -> Self;
+    fn widen(self) -> f32;
+}
+
+impl Number for f32 {
+    const NAME: &str = "f32";
+    fn narrow(x: f32) -> Self {
+        x
+    }
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Number for bf16 {
+    const NAME: &str = "bf16";
+    fn narrow(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Number for f16 {
+    const NAME: &str = "f16";
+    fn narrow(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// Every number, rounded.
+pub(crate) fn narrow<E: Number>(x: &[f32]) -> Vec<E> {
+    x.iter().map(|x| E::narrow(*x)).collect()
+}
+
+/// Every number in f32.
+pub(crate) fn widen<E: Number>(x: &[E]) -> Vec<f32> {
+    x.iter().map(|x| x.widen()).collect()
+}
+
 /// Every normaliser, with the chunk lengths given.
 pub(crate) fn normalisers(chunks: &[usize]) -> Vec<Normaliser> {
     let mut all = vec![Normaliser::None, Normaliser::Global { eps: 1e-6 }];
@@ -75,6 +125,14 @@ pub(crate) fn element_error(got: &[f32], want: &[f64], size: &[f64]) -> f64 {
         if error.is_nan() { f64::INFINITY } else { error }
     };
     got.iter().zip(want).zip(size).map(error).fold(0.0, f64::max)
+}
+
+/// The worst element, as a part of what it would be if nothing cancelled: the first-order bound of a sum of n
+/// products is n 2^-24; their errors are independent, so that sqrt(n) 2^-24 is what is seen. Twice that for
+/// the worst of some 10^6 elements, and 16 more roundings for phi, the score, the norm and the quotient.
+pub(crate) fn element_bound(config: &Config) -> f64 {
+    let n = (config.key + config.len) as f64;
+    (2.0 * n.sqrt() + 16.0) / f64::from(1 << 24)
 }
 
 /// Where the first bits differ. One NaN is as good as another: which operand's payload survives is not ours.
@@ -305,8 +363,8 @@ impl Case {
         let Config { q_strides, k_strides, v_strides, o_strides, .. } = self.config;
         let inputs = [(&self.q, q_strides), (&self.k, k_strides), (&self.v, v_strides)];
         // An empty piece may begin behind the end.
-        let inputs = inputs.map(|(x, strides)| x.get(token * strides.token..).unwrap_or(&[]));
-        (inputs, o.get_mut(token * o_strides.token..).unwrap_or(&mut []))
+        let inputs = inputs.map(|(x, strides)| x.get(token.saturating_mul(strides.token)..).unwrap_or(&[]));
+        (inputs, o.get_mut(token.saturating_mul(o_strides.token)..).unwrap_or(&mut []))
     }
 
     /// Some of the tokens.

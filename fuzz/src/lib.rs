@@ -1,0 +1,8 @@
+//! What the targets call: the checks of the library's own tests.
+
+#[path = "../../tests/checks/mod.rs"]
+pub mod checks;
+#[path = "../../tests/common/mod.rs"]
+mod common;
+#[path = "../../tests/weights/mod.rs"]
+mod weights;

@@ -1,0 +1,229 @@
+//! Attention on any sizes and strides: against the oracle on harmless numbers, in every type; and on any bits, which may
+//! give any number, but no crash, and nothing outside the rows of o. What is refused has written nothing.
+
+use arbitrary::{Result, Unstructured};
+use chunkwise::{
+    Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, Precision, State, Strides,
+};
+use half::{bf16, f16};
+
+use crate::common::*;
+
+/// Elements of the longest tensor that is brought, and of state and scratch: larger configurations are only checked.
+const MOST: usize = 1 << 16;
+
+pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
+    let mut config = config(u)?;
+    let wild = u.arbitrary()?;
+    if wild {
+        config.scale = u.arbitrary()?;
+        config.feature_map = FeatureMap::Relu { eps: u.arbitrary()? };
+        config.normaliser = Normaliser::PerChunk { chunk: u.int_in_range(0..=40)?, eps: u.arbitrary()? };
+    }
+    let Ok(attention) = Attention::new(config) else { return Ok(()) };
+    if attention.state_len().max(attention.scratch_len()).max(attention.decode_scratch_len()) > MOST {
+        return Ok(());
+    }
+    if reaches(&config).into_iter().max() > Some(MOST) {
+        return too_short(&attention);
+    }
+    // Of no sequence there may be any number of tokens; the cases of the tests go through them.
+    if config.len > MOST {
+        return Ok(());
+    }
+    if wild || u.arbitrary()? { any_bits(u, &attention) } else { harmless(u, config) }
+}
+
+/// Mostly one that is legal.
+fn config(u: &mut Unstructured<'_>) -> Result<Config> {
+    let batch = size(u, 0, 3)?;
+    let len = size(u, 0, 3 * TILE + 2)?;
+    let heads = size(u, 1, 4)?;
+    let (key, value) = (size(u, 1, 70)?, size(u, 1, 70)?);
+    let mut config = Config::new(batch, len, heads, key, value, normaliser(u)?);
+    config.feature_map = feature_map(u)?;
+    config.scale = *u.choose(&[1.0, 0.125, -3.7, 0.0])?;
+    let isa = isa(u)?;
+    config.isa = Some(isa);
+    config.compensated = u.ratio(1, 4)?;
+    if u.ratio(1, 4)? && isa.has_bf16_dot() {
+        config.precision = Precision::Bf16Dot;
+    }
+    config.q_strides = strides(u, &config, key)?;
+    config.k_strides = strides(u, &config, key)?;
+    config.v_strides = strides(u, &config, value)?;
+    config.o_strides = strides(u, &config, value)?;
+    Ok(config)
+}
+
+pub(super) fn isa(u: &mut Unstructured<'_>) -> Result<Isa> {
+    Ok(*u.choose(&Isa::available().collect::<Vec<_>>())?)
+}
+
+pub(super) fn feature_map(u: &mut Unstructured<'_>) -> Result<FeatureMap> {
+    Ok(*u.choose(&MAPS)?)
+}
+
+pub(super) fn normaliser(u: &mut Unstructured<'_>) -> Result<Normaliser> {
+    Ok(match u.int_in_range(0..=3)? {
+        0 => Normaliser::None,
+        1 => Normaliser::Global { eps: 1e-6 },
+        2 => Normaliser::per_chunk(u.int_in_range(1..=40)?),
+        _ => Normaliser::per_chunk(u.arbitrary()?),
+    })
+}
+
+/// Once in a while any at all.
+fn size(u: &mut Unstructured<'_>, least: usize, most: usize) -> Result<usize> {
+    if u.ratio(1, 64)? { u.arbitrary() } else { u.int_in_range(least..=most) }
+}
+
+fn strides(u: &mut Unstructured<'_>, config: &Config, dim: usize) -> Result<Strides> {
+    let Config { batch, len, heads, .. } = *config;
+    let elements = [batch, len, heads, dim].into_iter().fold(1, |all: usize, n| all.saturating_mul(n.max(1)));
+    let mut three = |most| -> Result<[usize; 3]> {
+        Ok([u.int_in_range(0..=most)?, u.int_in_range(0..=most)?, u.int_in_range(0..=most)?])
+    };
+    let [order, way, _] = three(5)?;
+    let any = |[batch, token, head]: [usize; 3]| Strides { batch, token, head };
+    Ok(match way {
+        0 => any(three(usize::MAX)?),
+        1 => any(three(200)?),
+        2.. if elements <= MOST => nested(config, dim, order, three(3)?),
+        _ => Strides::bthd(len, heads, dim),
+    })
+}
+
+/// Elements that q, k, v and o take.
+fn reaches(config: &Config) -> [usize; 4] {
+    [
+        reach(config, config.q_strides, config.key),
+        reach(config, config.k_strides, config.key),
+        reach(config, config.v_strides, config.value),
+        reach(config, config.o_strides, config.value),
+    ]
+}
+
+/// A tensor that is too large to be brought, and is not.
+fn too_short(attention: &Attention) -> Result<()> {
+    let [q, k, v, o] = reaches(attention.config()).map(|reach| vec![SENTINEL; reach.min(MOST)]);
+    let (mut written, mut scratch) = (o.clone(), vec![0.0; attention.scratch_len()]);
+    let mut state = vec![0.0; attention.state_len()];
+    let (q, k, v) = (&q[..], &k[..], &v[..]);
+    let args = Forward { q, k, v, state: State::Carried(&mut state), o: &mut written, scratch: &mut scratch };
+    attention.forward(args).expect_err("too short");
+    assert!(untouched(&written, &o) && state.iter().all(|x| x.to_bits() == 0), "written");
+    Ok(())
+}
+
+/// Numbers that no rounding makes much of: some of the case's own replaced.
+pub(super) fn numbers(u: &mut Unstructured<'_>, config: Config) -> Result<Case> {
+    let mut case = Case::new(config, u.int_in_range(0..=255)?);
+    // A rounding of exp shows in phi the more, the further below zero x is (see `strongly_negative_inputs` of the oracle).
+    let least = if config.feature_map == FeatureMap::Elu { -1.5 } else { -4.0 };
+    let positive = config.feature_map == FeatureMap::Identity && config.normaliser != Normaliser::None;
+    for tensor in [&mut case.q, &mut case.k, &mut case.v] {
+        for _ in 0..u.int_in_range(0..=8)? {
+            let x = f32::from(u.arbitrary::<i8>()?) / 32.0;
+            if let Some(at) = tensor.len().checked_sub(1) {
+                tensor[u.int_in_range(0..=at)?] = x;
+            }
+        }
+    }
+    for x in case.q.iter_mut().chain(&mut case.k) {
+        *x = if positive { x.abs() } else { x.max(least) };
+    }
+    Ok(case)
+}
+
+fn harmless(u: &mut Unstructured<'_>, config: Config) -> Result<()> {
+    let case = numbers(u, config)?;
+    let types: Types = *u.choose(&TYPES)?;
+    types(&case);
+    Ok(())
+}
+
+type Types = fn(&Case);
+const TYPES: [Types; 5] = [
+    against_oracle,
+    same_bits::<bf16, bf16, bf16, bf16>,
+    same_bits::<f16, f16, f16, f16>,
+    same_bits::<bf16, f16, f32, f16>,
+    same_bits::<f32, bf16, f16, f32>,
+];
+
+fn against_oracle(case: &Case) {
+    let config = &case.config;
+    let (o, state) = case.whole_and_state();
+    assert!(case.gaps_are_untouched(&o), "forward wrote between the rows of o: {config:?}");
+    if config.precision != Precision::F32 {
+        return;
+    }
+    let (want, want_state) = case.oracle();
+    let (size, state_size) = case.without_cancellation().oracle();
+    let compare = |o: &[f32], state: &[f32]| {
+        let o = gather(config, o);
+        assert!(norm_error_of(&o, &want, &size) <= NORM_ERROR, "{config:?}");
+        assert!(element_error(&o, &want, &size) <= element_bound(config), "{config:?}");
+        // What rounding took comes after the sums.
+        if !config.compensated {
+            assert!(element_error(state, &want_state, &state_size) <= element_bound(config), "{config:?}");
+        }
+    };
+    compare(&o, &state);
+    let (mut o, mut state) = (case.output(), case.zero_state());
+    case.decode(0..config.len, &mut state, &mut o);
+    assert!(case.gaps_are_untouched(&o), "decode wrote between the rows of o: {config:?}");
+    compare(&o, &state);
+}
+
+/// Other types give the bits that f32 gives on the widened rows, rounded once.
+fn same_bits<Q: Number, K: Number, V: Number, O: Number>(case: &Case) {
+    let (q, k, v) = (narrow::<Q>(&case.q), narrow::<K>(&case.k), narrow::<V>(&case.v));
+    let wide = Case { config: case.config, q: widen(&q), k: widen(&k), v: widen(&v) };
+    let (want, want_state) = wide.whole_and_state();
+    let attention = case.attention();
+    let (mut o, mut state) = (narrow::<O>(&case.output()), case.zero_state());
+    let scratch = &mut vec![f32::NAN; attention.scratch_len()];
+    let (q, k, v, last) = (&q[..], &k[..], &v[..], State::Final(&mut state));
+    attention.forward(Forward { q, k, v, state: last, o: &mut o, scratch }).expect("legal arguments");
+    let want = widen(&narrow::<O>(&want));
+    assert_eq!(first_difference(&widen(&o), &want), None, "{:?}", case.config);
+    assert_eq!(first_difference(&state, &want_state), None, "{:?}", case.config);
+}
+
+/// Any bits in every tensor, the state's too.
+fn any_bits(u: &mut Unstructured<'_>, attention: &Attention) -> Result<()> {
+    let config = *attention.config();
+    let mut bits = |len: usize| -> Result<Vec<f32>> {
+        let pattern = [u.arbitrary::<u32>()?, u.arbitrary()?, u.arbitrary()?, u.arbitrary()?];
+        // Four numbers again and again, with a step between the turns.
+        let step = u.int_in_range(0..=3)?;
+        let at = |i: usize| f32::from_bits(pattern[i % 4].wrapping_add((i as u32 / 4) << (8 * step)));
+        Ok((0..len).map(at).collect())
+    };
+    let [q, k, v, _] = reaches(&config);
+    let mut case = Case { config, q: bits(q)?, k: bits(k)?, v: bits(v)? };
+    let mut state = bits(attention.state_len())?;
+    if u.arbitrary()? {
+        state.fill(0.0);
+    }
+    let before = state.clone();
+    let (mut o, scratch) = (case.output(), &mut vec![f32::NAN; attention.scratch_len()]);
+    let Case { q, k, v, .. } = &case;
+    let args = Forward { q, k, v, state: State::Carried(&mut state), o: &mut o, scratch };
+    let done = attention.forward(args);
+    assert!(case.gaps_are_untouched(&o), "forward wrote between the rows of o: {config:?}");
+    if done.is_err() {
+        assert!(untouched(&o, &case.output()) && untouched(&state, &before), "written: {config:?}");
+    } else if config.len > 0 {
+        case.config.len = 1;
+        let scratch = &mut vec![f32::NAN; attention.decode_scratch_len()];
+        let [q, k, v, o] = [&case.q, &case.k, &case.v, &case.output()].map(|x| x.clone());
+        let (state, o) = (&mut state, &mut { o });
+        let args = DecodeStep { q: &q, k: &k, v: &v, state, o, scratch };
+        attention.decode(args).expect("legal arguments");
+        assert!(case.gaps_are_untouched(o), "decode wrote between the rows of o: {config:?}");
+    }
+    Ok(())
+}

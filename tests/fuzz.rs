@@ -1,0 +1,51 @@
+//! The checks that `fuzz/` calls on bytes of its own, on bytes that are the same in every run; and what it has found.
+
+mod checks;
+mod common;
+#[cfg(feature = "files")]
+mod weights;
+
+use chunkwise::{Attention, Config, Forward, Normaliser, State};
+
+/// So many arguments for a check: random bytes of any length up to a few hundred.
+fn on_random_bytes(check: fn(&[u8]), runs: usize) {
+    // xorshift64
+    let mut x = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    for _ in 0..runs {
+        let len = random() % 300;
+        check(&(0..len).map(|_| random() as u8).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn attention() {
+    on_random_bytes(checks::attention, 3000);
+}
+
+#[test]
+fn sequence() {
+    on_random_bytes(checks::sequence, 1500);
+}
+
+#[cfg(feature = "files")]
+#[test]
+fn files() {
+    on_random_bytes(checks::files, 3000);
+}
+
+/// Without tokens there may be more sequences than could be counted in a lifetime: they are not walked through.
+#[test]
+fn no_tokens_of_very_many_sequences() {
+    let attention = Attention::new(Config::new(1 << 50, 0, 1, 1, 1, Normaliser::None));
+    let attention = attention.expect("a legal configuration");
+    let (none, mut o, mut scratch) = ([0.0; 0], [0.0; 0], vec![0.0; attention.scratch_len()]);
+    let (q, k, v) = (&none, &none, &none);
+    let args = Forward { q, k, v, state: State::Zero, o: &mut o, scratch: &mut scratch };
+    attention.forward(args).expect("nothing to compute");
+}
