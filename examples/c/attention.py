@@ -84,4 +84,4 @@ try:
     sys.exit("a wrong shape was accepted")
 except RuntimeError as refused:
     print(f"refused: {refused}")
-sys.exit(error > 2e-6)
+sys.exit(int(not error < 2e-6))

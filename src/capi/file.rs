@@ -214,7 +214,7 @@ pub unsafe extern "C" fn cw_model_open(
         // SAFETY: neither moves nor is freed before the model is.
         let whole: Model<'static> = unsafe { (*owner.file).model(&mut *owner.blocks, isa, threads) }
             .map_err(|error| message.say(&error))?;
-        let handle = Box::into_raw(Box::new(cw_model::new(whole, null_mut())));
+        let handle = Box::into_raw(Box::new(cw_model::new(whole)));
         owner.model = handle;
         let owner = Box::into_raw(owner);
         // SAFETY: both are this function's; `model` was checked above.

@@ -22,7 +22,8 @@ const FLOAT: usize = size_of::<f32>();
 pub struct cw_model {
     mark: u64,
     pub(super) model: Model<'static>,
-    /// What [`super::file`] allocated for it.
+    /// What `file` allocated for it.
+    #[cfg(feature = "files")]
     pub(super) owner: *mut c_void,
 }
 
@@ -30,8 +31,14 @@ pub struct cw_model {
 const MARK: u64 = u64::from_le_bytes(*b"chunkwis");
 
 impl cw_model {
-    pub(super) fn new(model: Model<'static>, owner: *mut c_void) -> Self {
-        Self { mark: MARK, model, owner }
+    /// In the caller's memory.
+    pub(super) fn new(model: Model<'static>) -> Self {
+        Self {
+            mark: MARK,
+            model,
+            #[cfg(feature = "files")]
+            owner: core::ptr::null_mut(),
+        }
     }
 
     /// That a pointer is to a model.
@@ -105,7 +112,7 @@ impl Room {
         let model = Model::new(*config, weights(blocks)?, isa, threads)?;
         let handle = self.at.cast::<cw_model>();
         // SAFETY: likewise, before the blocks.
-        unsafe { handle.write(cw_model::new(model, core::ptr::null_mut())) };
+        unsafe { handle.write(cw_model::new(model)) };
         Ok(handle)
     }
 }
