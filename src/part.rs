@@ -55,7 +55,8 @@ pub(crate) enum Op {
 /// let (low, high) = all.split_at(2);
 /// std::thread::scope(|scope| {
 ///     for part in [low, high] {
-///         scope.spawn(move || part.run(&mut vec![0.0; part.scratch_len()]));
+///         let mut scratch = vec![0.0; part.scratch_len()];
+///         scope.spawn(move || part.run(&mut scratch));
 ///     }
 /// });
 /// assert!(o[1023] > 0.0);

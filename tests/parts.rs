@@ -5,6 +5,11 @@ mod common;
 use chunkwise::{Config, DecodeStep, Error, Forward, Isa, Part, State};
 use common::*;
 
+fn alone(part: Part<'_>) {
+    let mut scratch = vec![SENTINEL; part.scratch_len()];
+    part.run(&mut scratch).unwrap();
+}
+
 /// Cuts all heads at the places given and runs the pieces on threads of their own.
 fn run(all: Part<'_>, cuts: &[usize]) {
     let mut rest = all;
@@ -13,10 +18,10 @@ fn run(all: Part<'_>, cuts: &[usize]) {
         for cut in cuts {
             let (part, after) = rest.split_at(cut - done);
             assert_eq!(part.len(), cut - done);
-            scope.spawn(move || part.run(&mut vec![SENTINEL; part.scratch_len()]).unwrap());
+            scope.spawn(move || alone(part));
             (rest, done) = (after, *cut);
         }
-        rest.run(&mut vec![SENTINEL; rest.scratch_len()]).unwrap();
+        alone(rest);
     });
 }
 
