@@ -1,14 +1,17 @@
 //! Many heads: what to bring, what is checked, and how the work is cut into tasks.
 
+use core::ops::Range;
+
 use crate::chunk::{Prefill, PrefillSizes};
 use crate::decode::{Decode, decode_scratch_len};
-use crate::element::Element;
+use crate::element::{Element, Elements};
 use crate::error::{Error, Result, check_len};
 use crate::feature_map::FeatureMap;
 use crate::isa::{Bf16Dot, Isa, dispatch};
 use crate::parallel;
+use crate::part::{Op, Part, States, Tensors};
 use crate::scratch::{self, align, padded, with_alignment};
-use crate::shape::{Disjoint, Extent, Rows, RowsMut, Strides};
+use crate::shape::{Disjoint, Extent, Outputs, Rows, RowsMut, Strides};
 use crate::state::{Layout, Normaliser};
 use crate::tile::panel_width;
 
@@ -275,7 +278,7 @@ impl Attention {
 
     /// Elements of the state, `B x H` times that of one head.
     pub fn state_len(&self) -> usize {
-        self.config.batch * self.config.heads * self.layout.len()
+        self.rows() * self.layout.len()
     }
 
     /// Elements of scratch that [`Attention::forward`] needs.
@@ -311,43 +314,123 @@ impl Attention {
         &self,
         args: Forward<'_, Q, K, V, O>,
     ) -> Result<()> {
-        let Config { batch, len, heads, key, value, .. } = self.config;
-        let q = Rows::new(args.q.into(), self.extent(key), self.config.q_strides, "q")?;
-        let k = Rows::new(args.k.into(), self.extent(key), self.config.k_strides, "k")?;
-        let v = Rows::new(args.v.into(), self.extent(value), self.config.v_strides, "v")?;
-        let o = RowsMut::new(O::elements_mut(args.o), self.extent(value), self.config.o_strides, "o")?;
+        let tensors = self.tensors(Op::Forward, args.q.into(), args.k.into(), args.v.into(), args.o)?;
         scratch::check(args.scratch, self.scratch_len())?;
-        match &args.state {
-            State::Zero => {}
-            State::Initial(state) => self.check_state(state)?,
-            State::Final(state) => self.check_state_len(state)?,
-            State::InitialFinal(initial, last) => {
-                self.check_state(initial)?;
-                self.check_state_len(last)?;
-            }
-            State::Carried(state) => self.check_state(state)?,
+        let states = self.states(args.state)?;
+        if !self.is_idle(states) {
+            self.forward_checked(&tensors, states, args.scratch);
         }
-        // Without tokens there may be any number of heads, which take no memory but time.
-        if len == 0 && matches!(args.state, State::Zero | State::Initial(_)) {
-            return Ok(());
-        }
+        Ok(())
+    }
 
-        let plan = self.plan;
-        let mut scratch = align(args.scratch);
-        let (mut initial, mut last, mut carried) = (None, None, None);
-        match args.state {
+    /// Without tokens, and nothing to write: there may be any number of heads then, which take no memory but time.
+    pub(crate) fn is_idle(&self, states: States<'_>) -> bool {
+        self.config.len == 0 && states.last.is_none() && states.carried.is_none()
+    }
+
+    /// [`Attention::forward`], checked and not yet run, to be split among the caller's own threads. The scratch in the
+    /// arguments is not used and may be empty: each part brings its own. [`Config::threads`] plays no part.
+    ///
+    /// # Errors
+    /// As for [`Attention::forward`].
+    pub fn forward_part<'a, Q: Element, K: Element, V: Element, O: Element>(
+        &self,
+        args: Forward<'a, Q, K, V, O>,
+    ) -> Result<Part<'a>> {
+        let tensors = self.tensors(Op::Forward, args.q.into(), args.k.into(), args.v.into(), args.o)?;
+        Ok(Part::new(self, Op::Forward, 0..self.rows(), tensors, self.states(args.state)?))
+    }
+
+    /// One token of all heads on the same state: as [`Attention::forward`] with T = 1, in one pass over S.
+    ///
+    /// # Errors
+    /// As for [`Attention::forward`].
+    pub fn decode<Q: Element, K: Element, V: Element, O: Element>(
+        &self,
+        args: DecodeStep<'_, Q, K, V, O>,
+    ) -> Result<()> {
+        let tensors = self.tensors(Op::Decode, args.q.into(), args.k.into(), args.v.into(), args.o)?;
+        scratch::check(args.scratch, self.decode_scratch_len())?;
+        let states = self.states(State::Carried(args.state))?;
+        self.decode_checked(&tensors, states, args.scratch);
+        Ok(())
+    }
+
+    /// [`Attention::decode`], checked and not yet run, as [`Attention::forward_part`].
+    ///
+    /// # Errors
+    /// As for [`Attention::decode`].
+    pub fn decode_part<'a, Q: Element, K: Element, V: Element, O: Element>(
+        &self,
+        args: DecodeStep<'a, Q, K, V, O>,
+    ) -> Result<Part<'a>> {
+        let tensors = self.tensors(Op::Decode, args.q.into(), args.k.into(), args.v.into(), args.o)?;
+        Ok(Part::new(self, Op::Decode, 0..self.rows(), tensors, self.states(State::Carried(args.state))?))
+    }
+
+    /// Checks lengths and strides.
+    pub(crate) fn tensors<'a>(
+        &self,
+        op: Op,
+        q: Elements<'a>,
+        k: Elements<'a>,
+        v: Elements<'a>,
+        o: impl Into<Outputs<'a>>,
+    ) -> Result<Tensors<'a>> {
+        let Config { key, value, .. } = self.config;
+        let extent = |dim| match op {
+            Op::Forward => self.extent(dim),
+            Op::Decode => Extent { len: 1, ..self.extent(dim) },
+        };
+        Ok(Tensors {
+            q: Rows::new(q, extent(key), self.config.q_strides, "q")?,
+            k: Rows::new(k, extent(key), self.config.k_strides, "k")?,
+            v: Rows::new(v, extent(value), self.config.v_strides, "v")?,
+            o: RowsMut::new(o.into(), extent(value), self.config.o_strides, "o")?,
+        })
+    }
+
+    /// Checks the state of all heads.
+    fn states<'a>(&self, state: State<'a>) -> Result<States<'a>> {
+        let rows = 0..self.rows();
+        match &state {
             State::Zero => {}
-            State::Initial(state) => initial = Some(state),
-            State::Final(state) => last = Some(Disjoint::new(state)),
-            State::InitialFinal(from, to) => (initial, last) = (Some(from), Some(Disjoint::new(to))),
-            State::Carried(state) if plan.parts > 1 => {
-                // Tasks that share a head all read its z, and one of them writes it: they read a copy.
-                let (copy, rest) = scratch.split_at_mut(padded(state.len()));
-                copy[..state.len()].copy_from_slice(state);
-                scratch = rest;
-                (initial, last) = (Some(&copy[..state.len()]), Some(Disjoint::new(state)));
+            State::Initial(state) => self.check_state(state, rows)?,
+            State::Final(state) => self.check_state_len(state, rows)?,
+            State::InitialFinal(initial, last) => {
+                self.check_state(initial, rows.clone())?;
+                self.check_state_len(last, rows)?;
             }
-            State::Carried(state) => carried = Some(Disjoint::new(state)),
+            State::Carried(state) => self.check_state(state, rows)?,
+        }
+        let none = States::default();
+        Ok(match state {
+            State::Zero => none,
+            State::Initial(state) => States { initial: Some(state), ..none },
+            State::Final(state) => States { last: Some(Disjoint::new(state)), ..none },
+            State::InitialFinal(from, to) => {
+                States { initial: Some(from), last: Some(Disjoint::new(to)), ..none }
+            }
+            State::Carried(state) => States { carried: Some(Disjoint::new(state)), ..none },
+        })
+    }
+
+    /// All tokens of all heads, once checked.
+    pub(crate) fn forward_checked(&self, tensors: &Tensors<'_>, states: States<'_>, scratch: &mut [f32]) {
+        let Config { batch, heads, value, .. } = self.config;
+        let plan = self.plan;
+        let (mut states, mut scratch) = (states, align(scratch));
+        if let Some(state) = states.carried
+            && plan.parts > 1
+        {
+            // Tasks that share a head all read its z, and one of them writes it: they read a copy.
+            let (copy, rest) = scratch.split_at_mut(padded(self.state_len()));
+            let copy = &mut copy[..self.state_len()];
+            #[allow(unsafe_code, reason = "no task has begun")]
+            // SAFETY: nothing else is alive that was made of it.
+            copy.copy_from_slice(unsafe { state.whole() });
+            scratch = rest;
+            states = States { initial: Some(copy), last: Some(state), carried: None };
         }
         let groups = heads.div_ceil(plan.group);
         let head_len = self.layout.len();
@@ -360,83 +443,108 @@ impl Attention {
                 let (row, part) = (task / plan.parts, task % plan.parts);
                 let (batch, first) = (row / groups, row % groups * plan.group);
                 let group = first..heads.min(first + plan.group);
-                let (at, size) = ((batch * heads + first) * head_len, group.len() * head_len);
-                dispatch(
-                    self.isa,
-                    Prefill {
-                        batch,
-                        heads: group,
-                        columns: part * plan.columns..value.min((part + 1) * plan.columns),
-                        len,
-                        q,
-                        k,
-                        v,
-                        o,
-                        feature_map: self.config.feature_map,
-                        normaliser: self.config.normaliser,
-                        scale: self.config.scale,
-                        dot: self.dot,
-                        layout: self.layout,
-                        initial: initial.map(|state| &state[at..][..size]),
-                        last: last.map(|state| state.cut(at, size)),
-                        carried: carried.map(|state| state.cut(at, size)),
-                        scratch,
-                    },
-                );
+                let states = states.cut((batch * heads + first) * head_len, group.len() * head_len);
+                let columns = part * plan.columns..value.min((part + 1) * plan.columns);
+                self.prefill(tensors, states, batch, group, columns, scratch);
             },
         );
-        Ok(())
     }
 
-    /// One token of all heads on the same state: as [`Attention::forward`] with T = 1, in one pass over S.
-    ///
-    /// # Errors
-    /// As for [`Attention::forward`].
-    pub fn decode<Q: Element, K: Element, V: Element, O: Element>(
+    /// Some heads of one sequence and their states, some columns of V. Tasks that run at once differ in either.
+    pub(crate) fn prefill(
         &self,
-        args: DecodeStep<'_, Q, K, V, O>,
-    ) -> Result<()> {
-        let Config { batch, heads, key, value, .. } = self.config;
-        let extent = |dim| Extent { len: 1, ..self.extent(dim) };
-        let q = Rows::new(args.q.into(), extent(key), self.config.q_strides, "q")?;
-        let k = Rows::new(args.k.into(), extent(key), self.config.k_strides, "k")?;
-        let v = Rows::new(args.v.into(), extent(value), self.config.v_strides, "v")?;
-        let o = RowsMut::new(O::elements_mut(args.o), extent(value), self.config.o_strides, "o")?;
-        scratch::check(args.scratch, self.decode_scratch_len())?;
-        self.check_state(args.state)?;
+        tensors: &Tensors<'_>,
+        states: States<'_>,
+        batch: usize,
+        heads: Range<usize>,
+        columns: Range<usize>,
+        scratch: &mut [f32],
+    ) {
+        let Tensors { q, k, v, o } = *tensors;
+        let States { initial, last, carried } = states;
+        let Config { len, feature_map, normaliser, scale, .. } = self.config;
+        let (dot, layout) = (self.dot, self.layout);
+        dispatch(
+            self.isa,
+            Prefill {
+                batch,
+                heads,
+                columns,
+                len,
+                q,
+                k,
+                v,
+                o,
+                feature_map,
+                normaliser,
+                scale,
+                dot,
+                layout,
+                initial,
+                last,
+                carried,
+                scratch,
+            },
+        );
+    }
 
-        let rows = batch * heads;
-        let state = Disjoint::new(args.state);
+    /// One token of all heads, once checked.
+    pub(crate) fn decode_checked(&self, tensors: &Tensors<'_>, states: States<'_>, scratch: &mut [f32]) {
+        let Config { key, value, .. } = self.config;
+        let (rows, head_len) = (self.rows(), self.layout.len());
         let workers = self.decode_workers();
         // A few tasks for each worker, so that a late one can be helped out.
         let step = if workers == 1 { rows } else { rows.div_ceil(4 * workers) }.max(1);
         let part = padded(decode_scratch_len(self.isa.lanes(), key, value));
-        parallel::for_each(workers, rows.div_ceil(step), align(args.scratch), part, |task, scratch| {
-            dispatch(
-                self.isa,
-                Decode {
-                    rows: task * step..rows.min((task + 1) * step),
-                    heads,
-                    q,
-                    k,
-                    v,
-                    o,
-                    feature_map: self.config.feature_map,
-                    normaliser: self.config.normaliser,
-                    scale: self.config.scale,
-                    layout: self.layout,
-                    state,
-                    scratch,
-                },
-            );
+        parallel::for_each(workers, rows.div_ceil(step), align(scratch), part, |task, scratch| {
+            let rows = task * step..rows.min((task + 1) * step);
+            let states = states.cut(rows.start * head_len, rows.len() * head_len);
+            self.decode_rows(tensors, states, rows, scratch);
         });
-        Ok(())
+    }
+
+    /// One token of some heads, counted over the whole batch, and their states.
+    pub(crate) fn decode_rows(
+        &self,
+        tensors: &Tensors<'_>,
+        states: States<'_>,
+        rows: Range<usize>,
+        scratch: &mut [f32],
+    ) {
+        let Tensors { q, k, v, o } = *tensors;
+        let Config { heads, feature_map, normaliser, scale, .. } = self.config;
+        let layout = self.layout;
+        let Some(state) = states.carried else { return };
+        dispatch(
+            self.isa,
+            Decode { rows, heads, q, k, v, o, feature_map, normaliser, scale, layout, state, scratch },
+        );
+    }
+
+    /// The same attention, planned for one thread.
+    pub(crate) fn on_one_thread(&self) -> Self {
+        let config = Config { threads: 1, ..self.config };
+        Self { config, plan: Plan::new(&config, self.isa.lanes()), ..*self }
+    }
+
+    /// Heads of all sequences.
+    pub(crate) fn rows(&self) -> usize {
+        self.config.batch * self.config.heads
+    }
+
+    /// Neighbouring heads that one task walks together.
+    pub(crate) fn group(&self) -> usize {
+        self.plan.group
+    }
+
+    /// Elements of the state of one head.
+    pub(crate) fn head_state_len(&self) -> usize {
+        self.layout.len()
     }
 
     fn decode_workers(&self) -> usize {
-        let rows = self.config.batch * self.config.heads;
         parallel::workers(
-            self.config.threads.min(rows.max(1)),
+            self.config.threads.min(self.rows().max(1)),
             self.state_len() * size_of::<f32>(),
             GRAIN_BYTES,
         )
@@ -446,12 +554,14 @@ impl Attention {
         Extent { batch: self.config.batch, len: self.config.len, heads: self.config.heads, dim }
     }
 
-    fn check_state_len(&self, state: &[f32]) -> Result<()> {
-        check_len("state", self.state_len(), state.len())
+    fn check_state_len(&self, state: &[f32], rows: Range<usize>) -> Result<()> {
+        check_len("state", rows.len() * self.layout.len(), state.len())
     }
 
-    pub(crate) fn check_state(&self, state: &[f32]) -> Result<()> {
-        self.check_state_len(state)?;
-        self.layout.check(state, self.config.heads, self.config.normaliser)
+    /// Checks the state of some heads.
+    pub(crate) fn check_state(&self, state: &[f32], rows: Range<usize>) -> Result<()> {
+        let first = rows.start;
+        self.check_state_len(state, rows)?;
+        self.layout.check(state, first, self.config.heads, self.config.normaliser)
     }
 }

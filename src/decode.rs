@@ -47,7 +47,7 @@ pub(crate) struct Decode<'a> {
     pub(crate) normaliser: Normaliser,
     pub(crate) scale: f32,
     pub(crate) layout: Layout,
-    /// State of all heads of the batch.
+    /// State of these heads.
     pub(crate) state: Disjoint<'a>,
     pub(crate) scratch: &'a mut [f32],
 }
@@ -72,7 +72,7 @@ impl WithSimd for Decode<'_> {
             #[allow(unsafe_code, reason = "heads are split among tasks")]
             // SAFETY: tasks differ in their rows; this one holds each once, and o either to compute in or to write.
             unsafe {
-                let state = self.state.part(row * self.layout.len(), self.layout.len());
+                let state = self.state.part((row - self.rows.start) * self.layout.len(), self.layout.len());
                 match self.o.row(batch, 0, head, 0, value) {
                     Some(o) => self.head(simd, q, k, v, o, state),
                     None => {

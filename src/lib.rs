@@ -42,6 +42,7 @@
 //!   `CHUNKWISE_ISA` may name the instruction set. Without it the crate is `no_std`, and works on one thread.
 //! - `files`: models from safetensors and JSON files.
 //! - `cli`: the program `chunkwise`.
+//! - `cdylib` (or `capi`): the C ABI of `include/chunkwise.h`; `panic-handler` beside it, without `std`, brings one.
 #![no_std]
 #![warn(unreachable_pub)]
 
@@ -69,11 +70,15 @@ pub mod attention;
 #[doc(hidden)]
 pub mod bench_support;
 mod parallel;
+pub mod part;
 mod scratch;
 // The model, and its files.
 #[cfg(feature = "files")]
 pub mod files;
 pub mod nn;
+// The edge to other languages.
+#[cfg(feature = "cdylib")]
+pub mod capi;
 
 /// The README's examples.
 #[cfg(all(doctest, feature = "files"))]
@@ -85,5 +90,6 @@ pub use element::Element;
 pub use error::{Error, Result};
 pub use feature_map::FeatureMap;
 pub use isa::Isa;
+pub use part::Part;
 pub use shape::Strides;
 pub use state::Normaliser;

@@ -9,7 +9,7 @@ use core::marker::PhantomData;
 use half::{bf16, f16};
 use pulp::Simd;
 
-use crate::element::{Elements, ElementsMut, narrow_bf16};
+use crate::element::{Element, Elements, ElementsMut, narrow_bf16};
 use crate::error::{Error, Result};
 use crate::isa;
 
@@ -171,6 +171,16 @@ impl<'a, T> Disjoint<'a, T> {
         Self { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
+    /// Without a borrow: the C ABI's.
+    ///
+    /// # Safety
+    /// `len` elements there can be written for 'a, and elements of parts that are taken are not reached in another way
+    /// meanwhile.
+    #[cfg(feature = "cdylib")]
+    pub(crate) unsafe fn from_raw(data: *mut T, len: usize) -> Self {
+        Self { data, len, borrow: PhantomData }
+    }
+
     /// Elements `at .. at + len`, still to be taken.
     pub(crate) fn cut(self, at: usize, len: usize) -> Self {
         assert!(at <= self.len && len <= self.len - at, "part out of bounds");
@@ -207,28 +217,44 @@ pub(crate) struct RowsMut<'a> {
     dim: usize,
 }
 
+/// A [`Disjoint`] of one of the types.
 #[derive(Clone, Copy, Debug)]
-enum Outputs<'a> {
+pub(crate) enum Outputs<'a> {
     F32(Disjoint<'a>),
     Bf16(Disjoint<'a, bf16>),
     F16(Disjoint<'a, f16>),
 }
 
+impl<'a, E: Element> From<&'a mut [E]> for Outputs<'a> {
+    fn from(slice: &'a mut [E]) -> Self {
+        match E::elements_mut(slice) {
+            ElementsMut::F32(data) => Outputs::F32(Disjoint::new(data)),
+            ElementsMut::Bf16(data) => Outputs::Bf16(Disjoint::new(data)),
+            ElementsMut::F16(data) => Outputs::F16(Disjoint::new(data)),
+        }
+    }
+}
+
+impl Outputs<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Outputs::F32(data) => data.len,
+            Outputs::Bf16(data) => data.len,
+            Outputs::F16(data) => data.len,
+        }
+    }
+}
+
 impl<'a> RowsMut<'a> {
     pub(crate) fn new(
-        data: ElementsMut<'a>,
+        data: Outputs<'a>,
         extent: Extent,
         strides: Strides,
         what: &'static str,
     ) -> Result<Self> {
         let need = extent.reach(strides, what)?;
-        let (got, data) = match data {
-            ElementsMut::F32(data) => (data.len(), Outputs::F32(Disjoint::new(data))),
-            ElementsMut::Bf16(data) => (data.len(), Outputs::Bf16(Disjoint::new(data))),
-            ElementsMut::F16(data) => (data.len(), Outputs::F16(Disjoint::new(data))),
-        };
-        if got < need {
-            return Err(Error::TooShort { what, need, got });
+        if data.len() < need {
+            return Err(Error::TooShort { what, need, got: data.len() });
         }
         extent.check_disjoint(strides, what)?;
         Ok(Self { data, strides, dim: extent.dim })

@@ -142,17 +142,25 @@ impl Layout {
         if self.per_chunk { head[self.count_at()] as usize } else { 0 }
     }
 
-    /// Checks the counts of tokens: whole numbers below the chunk length, the same for all heads of a sequence
-    /// (sequences of a batch may be at different places).
-    pub(crate) fn check(&self, state: &[f32], heads: usize, normaliser: Normaliser) -> Result<()> {
+    /// Checks the counts of tokens of heads from row `first` of the batch on: whole numbers below the chunk length, the
+    /// same for all heads of a sequence (sequences of a batch may be at different places).
+    pub(crate) fn check(
+        &self,
+        state: &[f32],
+        first: usize,
+        heads: usize,
+        normaliser: Normaliser,
+    ) -> Result<()> {
         let Normaliser::PerChunk { chunk, .. } = normaliser else { return Ok(()) };
-        for sequence in state.chunks(self.len() * heads) {
-            let first = sequence[self.count_at()];
-            let whole = first >= 0.0 && first < chunk as f32 && first as usize as f32 == first;
-            let same = sequence.chunks(self.len()).all(|head| head[self.count_at()] == first);
+        let mut before = None;
+        for (row, head) in state.chunks_exact(self.len()).enumerate() {
+            let count = head[self.count_at()];
+            let whole = count >= 0.0 && count < chunk as f32 && count as usize as f32 == count;
+            let same = (first + row).is_multiple_of(heads) || before.is_none_or(|before| before == count);
             if !(whole && same) {
                 return Err(Error::BadState);
             }
+            before = Some(count);
         }
         Ok(())
     }

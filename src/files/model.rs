@@ -92,6 +92,29 @@ impl<'a> ModelFile<'a> {
         Ok(weights)
     }
 
+    /// Whether all parameters lie in the file's bytes as this machine has numbers: aligned, and in its order of bytes.
+    #[cfg(feature = "cdylib")]
+    pub(crate) fn is_borrowed(&self) -> bool {
+        self.parameters.iter().chain(self.head.iter().flatten()).all(|stored| stored.borrowed().is_some())
+    }
+
+    /// As [`ModelFile::weights`], of a file that [`ModelFile::is_borrowed`]: from its bytes alone.
+    #[cfg(feature = "cdylib")]
+    pub(crate) fn borrowed_weights<'w>(&self, blocks: &'w mut [BlockWeights<'w>]) -> Result<Weights<'w>>
+    where
+        'a: 'w,
+    {
+        let mut parameters = self.parameters.iter();
+        let mut weights = Weights::collect(&self.config, blocks, |parameter| {
+            let missing =
+                || Error::Missing { tensor: parameter.to_string(), want: parameter.dims().to_vec() };
+            parameters.next().and_then(Stored::borrowed).ok_or_else(missing)
+        })?;
+        let head = self.head.as_ref().and_then(|[kernel, bias]| kernel.borrowed().zip(bias.borrowed()));
+        weights.head = head.map(|(kernel, bias)| Linear::new(kernel, bias));
+        Ok(weights)
+    }
+
     /// The model, ready to run; `isa` and `threads` as in [`Model::new`], `blocks` as in [`ModelFile::weights`].
     ///
     /// # Errors

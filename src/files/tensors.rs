@@ -126,7 +126,18 @@ pub(super) enum Stored<'a> {
     F16(Cow<'a, [f16]>),
 }
 
-impl Stored<'_> {
+impl<'a> Stored<'a> {
+    /// As they lie in the file, if they are not a copy.
+    #[cfg(feature = "cdylib")]
+    pub(super) fn borrowed(&self) -> Option<Elements<'a>> {
+        match *self {
+            Stored::F32(Cow::Borrowed(data)) => Some(data.into()),
+            Stored::Bf16(Cow::Borrowed(data)) => Some(data.into()),
+            Stored::F16(Cow::Borrowed(data)) => Some(data.into()),
+            _ => None,
+        }
+    }
+
     pub(super) fn elements(&self) -> Elements<'_> {
         match self {
             Stored::F32(data) => (&data[..]).into(),

@@ -1,0 +1,74 @@
+/* A stream, one token at a time, and a snapshot: tokens are tried, taken back and tried again. */
+#include <chunkwise.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { H = 4, K = 32, V = 32 };
+
+static float q[H * K], k[H * K], v[H * V], o[H * V];
+
+static void check(const char *what, cw_status status) {
+    if (status == CW_OK) return;
+    fprintf(stderr, "%s: %s\n", what, cw_status_string(status));
+    exit(1);
+}
+
+/* A token's rows: anything, but always the same ones. */
+static void rows_of(int token) {
+    for (int i = 0; i < H * K; i++) {
+        q[i] = (float)((token * 31 + i * 7) % 23) / 11 - 1;
+        k[i] = (float)((token * 17 + i * 5) % 19) / 9 - 1;
+        v[i % (H * V)] = (float)((token * 13 + i * 3) % 29) / 14 - 1;
+    }
+}
+
+int main(void) {
+    cw_attention attention = CW_ATTENTION(CW_PER_CHUNK, 1e-8f, 64);
+    cw_call call = CW_CALL;
+    cw_sizes sizes = CW_SIZES;
+    float first[H * V];
+
+    call.q = cw_bthd(q, CW_F32, 1, 1, H, K);
+    call.k = cw_bthd(k, CW_F32, 1, 1, H, K);
+    call.v = cw_bthd(v, CW_F32, 1, 1, H, V);
+    call.o = cw_bthd(o, CW_F32, 1, 1, H, V);
+    check("sizes", cw_attention_sizes(&attention, &call, &sizes));
+    float *state = malloc((size_t)sizes.state_bytes), *snapshot = malloc((size_t)sizes.state_bytes);
+    void *scratch = malloc((size_t)sizes.decode_scratch_bytes);
+    if (!state || !snapshot || !scratch) return 1;
+    check("state", cw_state_init(state, sizes.state_bytes));
+    call.state_in = call.state_out = state;
+    call.state_bytes = sizes.state_bytes;
+    call.scratch = scratch;
+    call.scratch_bytes = sizes.decode_scratch_bytes;
+
+    for (int token = 0; token < 1000; token++) {
+        rows_of(token);
+        check("decode", cw_decode(&attention, &call));
+    }
+
+    /* Five tokens are guessed; the guess is refused; five others come. Then the guess again, from the same place. */
+    memcpy(snapshot, state, (size_t)sizes.state_bytes);
+    for (int token = 1000; token < 1005; token++) {
+        rows_of(token);
+        check("decode", cw_decode(&attention, &call));
+    }
+    memcpy(first, o, sizeof first);
+    memcpy(state, snapshot, (size_t)sizes.state_bytes);
+    for (int token = 2000; token < 2005; token++) {
+        rows_of(token);
+        check("decode", cw_decode(&attention, &call));
+    }
+    int moved = memcmp(first, o, sizeof first) != 0;
+    memcpy(state, snapshot, (size_t)sizes.state_bytes);
+    for (int token = 1000; token < 1005; token++) {
+        rows_of(token);
+        check("decode", cw_decode(&attention, &call));
+    }
+    int same = memcmp(first, o, sizeof first) == 0;
+    printf("1005 tokens, %d bytes of state: after the snapshot came back the output is %s\n", (int)sizes.state_bytes,
+           same && moved ? "the same" : "DIFFERENT");
+    free(state), free(snapshot), free(scratch);
+    return !(same && moved);
+}

@@ -1,0 +1,348 @@
+/* chunkwise: chunked causal linear attention on CPUs. C99 and C++11.
+ *
+ *     S_t = S_{t-1} + phi(k_t) v_t^T        [K, V]   state
+ *     z_t = z_{t-1} + phi(k_t)              [K]      normaliser state
+ *     o_t = scale phi(q_t)^T S_t / norm_t   [V]      norm_t = 1, or phi(q_t) . z_t + eps
+ *
+ * Letters: B batch (sequences), T tokens, H heads, K elements of a row of q and k, V elements of a row of v and o.
+ *
+ * Units. Dimensions and strides are in elements, memory is in bytes, and every name ends in what it counts.
+ *
+ * Errors. A function returns CW_OK or what was wrong; then it has written nothing, except for CW_PANIC, which is a bug.
+ * Every pointer is asked whether it is null, aligned, inside the address space, and apart from what is written. What no
+ * library can ask is the caller's promise: that the memory is there, and is not written by others during a call.
+ *
+ * Overlap. From its first element to its last (gaps between rows included) what a call writes (o, state_out, scratch)
+ * overlaps neither what it reads nor the rest of what it writes; only state_in and state_out may be one and the same.
+ *
+ * Threads. There is no global state but what is detected of the CPU, once. Every function may be called by any number of
+ * threads at once, as long as none writes memory that another one uses.
+ *
+ * Memory. The caller brings it; a call that allocates says so. After a call the library keeps no pointer, but for models,
+ * which say how long their memory is borrowed.
+ *
+ * Growth. Structures begin with their size and the ABI version, which the macros that begin with a capital letter fill in
+ * together with the defaults. Fields are only ever added at the end. Fields called reserved are 0.
+ */
+#ifndef CHUNKWISE_H
+#define CHUNKWISE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CW_ABI_VERSION 1
+#define CW_HEAD(type) (uint32_t)sizeof(type), CW_ABI_VERSION
+
+/* ---- Status ---- */
+
+typedef int32_t cw_status;
+
+enum {
+    CW_OK = 0,
+    CW_NULL = 1,         /* a pointer is null that must not be */
+    CW_MISALIGNED = 2,   /* a pointer is not aligned to its type */
+    CW_OVERLAP = 3,      /* what is written overlaps something else, or itself by its strides */
+    CW_TOO_SMALL = 4,    /* fewer bytes were given than are needed */
+    CW_OVERFLOW = 5,     /* sizes or strides reach beyond the address space */
+    CW_ZERO = 6,         /* a size is zero that must be at least one */
+    CW_RANGE = 7,        /* a number is not finite, negative, or out of its range */
+    CW_UNKNOWN = 8,      /* a choice has a value that is none of its constants, a reserved field is not 0 */
+    CW_SIZE = 9,         /* a structure's size is not the one that this library knows */
+    CW_ABI = 10,         /* a structure was filled by a header of another ABI version */
+    CW_SHAPE = 11,       /* the dimensions or strides of tensors do not fit together */
+    CW_STATE = 12,       /* the state was not made by this configuration */
+    CW_UNAVAILABLE = 13, /* this machine, or this build, does not have what was asked for */
+    CW_PARAMETER = 14,   /* a parameter of the model is missing, misshapen or has no place */
+    CW_FILE = 15,        /* the bytes are not a safetensors file, or not all of one */
+    CW_OPTION = 16,      /* an option of the model is needed and not given, or makes no sense */
+    CW_IO = 17,          /* the file can not be read */
+    CW_MODEL = 18,       /* the pointer is not to a model, or not to one that can be closed */
+    CW_PANIC = 19        /* a bug of the library: outputs and states are not to be used */
+};
+
+/* A sentence for each, never null, never freed. */
+const char *cw_status_string(cw_status status);
+
+/* The library's version, as "0.1.0"; never freed. */
+const char *cw_version(void);
+
+/* The ABI version that the library was built with: compare it with CW_ABI_VERSION before anything else. */
+uint32_t cw_abi_version(void);
+
+/* ---- Instruction sets ---- */
+
+enum {
+    CW_ISA_DEFAULT = 0, /* the best there is; in builds with std, what the environment variable CHUNKWISE_ISA names */
+    CW_ISA_SCALAR = 1,
+    CW_ISA_SIMD128 = 2,
+    CW_ISA_NEON = 3,
+    CW_ISA_AVX2 = 4,
+    CW_ISA_AVX512 = 5
+};
+
+/* The sets that this machine has: bit 1 << CW_ISA_AVX2 and so on. */
+uint32_t cw_isas(void);
+
+/* Which set CW_ISA_DEFAULT is. CW_UNAVAILABLE: CHUNKWISE_ISA names one that is not to be had. */
+cw_status cw_isa_default(uint32_t *isa);
+
+/* "avx2" for CW_ISA_AVX2; null for a number that is no set. */
+const char *cw_isa_name(uint32_t isa);
+
+/* ---- Tensors ---- */
+
+enum { CW_F32 = 1, CW_BF16 = 2, CW_F16 = 3 };
+
+typedef struct cw_tensor {
+    void *data;          /* the first element; tensors that are inputs are only read */
+    uint32_t dtype;      /* CW_F32, CW_BF16, CW_F16; each tensor of a call may have its own */
+    uint32_t rank;       /* how many of the dims there are */
+    uint64_t dims[4];    /* outermost first */
+    uint64_t strides[4]; /* elements from one to the next along each; 1 for the innermost */
+} cw_tensor;
+
+/* A contiguous [B, T, H, D]. For other layouts set the strides afterwards. */
+static inline cw_tensor cw_bthd(const void *data, uint32_t dtype, uint64_t batch, uint64_t len, uint64_t heads,
+                                uint64_t dim) {
+    cw_tensor tensor = {(void *)data, dtype, 4, {0, 0, 0, 0}, {0, 0, 0, 1}};
+    tensor.dims[0] = batch;
+    tensor.dims[1] = len;
+    tensor.dims[2] = heads;
+    tensor.dims[3] = dim;
+    tensor.strides[2] = dim;
+    tensor.strides[1] = heads * dim;
+    tensor.strides[0] = len * heads * dim;
+    return tensor;
+}
+
+/* ---- Attention ---- */
+
+enum { CW_ELU = 1, CW_RELU = 2, CW_IDENTITY = 3 };
+enum { CW_NONE = 1, CW_GLOBAL = 2, CW_PER_CHUNK = 3 };
+enum { CW_PRODUCTS_F32 = 1, CW_PRODUCTS_BF16 = 2 };
+
+/* What to compute. */
+typedef struct cw_attention {
+    uint32_t size, abi;
+    uint32_t feature_map;  /* phi. CW_ELU: x > 0 ? 1 + x : 1 + (exp(x) - 1); CW_RELU: max(x, 0) + feature_eps; CW_IDENTITY */
+    uint32_t normaliser;   /* CW_NONE: by 1; CW_GLOBAL: by phi(q_t) . z_t + eps; CW_PER_CHUNK: in a chunk and before it apart */
+    float feature_eps;     /* of CW_RELU */
+    float normaliser_eps;  /* of CW_GLOBAL and CW_PER_CHUNK */
+    uint64_t chunk;        /* tokens in a chunk of CW_PER_CHUNK, 1 to 2^24: part of the model, no matter of speed */
+    float scale;           /* multiplies the outputs */
+    uint32_t compensated;  /* 1: keeps what rounding takes from the state, for streams of very many tokens */
+    uint32_t products;     /* CW_PRODUCTS_BF16: by dot products of bf16, if the machine has them; else CW_UNAVAILABLE */
+    uint32_t isa;          /* CW_ISA_DEFAULT or one of cw_isas() */
+    uint32_t threads;      /* at most, at least 1; in builds without std it is always 1. The bits do not depend on it */
+    uint32_t reserved;
+} cw_attention;
+
+/* Elu, scale 1, products in f32, the default instruction set, one thread. */
+#define CW_ATTENTION(normaliser, eps, chunk) \
+    {CW_HEAD(cw_attention), CW_ELU, normaliser, 1e-6f, eps, chunk, 1.0f, 0, CW_PRODUCTS_F32, CW_ISA_DEFAULT, 1, 0}
+
+/* On what. Where there are no elements (B or T is 0), and for the pure queries, pointers may be null.
+ *
+ * State: f32, contiguous [B, H, state of one head], cw_sizes.state_bytes of it. All zeros is the state before the first
+ * token. A copy by memcpy is a snapshot, and copying it back rewinds: so one speculates and takes it back. */
+typedef struct cw_call {
+    uint32_t size, abi;
+    cw_tensor q;            /* [B, T, H, K] */
+    cw_tensor k;            /* [B, T, H, K] */
+    cw_tensor v;            /* [B, T, H, V] */
+    cw_tensor o;            /* [B, T, H, V], written; strides must keep its rows apart */
+    const float *state_in;  /* the state before; null: zeros */
+    float *state_out;       /* where the state after goes; null: dropped; may be state_in: it is replaced */
+    uint64_t state_bytes;   /* in each of them, at least cw_sizes.state_bytes */
+    void *scratch;          /* of any content, before and after */
+    uint64_t scratch_bytes; /* at least cw_sizes' */
+} cw_call;
+
+/* Zeros, to be filled. */
+#define CW_CALL {CW_HEAD(cw_call), CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, 0, 0, 0, 0, 0}
+#define CW_NO_TENSOR {0, 0, 0, {0, 0, 0, 0}, {0, 0, 0, 0}}
+
+typedef struct cw_sizes {
+    uint32_t size, abi;
+    uint64_t state_bytes;           /* of the whole batch */
+    uint64_t state_align;           /* bytes */
+    uint64_t forward_scratch_bytes; /* of cw_forward; of cw_forward_range where threads is 1 */
+    uint64_t decode_scratch_bytes;  /* of cw_decode and cw_decode_range, likewise */
+    uint64_t scratch_align;         /* bytes */
+} cw_sizes;
+
+#define CW_SIZES {CW_HEAD(cw_sizes), 0, 0, 0, 0, 0}
+
+/* What to bring. Of the call it looks at types, dimensions and strides only: it may be asked before there is memory. */
+cw_status cw_attention_sizes(const cw_attention *attention, const cw_call *call, cw_sizes *sizes);
+
+/* Sets a state to zeros, as memset does. CW_RANGE: bytes that are no multiple of 4. */
+cw_status cw_state_init(float *state, uint64_t bytes);
+
+/* All tokens of all heads, in the chunked form; on `threads` threads, the caller's among them, where the work is worth it
+ * (which starts a pool of threads for the process the first time, and allocates). */
+cw_status cw_forward(const cw_attention *attention, const cw_call *call);
+
+/* One token of all heads, T = 1, by the recurrence: faster than cw_forward there, on the same state. state_in must be
+ * state_out and hold a state. */
+cw_status cw_decode(const cw_attention *attention, const cw_call *call);
+
+/* The same for `count` heads of all sequences counted through, b H + h, from `first` on, on the calling thread, whatever
+ * `threads` is: for a pool of threads of the caller's own. Tensors and states are those of the whole call, scratch is each
+ * thread's own. Ranges that do not share a head may run at once, and the bits are those of the whole call. */
+cw_status cw_forward_range(const cw_attention *attention, const cw_call *call, uint64_t first, uint64_t count);
+cw_status cw_decode_range(const cw_attention *attention, const cw_call *call, uint64_t first, uint64_t count);
+
+/* Sizes at compile time, for static arrays. The state's is exact (for a compensated one see cw_attention_sizes), the others
+ * are upper bounds for any normaliser, layout and instruction set, on one thread. */
+#define CW_STATE_BYTES(batch, heads, key, value, normaliser)                                                    \
+    (4 * (uint64_t)(batch) * (heads) *                                                                          \
+     ((normaliser) == CW_NONE     ? (uint64_t)(key) * (value)                                                   \
+      : (normaliser) == CW_GLOBAL ? ((uint64_t)(value) + 1) * (key)                                             \
+                                  : 2 * ((uint64_t)(value) + 1) * (key) + 1))
+#define CW_FORWARD_SCRATCH_BYTES_MAX(heads, key, value)                                                         \
+    (4 * (64 * CW_UP(key) + 1295 +                                                                              \
+          (uint64_t)(heads) * (3 * CW_UP(key) * (CW_UP(value) + 1) + 16 * CW_UP(value))))
+#define CW_DECODE_SCRATCH_BYTES_MAX(key, value) (4 * (2 * (CW_UP(key) + CW_UP(value)) + 15))
+#define CW_UP(n) (((uint64_t)(n) + 15) / 16 * 16)
+
+/* ---- Models: Edifice's FlashLinearAttention, at inference ---- */
+
+enum { CW_LAST_TIMESTEP = 1, CW_ALL = 2, CW_MEAN = 3 };
+
+/* The options, with the reference's names. */
+typedef struct cw_model_config {
+    uint32_t size, abi;
+    uint64_t embed_dim;       /* elements of an input row */
+    uint64_t hidden_size;     /* elements of an output row */
+    uint64_t num_heads;
+    uint64_t num_layers;
+    uint64_t chunk_size;      /* tokens in a chunk, at most seq_len */
+    uint64_t seq_len;         /* tokens the model was built for; it runs on any number */
+    uint32_t feature_map;     /* CW_ELU, CW_RELU, CW_IDENTITY */
+    float feature_eps;        /* of CW_RELU */
+    uint32_t output_mode;     /* CW_LAST_TIMESTEP, CW_ALL, CW_MEAN */
+    uint32_t final_norm;      /* 1: there is one */
+    float layer_norm_eps;
+    uint32_t layer_norm_clip; /* 1: as Axon 0.8.0 normed, for models that ran on it */
+} cw_model_config;
+
+/* The reference's defaults: hidden 256, 4 heads, 4 layers, chunks of 64, Elu, the last time step, a final norm. */
+#define CW_MODEL_CONFIG(embed_dim) \
+    {CW_HEAD(cw_model_config), embed_dim, 256, 4, 4, 64, 64, CW_ELU, 1e-6f, CW_LAST_TIMESTEP, 1, 1e-5f, 0}
+
+/* A model, at the beginning of the memory it was made in. It is never changed: any number of threads may use it at once,
+ * each with a call of its own. It must not be moved or copied. */
+typedef struct cw_model cw_model;
+
+/* Memory for a model, in bytes, and its alignment, in bytes: its parameters are not in it. */
+cw_status cw_model_memory(const cw_model_config *config, uint64_t *bytes, uint64_t *align);
+
+/* A parameter by the reference's name, ended by a zero: "fla_block_1_attn_qkv.kernel". */
+typedef struct cw_parameter {
+    const char *name;
+    cw_tensor tensor; /* contiguous; kernels have rank 2, [in, out], all others rank 1 */
+} cw_parameter;
+
+/* Makes a model of a table of parameters, in any order, without allocating.
+ *
+ * Parameters are fla_block_N_attn_norm, _attn_qkv, _attn_out, _ffn_norm, _ffn_up and _ffn_down for each layer N from 1 on,
+ * input_projection where embed_dim is not hidden_size, final_norm where there is one, and head, which is optional. Norms
+ * have .gamma and .beta, all others .kernel and .bias.
+ *
+ * Borrowed until the model is used for the last time: memory, and the data of the tensors (which may be in flash). Not
+ * borrowed: config, the table and the names. There is nothing to free. Where parameters do not fit nothing is written.
+ *
+ * isa: CW_ISA_DEFAULT or another; threads: at most, at least 1. CW_PARAMETER: one is missing, misshapen, double or has no
+ * place. CW_SHAPE: one is not contiguous. */
+cw_status cw_model_init(const cw_model_config *config, const cw_parameter *parameters, uint64_t count, uint32_t isa,
+                        uint32_t threads, void *memory, uint64_t memory_bytes, const cw_model **model);
+
+/* What a model takes and gives, for B = batch and T = len. */
+typedef struct cw_model_sizes {
+    uint32_t size, abi;
+    uint64_t embed_dim;             /* elements of a row of the input */
+    uint64_t hidden_size;           /* elements of a row of the output */
+    uint64_t head_size;             /* elements of a row of logits; 0: there is no head */
+    uint64_t output_bytes;          /* of cw_model_forward */
+    uint64_t state_bytes;           /* of cw_model_step */
+    uint64_t forward_scratch_bytes;
+    uint64_t step_scratch_bytes;
+    uint64_t head_scratch_bytes;    /* of cw_model_head, on all rows of that output */
+    uint64_t align;                 /* bytes, of state and scratch */
+} cw_model_sizes;
+
+#define CW_MODEL_SIZES {CW_HEAD(cw_model_sizes), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+cw_status cw_model_sizes_of(const cw_model *model, uint64_t batch, uint64_t len, cw_model_sizes *sizes);
+
+/* On what a model runs: all f32, contiguous, row by row. Sizes are at least what is needed. */
+typedef struct cw_model_call {
+    uint32_t size, abi;
+    uint64_t batch, len;
+    const float *input; /* [B, T, embed_dim] */
+    uint64_t input_bytes;
+    float *output;
+    uint64_t output_bytes;
+    float *state;       /* of cw_model_step: zeros before the first; a memcpy of it is a snapshot */
+    uint64_t state_bytes;
+    void *scratch;      /* of any content, before and after */
+    uint64_t scratch_bytes;
+} cw_model_call;
+
+#define CW_MODEL_CALL {CW_HEAD(cw_model_call), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+/* All tokens at once: output [B, hidden_size], or [B, T, hidden_size] for CW_ALL. state is not used. CW_ZERO: T is 0 where
+ * the output is one row. */
+cw_status cw_model_forward(const cw_model *model, const cw_model_call *call);
+
+/* The next time step of each sequence, len 1: input [B, embed_dim], output [B, hidden_size], which is what cw_model_forward
+ * returns for the sequence so far (for CW_ALL: its last row). state is read and replaced. CW_STATE: it is not of this
+ * model. */
+cw_status cw_model_step(const cw_model *model, const cw_model_call *call);
+
+/* The head on batch len rows of an output: input [B, T, hidden_size], output [B, T, head_size]. CW_PARAMETER: there is no
+ * head. */
+cw_status cw_model_head(const cw_model *model, const cw_model_call *call);
+
+/* ---- Models from files: in builds with the feature `files` ---- */
+
+typedef struct cw_model_file {
+    uint32_t size, abi;
+    const void *bytes;      /* a whole safetensors file */
+    uint64_t bytes_len;
+    const char *json;       /* options as JSON, which come before those in the file; may be null */
+    uint64_t json_len;
+    uint32_t isa;           /* as for cw_model_init */
+    uint32_t threads;       /* likewise */
+    char *message;          /* where an error of the file is explained, cut to fit and ended by a zero; may be null */
+    uint64_t message_bytes; /* room there */
+} cw_model_file;
+
+#define CW_MODEL_FILE {CW_HEAD(cw_model_file), 0, 0, 0, 0, CW_ISA_DEFAULT, 1, 0, 0}
+
+/* Parsing a header allocates, and frees again before these return. Beside the codes of cw_model_init there are CW_FILE,
+ * CW_OPTION and, with a path, CW_IO; then the message, and nothing else, is written. */
+
+/* The configuration that a file and the options beside it make: for cw_model_memory. */
+cw_status cw_model_file_config(const cw_model_file *file, cw_model_config *config);
+
+/* Makes a model of a file in memory. Borrowed until the model is used for the last time: memory and bytes. Not borrowed: the
+ * rest. CW_MISALIGNED: a parameter is not aligned to its type (align the bytes to 8), or this machine is big-endian. */
+cw_status cw_model_load(const cw_model_file *file, void *memory, uint64_t memory_bytes, const cw_model **model);
+
+/* The one call that allocates what stays: reads the file at path (ended by a zero, UTF-8) and makes a model of it, whatever
+ * its alignment. bytes must be null. Nothing is borrowed. */
+cw_status cw_model_open(const char *path, const cw_model_file *file, const cw_model **model);
+
+/* Frees a model of cw_model_open, once no thread uses it any more; null is fine. CW_MODEL: of another function. */
+cw_status cw_model_close(const cw_model *model);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,146 @@
+//! The C ABI. `include/chunkwise.h` is its documentation: what is said there of each function is not said again here.
+//!
+//! Pointers become slices in this module and nowhere else, after everything that can be asked of a pointer was asked:
+//! null, aligned, as long as its shape, apart from what is written. Arguments are copied before anything is written.
+//!
+//! `cargo rustc --release --features cdylib --crate-type cdylib` builds the shared library, `staticlib` the static one.
+#![allow(unsafe_code, reason = "pointers of C")]
+#![allow(non_camel_case_types, reason = "types are called what the header calls them")]
+#![allow(clippy::missing_safety_doc, reason = "the header says what callers owe")]
+
+pub mod args;
+pub mod attention;
+#[cfg(feature = "files")]
+pub mod file;
+pub mod model;
+#[cfg(all(feature = "panic-handler", not(feature = "std"), not(test)))]
+mod panic;
+mod span;
+pub mod status;
+
+use core::ffi::{CStr, c_char};
+
+use args::copy;
+use status::*;
+
+use crate::isa::{Isa, NAMES};
+
+/// Grows with the first change that a program compiled before it would notice.
+pub const CW_ABI_VERSION: u32 = 1;
+
+pub(crate) type Result<T> = core::result::Result<T, Status>;
+
+/// A size or a stride of C.
+fn size(value: u64) -> Result<usize> {
+    value.try_into().map_err(|_| Status(CW_OVERFLOW))
+}
+
+/// Runs what a function does. A panic, of which none is known, ends here.
+fn guard(body: impl FnOnce() -> Result<()>) -> i32 {
+    #[cfg(feature = "std")]
+    let result =
+        std::panic::catch_unwind(core::panic::AssertUnwindSafe(body)).unwrap_or(Err(Status(CW_PANIC)));
+    #[cfg(not(feature = "std"))]
+    let result = body();
+    match result {
+        Ok(()) => CW_OK,
+        Err(Status(code)) => code,
+    }
+}
+
+/// The library's version.
+#[unsafe(no_mangle)]
+pub extern "C" fn cw_version() -> *const c_char {
+    const VERSION: &CStr =
+        match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+            Ok(version) => version,
+            Err(_) => c"",
+        };
+    VERSION.as_ptr()
+}
+
+/// [`CW_ABI_VERSION`], of the library and not of the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn cw_abi_version() -> u32 {
+    CW_ABI_VERSION
+}
+
+/// Instruction sets by number; 0 is the default.
+const ISAS: [(u32, &CStr); 5] = [
+    (CW_ISA_SCALAR, c"scalar"),
+    (CW_ISA_SIMD128, c"simd128"),
+    (CW_ISA_NEON, c"neon"),
+    (CW_ISA_AVX2, c"avx2"),
+    (CW_ISA_AVX512, c"avx512"),
+];
+
+// A set that is added there must be added here, and to the header.
+const _: () = assert!(ISAS.len() == NAMES.len());
+
+/// What this machine has, a bit for each.
+#[unsafe(no_mangle)]
+pub extern "C" fn cw_isas() -> u32 {
+    Isa::available().fold(0, |bits, isa| bits | 1 << isa_number(isa))
+}
+
+/// Which set the default is.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_isa_default(isa: *mut u32) -> i32 {
+    guard(|| {
+        span::of(isa, 1)?;
+        let chosen = Isa::choose()?;
+        // SAFETY: not null and aligned, just checked; the caller promises that it can be written.
+        unsafe { isa.write(isa_number(chosen)) };
+        Ok(())
+    })
+}
+
+/// A set's name, null for a number that is none.
+#[unsafe(no_mangle)]
+pub extern "C" fn cw_isa_name(isa: u32) -> *const c_char {
+    ISAS.iter().find(|(number, _)| *number == isa).map_or(core::ptr::null(), |(_, name)| name.as_ptr())
+}
+
+fn isa_number(isa: Isa) -> u32 {
+    let is = |(_, name): &&(u32, &CStr)| name.to_bytes() == isa.name().as_bytes();
+    ISAS.iter().find(is).map_or(CW_ISA_DEFAULT, |(number, _)| *number)
+}
+
+/// A choice of C: `None` for the default.
+fn isa(number: u32) -> Result<Option<Isa>> {
+    if number == CW_ISA_DEFAULT {
+        return Ok(None);
+    }
+    let (_, name) = ISAS.iter().find(|(known, _)| *known == number).ok_or(Status(CW_UNKNOWN))?;
+    Ok(Some(Isa::from_name(name.to_str().unwrap_or_default())?))
+}
+
+/// All zeros, which is the state before the first token.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_state_init(state: *mut f32, bytes: u64) -> i32 {
+    guard(|| {
+        let floats = size(bytes)? / size_of::<f32>();
+        if !bytes.is_multiple_of(4) {
+            return Err(Status(CW_RANGE));
+        }
+        span::of(state, floats)?;
+        if floats > 0 {
+            // SAFETY: not null, aligned and inside the address space, just checked; the caller promises that it can be
+            // written.
+            unsafe { state.write_bytes(0, floats) };
+        }
+        Ok(())
+    })
+}
+
+/// Writes a result structure, whose head was checked.
+unsafe fn fill<T: args::Headed>(to: *mut T, value: T) {
+    // SAFETY: the caller's promise.
+    unsafe { to.write(value) };
+}
+
+/// The arguments of a call, each structure checked and copied.
+unsafe fn arguments<A: args::Headed, B: args::Headed>(a: *const A, b: *const B) -> Result<(A, B)> {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { Ok((copy(a)?, copy(b)?)) }
+}

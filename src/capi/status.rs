@@ -1,0 +1,102 @@
+//! Numbers that C and Rust must agree on: status codes with their sentences, and the values of choices.
+
+use core::ffi::{CStr, c_char};
+
+use crate::error::Error;
+
+/// A code other than [`CW_OK`], on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status(pub i32);
+
+macro_rules! statuses {
+    ($($name:ident = $code:literal, $text:literal;)*) => {
+        $(#[doc = concat!("`", $text, "`")] pub const $name: i32 = $code;)*
+
+        /// All codes, by name.
+        pub const STATUSES: &[(&str, i32)] = &[$((stringify!($name), $name)),*];
+
+        fn text(status: i32) -> Option<&'static CStr> {
+            match status {
+                $($name => CStr::from_bytes_with_nul(concat!($text, "\0").as_bytes()).ok(),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+statuses! {
+    CW_OK = 0, "done";
+    CW_NULL = 1, "a pointer is null that must not be";
+    CW_MISALIGNED = 2, "a pointer is not aligned to its type";
+    CW_OVERLAP = 3, "what is written overlaps something else, or itself by its strides";
+    CW_TOO_SMALL = 4, "fewer bytes were given than are needed";
+    CW_OVERFLOW = 5, "sizes or strides reach beyond the address space";
+    CW_ZERO = 6, "a size is zero that must be at least one";
+    CW_RANGE = 7, "a number is not finite, negative, or out of its range";
+    CW_UNKNOWN = 8, "a choice has a value that is none of its constants";
+    CW_SIZE = 9, "a structure's size is not the one that this library knows";
+    CW_ABI = 10, "a structure was filled by a header of another ABI version";
+    CW_SHAPE = 11, "the dimensions or strides of tensors do not fit together";
+    CW_STATE = 12, "the state was not made by this configuration";
+    CW_UNAVAILABLE = 13, "this machine, or this build, does not have what was asked for";
+    CW_PARAMETER = 14, "a parameter of the model is missing, misshapen or has no place";
+    CW_FILE = 15, "the bytes are not a safetensors file, or not all of one";
+    CW_OPTION = 16, "an option of the model is needed and not given, or makes no sense";
+    CW_IO = 17, "the file can not be read";
+    CW_MODEL = 18, "the pointer is not to a model, or not to one that can be closed";
+    CW_PANIC = 19, "a bug of the library: outputs and states are not to be used";
+}
+
+macro_rules! choices {
+    ($($name:ident = $value:literal;)*) => {
+        $(#[allow(missing_docs, reason = "documented in the header")] pub const $name: u32 = $value;)*
+
+        /// All of them, by name.
+        pub const CHOICES: &[(&str, u32)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+// Where something must be chosen 0 is nothing: a field that was forgotten is found.
+choices! {
+    CW_F32 = 1;
+    CW_BF16 = 2;
+    CW_F16 = 3;
+    CW_ELU = 1;
+    CW_RELU = 2;
+    CW_IDENTITY = 3;
+    CW_NONE = 1;
+    CW_GLOBAL = 2;
+    CW_PER_CHUNK = 3;
+    CW_PRODUCTS_F32 = 1;
+    CW_PRODUCTS_BF16 = 2;
+    CW_LAST_TIMESTEP = 1;
+    CW_ALL = 2;
+    CW_MEAN = 3;
+    CW_ISA_DEFAULT = 0;
+    CW_ISA_SCALAR = 1;
+    CW_ISA_SIMD128 = 2;
+    CW_ISA_NEON = 3;
+    CW_ISA_AVX2 = 4;
+    CW_ISA_AVX512 = 5;
+}
+
+/// A sentence for each code.
+#[unsafe(no_mangle)]
+pub extern "C" fn cw_status_string(status: i32) -> *const c_char {
+    text(status).unwrap_or(c"not a status of this library").as_ptr()
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Status(match error {
+            Error::Zero { .. } => CW_ZERO,
+            Error::Overflow { .. } => CW_OVERFLOW,
+            Error::TooShort { .. } | Error::Length { .. } => CW_TOO_SMALL,
+            Error::Overlap { .. } => CW_OVERLAP,
+            Error::NotFinite { .. } | Error::ChunkTooLong { .. } => CW_RANGE,
+            Error::BadState => CW_STATE,
+            Error::Isa { .. } | Error::NoBf16Dot { .. } => CW_UNAVAILABLE,
+            Error::Parameter { .. } | Error::Part { .. } => CW_PARAMETER,
+        })
+    }
+}

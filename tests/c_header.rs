@@ -1,0 +1,309 @@
+//! `include/chunkwise.h` and the Rust side can't drift apart: this writes a C file of assertions from the Rust types (sizes,
+//! offsets, types of fields, constants, prototypes), and the C compiler checks it against the header.
+use std::collections::BTreeSet;
+use std::ffi::{c_char, c_void};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use chunkwise::capi::args::*;
+use chunkwise::capi::attention::*;
+#[cfg(feature = "files")]
+use chunkwise::capi::file::*;
+use chunkwise::capi::model::*;
+use chunkwise::capi::status::*;
+use chunkwise::capi::*;
+
+/// What a type is called in C, around a name.
+trait C {
+    fn declare(name: &str) -> String;
+}
+
+macro_rules! named {
+    ($($type:ty, $name:literal;)*) => {$(
+        impl C for $type {
+            fn declare(name: &str) -> String {
+                format!("{} {name}", $name)
+            }
+        }
+    )*};
+}
+
+named! {
+    u32, "uint32_t"; i32, "int32_t"; u64, "uint64_t"; f32, "float"; c_char, "char"; c_void, "void"; (), "void";
+    cw_tensor, "cw_tensor"; cw_attention, "cw_attention"; cw_call, "cw_call"; cw_sizes, "cw_sizes";
+    cw_parameter, "cw_parameter"; cw_model, "cw_model"; cw_model_config, "cw_model_config";
+    cw_model_sizes, "cw_model_sizes"; cw_model_call, "cw_model_call"; cw_model_file, "cw_model_file";
+}
+
+impl<T: C> C for *const T {
+    fn declare(name: &str) -> String {
+        // A pointer to a constant pointer: the star stands behind the type that is pointed to.
+        match T::declare("").trim() {
+            inner if inner.ends_with('*') => format!("{inner} const *{name}"),
+            inner => format!("const {inner} *{name}"),
+        }
+    }
+}
+
+impl<T: C> C for *mut T {
+    fn declare(name: &str) -> String {
+        T::declare(&format!("*{name}"))
+    }
+}
+
+impl<T: C> C for [T; 4] {
+    fn declare(name: &str) -> String {
+        // Only ever a field, to which a pointer is taken.
+        T::declare(&format!("({name})[4]"))
+    }
+}
+
+macro_rules! functions {
+    ($($argument:ident)*) => {
+        impl<R: C, $($argument: C),*> C for unsafe extern "C" fn($($argument),*) -> R {
+            fn declare(name: &str) -> String {
+                let arguments: Vec<String> = vec![$($argument::declare("")),*];
+                let arguments = if arguments.is_empty() { "void".into() } else { arguments.join(", ") };
+                R::declare(&format!("(*{name})({arguments})"))
+            }
+        }
+    };
+}
+
+functions! {}
+functions! { A }
+functions! { A B }
+functions! { A B D }
+functions! { A B D E }
+functions! { A B D E F }
+functions! { A B D E F G }
+functions! { A B D E F G H }
+functions! { A B D E F G H I }
+
+fn declare_as<T: C>(_: T, name: &str) -> String {
+    T::declare(name)
+}
+
+fn declare_field<S, T: C>(_: fn(&S) -> &T, name: &str) -> String {
+    T::declare(name)
+}
+
+/// Every field of a structure: one that is left out here does not compile.
+macro_rules! structure {
+    ($code:ident, $name:ident { $($field:ident),* }) => {{
+        let name = stringify!($name);
+        let _all = |value: $name| { let $name { $($field: _),* } = value; };
+        writeln!($code, "_Static_assert(sizeof({name}) == {}, \"{name}\");", size_of::<$name>()).unwrap();
+        writeln!($code, "_Static_assert(_Alignof({name}) == {}, \"{name}\");", align_of::<$name>()).unwrap();
+        $(
+            let (field, offset) = (stringify!($field), std::mem::offset_of!($name, $field));
+            writeln!($code, "_Static_assert(offsetof({name}, {field}) == {offset}, \"{name}.{field}\");").unwrap();
+            let pointer = declare_field(|s: &$name| &s.$field, "*pointer");
+            writeln!($code, "void {name}_{field}({name} *s) {{ {pointer} = &s->{field}; (void)pointer; }}").unwrap();
+        )*
+    }};
+}
+
+/// Every function with as many places as it has arguments: their types are the compiler's to fill in.
+macro_rules! prototypes {
+    ($code:ident, $($name:ident($($argument:ty),*);)*) => {{
+        $(
+            let pointer = concat!("check_", stringify!($name));
+            let pointer = declare_as($name as unsafe extern "C" fn($($argument),*) -> _, pointer);
+            writeln!($code, "extern {pointer};\n{pointer} = {};", stringify!($name)).unwrap();
+        )*
+        BTreeSet::from([$(stringify!($name)),*])
+    }};
+}
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The header without its comments.
+fn header() -> String {
+    let text = std::fs::read_to_string(root("include/chunkwise.h")).unwrap();
+    let mut parts = text.split("/*");
+    let first = parts.next().unwrap().to_string();
+    parts.fold(first, |code, part| code + part.split_once("*/").unwrap().1)
+}
+
+/// The C file, and the functions in it.
+fn assertions() -> (String, BTreeSet<&'static str>) {
+    let mut code = String::from("#include <stddef.h>\n#include \"chunkwise.h\"\n");
+    structure!(code, cw_tensor { data, dtype, rank, dims, strides });
+    structure!(
+        code,
+        cw_attention {
+            size,
+            abi,
+            feature_map,
+            normaliser,
+            feature_eps,
+            normaliser_eps,
+            chunk,
+            scale,
+            compensated,
+            products,
+            isa,
+            threads,
+            reserved
+        }
+    );
+    structure!(
+        code,
+        cw_call { size, abi, q, k, v, o, state_in, state_out, state_bytes, scratch, scratch_bytes }
+    );
+    structure!(
+        code,
+        cw_sizes {
+            size,
+            abi,
+            state_bytes,
+            state_align,
+            forward_scratch_bytes,
+            decode_scratch_bytes,
+            scratch_align
+        }
+    );
+    structure!(code, cw_parameter { name, tensor });
+    structure!(
+        code,
+        cw_model_config {
+            size,
+            abi,
+            embed_dim,
+            hidden_size,
+            num_heads,
+            num_layers,
+            chunk_size,
+            seq_len,
+            feature_map,
+            feature_eps,
+            output_mode,
+            final_norm,
+            layer_norm_eps,
+            layer_norm_clip
+        }
+    );
+    structure!(
+        code,
+        cw_model_sizes {
+            size,
+            abi,
+            embed_dim,
+            hidden_size,
+            head_size,
+            output_bytes,
+            state_bytes,
+            forward_scratch_bytes,
+            step_scratch_bytes,
+            head_scratch_bytes,
+            align
+        }
+    );
+    structure!(
+        code,
+        cw_model_call {
+            size,
+            abi,
+            batch,
+            len,
+            input,
+            input_bytes,
+            output,
+            output_bytes,
+            state,
+            state_bytes,
+            scratch,
+            scratch_bytes
+        }
+    );
+    structure!(
+        code,
+        cw_model_file { size, abi, bytes, bytes_len, json, json_len, isa, threads, message, message_bytes }
+    );
+    writeln!(code, "_Static_assert(CW_ABI_VERSION == {CW_ABI_VERSION}, \"abi\");").unwrap();
+    for (name, value) in constants() {
+        writeln!(code, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
+    }
+    #[allow(unused_mut, reason = "more are there with files")]
+    let mut functions = prototypes! { code,
+        cw_status_string(_);
+        cw_version();
+        cw_abi_version();
+        cw_isas();
+        cw_isa_default(_);
+        cw_isa_name(_);
+        cw_attention_sizes(_, _, _);
+        cw_state_init(_, _);
+        cw_forward(_, _);
+        cw_decode(_, _);
+        cw_forward_range(_, _, _, _);
+        cw_decode_range(_, _, _, _);
+        cw_model_memory(_, _, _);
+        cw_model_init(_, _, _, _, _, _, _, _);
+        cw_model_sizes_of(_, _, _, _);
+        cw_model_forward(_, _);
+        cw_model_step(_, _);
+        cw_model_head(_, _);
+    };
+    #[cfg(feature = "files")]
+    functions.extend(prototypes! { code,
+        cw_model_file_config(_, _);
+        cw_model_load(_, _, _, _);
+        cw_model_open(_, _, _);
+        cw_model_close(_);
+    });
+    (code, functions)
+}
+
+fn constants() -> impl Iterator<Item = (&'static str, i64)> {
+    let statuses = STATUSES.iter().map(|(name, value)| (*name, i64::from(*value)));
+    statuses.chain(CHOICES.iter().map(|(name, value)| (*name, i64::from(*value))))
+}
+
+#[test]
+fn the_header_is_what_rust_says() {
+    let (code, _) = assertions();
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c_header.c");
+    std::fs::write(&file, code).unwrap();
+    let compiler = std::env::var("CC").unwrap_or("cc".into());
+    let run = Command::new(&compiler)
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I"])
+        .args([root("include"), file])
+        .output();
+    // Where tests run for another machine there may be no compiler; .ci/c has one.
+    let Ok(run) = run else { return eprintln!("{compiler} does not run: the header was NOT compared") };
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
+
+/// In the header, in Rust and in the list of what the shared library exports: the same names.
+#[test]
+fn nothing_is_in_one_of_them_only() {
+    let header = header();
+    let words = |line: &'static str| line.split_whitespace().next();
+    let listed: BTreeSet<&str> =
+        include_str!("../include/chunkwise.symbols").lines().filter_map(words).collect();
+    let (_, functions) = assertions();
+    if cfg!(feature = "files") {
+        assert_eq!(functions, listed);
+    }
+    let declared: BTreeSet<&str> = header
+        .split(|c: char| c != '(' && c != '_' && !c.is_ascii_alphanumeric())
+        .filter_map(|word| word.split_once('('))
+        .map(|(name, _)| name)
+        .filter(|name| name.starts_with("cw_") && *name != "cw_bthd")
+        .collect();
+    assert_eq!(declared, listed);
+
+    let numbered = |text: &str| {
+        let (name, value) = text.split_once('=')?;
+        let value = value.trim().parse::<i64>().ok()?;
+        Some((name.split_whitespace().last()?.to_string(), value))
+    };
+    let enums = header.split("enum {").skip(1).map(|rest| rest.split_once('}').unwrap().0);
+    let in_header: BTreeSet<_> = enums.flat_map(|body| body.split(',').filter_map(numbered)).collect();
+    assert_eq!(in_header, constants().map(|(name, value)| (name.to_string(), value)).collect());
+}

@@ -1,0 +1,373 @@
+//! The C ABI, called as C calls it: the bits of the Rust calls, ranges on threads of the caller's own, and every refusal,
+//! with proof that nothing was written.
+#![allow(unsafe_code, reason = "the C ABI is called")]
+mod common;
+
+use std::mem::{size_of, size_of_val};
+use std::ptr::{null, null_mut};
+
+use chunkwise::capi::args::*;
+use chunkwise::capi::attention::*;
+use chunkwise::capi::status::*;
+use chunkwise::capi::*;
+use chunkwise::{Attention, Config, DecodeStep, Forward, Normaliser, State};
+use common::*;
+
+const B: usize = 2;
+const T: usize = 21;
+const H: usize = 3;
+const K: usize = 5;
+const V: usize = 6;
+
+fn attention(normaliser: u32) -> cw_attention {
+    cw_attention {
+        size: size_of::<cw_attention>() as u32,
+        abi: CW_ABI_VERSION,
+        feature_map: CW_ELU,
+        normaliser,
+        feature_eps: 1e-6,
+        normaliser_eps: 1e-6,
+        chunk: 7,
+        scale: 1.0,
+        compensated: 0,
+        products: CW_PRODUCTS_F32,
+        isa: CW_ISA_DEFAULT,
+        threads: 1,
+        reserved: 0,
+    }
+}
+
+fn tensor(data: *const f32, len: usize, dim: usize) -> cw_tensor {
+    let (b, t, h, d) = (B as u64, len as u64, H as u64, dim as u64);
+    cw_tensor {
+        data: data.cast_mut().cast(),
+        dtype: CW_F32,
+        rank: 4,
+        dims: [b, t, h, d],
+        strides: [t * h * d, h * d, d, 1],
+    }
+}
+
+/// All that a call points to.
+#[derive(Clone)]
+struct Memory {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    o: Vec<f32>,
+    state: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+impl Memory {
+    fn new(attention: &cw_attention, len: usize) -> Self {
+        let [q, k] = [1, 2].map(|seed| normals(seed, B * len * H * K));
+        let v = normals(3, B * len * H * V);
+        let mut memory = Memory { o: vec![SENTINEL; v.len()], q, k, v, state: vec![], scratch: vec![] };
+        let mut sizes = sizes();
+        // SAFETY: structures of this test.
+        let status = unsafe { cw_attention_sizes(attention, &memory.call(len), &mut sizes) };
+        assert_eq!(status, CW_OK);
+        memory.state = vec![0.0; sizes.state_bytes as usize / 4];
+        memory.scratch =
+            vec![SENTINEL; sizes.forward_scratch_bytes.max(sizes.decode_scratch_bytes) as usize / 4];
+        memory
+    }
+
+    fn call(&mut self, len: usize) -> cw_call {
+        cw_call {
+            size: size_of::<cw_call>() as u32,
+            abi: CW_ABI_VERSION,
+            q: tensor(self.q.as_ptr(), len, K),
+            k: tensor(self.k.as_ptr(), len, K),
+            v: tensor(self.v.as_ptr(), len, V),
+            o: tensor(self.o.as_mut_ptr(), len, V),
+            state_in: self.state.as_ptr(),
+            state_out: self.state.as_mut_ptr(),
+            state_bytes: size_of_val(&self.state[..]) as u64,
+            scratch: self.scratch.as_mut_ptr().cast(),
+            scratch_bytes: size_of_val(&self.scratch[..]) as u64,
+        }
+    }
+
+    fn is(&self, other: &Memory) -> bool {
+        untouched(&self.o, &other.o)
+            && untouched(&self.state, &other.state)
+            && untouched(&self.scratch, &other.scratch)
+    }
+}
+
+fn sizes() -> cw_sizes {
+    // SAFETY: integers.
+    let zeros: cw_sizes = unsafe { std::mem::zeroed() };
+    cw_sizes { size: size_of::<cw_sizes>() as u32, abi: CW_ABI_VERSION, ..zeros }
+}
+
+fn normaliser(number: u32) -> Normaliser {
+    match number {
+        CW_NONE => Normaliser::None,
+        CW_GLOBAL => Normaliser::Global { eps: 1e-6 },
+        _ => Normaliser::PerChunk { chunk: 7, eps: 1e-6 },
+    }
+}
+
+#[test]
+fn the_bits_are_those_of_the_rust_calls() {
+    for number in [CW_NONE, CW_GLOBAL, CW_PER_CHUNK] {
+        let rust = Attention::new(Config::new(B, T, H, K, V, normaliser(number))).unwrap();
+        for threads in [1, 2] {
+            let attention = cw_attention { threads, ..attention(number) };
+            let mut memory = Memory::new(&attention, T);
+            assert_eq!(memory.state.len(), rust.state_len());
+            let (mut o, mut state) = (vec![SENTINEL; memory.o.len()], vec![0.0; rust.state_len()]);
+            let mut scratch = vec![0.0; rust.scratch_len().max(rust.decode_scratch_len())];
+            let Memory { q, k, v, .. } = memory.clone();
+            let args = Forward {
+                q: &q,
+                k: &k,
+                v: &v,
+                state: State::Carried(&mut state),
+                o: &mut o,
+                scratch: &mut scratch,
+            };
+            rust.forward(args).unwrap();
+            // SAFETY: the memory is this test's.
+            assert_eq!(unsafe { cw_forward(&attention, &memory.call(T)) }, CW_OK);
+            assert!(untouched(&o, &memory.o) && untouched(&state, &memory.state), "forward");
+
+            let one = Attention::new(Config::new(B, 1, H, K, V, normaliser(number))).unwrap();
+            let (rows, columns) = (B * H * K, B * H * V);
+            let (q, k, v) = (&q[..rows], &k[..rows], &v[..columns]);
+            let (o, scratch) = (&mut o[..columns], &mut scratch);
+            one.decode(DecodeStep { q, k, v, state: &mut state, o, scratch }).unwrap();
+            // SAFETY: likewise.
+            assert_eq!(unsafe { cw_decode(&attention, &memory.call(1)) }, CW_OK);
+            assert!(untouched(o, &memory.o[..columns]) && untouched(&state, &memory.state), "decode");
+        }
+    }
+}
+
+/// A call that other threads may be handed; they have scratch of their own.
+#[derive(Clone, Copy)]
+struct Shared(cw_attention, cw_call);
+
+// SAFETY: ranges write different rows and different parts of the state.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    fn run(self, decode: bool, first: usize, count: usize, scratch_len: usize) -> i32 {
+        let mut scratch = vec![SENTINEL; scratch_len];
+        let call =
+            cw_call { scratch: scratch.as_mut_ptr().cast(), scratch_bytes: 4 * scratch_len as u64, ..self.1 };
+        let range = if decode { cw_decode_range } else { cw_forward_range };
+        // SAFETY: the memory outlives the scope of the threads.
+        unsafe { range(&self.0, &call, first as u64, count as u64) }
+    }
+}
+
+#[test]
+fn ranges_on_threads_of_one_s_own_give_the_same_bits() {
+    for number in [CW_NONE, CW_GLOBAL, CW_PER_CHUNK] {
+        for (decode, len) in [(false, T), (true, 1)] {
+            let attention = attention(number);
+            let mut whole = Memory::new(&attention, len);
+            let mut parts = whole.clone();
+            // SAFETY: the memory is this test's.
+            let status = unsafe {
+                match decode {
+                    true => cw_decode(&attention, &whole.call(len)),
+                    false => cw_forward(&attention, &whole.call(len)),
+                }
+            };
+            assert_eq!(status, CW_OK);
+            let scratch_len = parts.scratch.len();
+            let shared = Shared(attention, parts.call(len));
+            std::thread::scope(|scope| {
+                // Across the border of the two sequences, one head alone, the rest, and none.
+                for (first, count) in [(0, 1), (1, 3), (4, 2), (6, 0)] {
+                    scope.spawn(move || assert_eq!(shared.run(decode, first, count, scratch_len), CW_OK));
+                }
+            });
+            assert!(
+                untouched(&whole.o, &parts.o) && untouched(&whole.state, &parts.state),
+                "{number} {decode}"
+            );
+            for (first, count) in [(5, 2), (7, 0), (usize::MAX, 2)] {
+                assert_eq!(shared.run(decode, first, count, scratch_len), CW_RANGE);
+            }
+        }
+    }
+}
+
+/// Eight threads, one set of arguments, inputs shared, everything written their own.
+#[test]
+fn calls_from_many_threads() {
+    let attention = attention(CW_PER_CHUNK);
+    let mut want = Memory::new(&attention, T);
+    let fresh = want.clone();
+    // SAFETY: the memory is this test's.
+    assert_eq!(unsafe { cw_forward(&attention, &want.call(T)) }, CW_OK);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let mut mine = fresh.clone();
+                    let call = mine.call(T);
+                    // SAFETY: likewise, and this thread's.
+                    assert_eq!(unsafe { cw_forward(&attention, &call) }, CW_OK);
+                    assert!(untouched(&mine.o, &want.o) && untouched(&mine.state, &want.state));
+                }
+            });
+        }
+    });
+}
+
+/// Refusals of forward: what is changed about a call that is accepted, and the answer.
+#[test]
+fn what_is_refused_has_written_nothing() {
+    type Change = fn(&mut cw_attention, &mut cw_call);
+    let refusals: &[(i32, Change)] = &[
+        (CW_SIZE, |a, _| a.size -= 4),
+        (CW_SIZE, |a, _| a.size += 8),
+        (CW_SIZE, |_, c| c.size = 0),
+        (CW_ABI, |a, _| a.abi = 0),
+        (CW_ABI, |_, c| c.abi += 1),
+        (CW_UNKNOWN, |a, _| a.feature_map = 0),
+        (CW_UNKNOWN, |a, _| a.feature_map = 4),
+        (CW_UNKNOWN, |a, _| a.normaliser = 0),
+        (CW_UNKNOWN, |a, _| a.normaliser = u32::MAX),
+        (CW_UNKNOWN, |a, _| a.compensated = 2),
+        (CW_UNKNOWN, |a, _| a.products = 0),
+        (CW_UNKNOWN, |a, _| a.isa = 6),
+        (CW_UNKNOWN, |a, _| a.reserved = 1),
+        (CW_UNKNOWN, |_, c| c.q.dtype = 0),
+        (CW_UNKNOWN, |_, c| c.o.dtype = 9),
+        (CW_ZERO, |a, _| a.threads = 0),
+        (CW_ZERO, |a, _| a.chunk = 0),
+        (CW_RANGE, |a, _| a.chunk = (1 << 24) + 1),
+        (CW_RANGE, |a, _| a.scale = f32::NAN),
+        (CW_RANGE, |a, _| a.normaliser_eps = -1.0),
+        (CW_SHAPE, |_, c| c.q.rank = 3),
+        (CW_SHAPE, |_, c| c.k.dims[3] += 1),
+        (CW_SHAPE, |_, c| c.v.dims[0] -= 1),
+        (CW_SHAPE, |_, c| c.o.dims[1] += 1),
+        (CW_SHAPE, |_, c| c.v.strides[3] = 2),
+        (CW_OVERFLOW, |_, c| c.q.strides[0] = u64::MAX),
+        (CW_OVERFLOW, |_, c| c.k.strides[1] = 1 << 62),
+        (CW_OVERFLOW, |_, c| {
+            for tensor in [&mut c.q, &mut c.k, &mut c.v, &mut c.o] {
+                tensor.dims[0] = u64::MAX;
+            }
+        }),
+        (CW_OVERLAP, |_, c| c.o.strides[2] -= 1),
+        (CW_OVERLAP, |_, c| c.o.data = c.q.data),
+        (CW_OVERLAP, |_, c| c.state_out = c.o.data.cast()),
+        (CW_OVERLAP, |_, c| c.state_in = c.state_in.wrapping_sub(1).cast_mut()),
+        (CW_OVERLAP, |_, c| c.scratch = c.v.data),
+        (CW_OVERLAP, |_, c| c.scratch = c.state_out.cast()),
+        (CW_NULL, |_, c| c.q.data = null_mut()),
+        (CW_NULL, |_, c| c.o.data = null_mut()),
+        (CW_NULL, |_, c| c.scratch = null_mut()),
+        (CW_MISALIGNED, |_, c| c.k.data = c.k.data.wrapping_byte_add(1)),
+        (CW_MISALIGNED, |_, c| c.state_out = c.state_out.wrapping_byte_add(2)),
+        (CW_MISALIGNED, |_, c| c.scratch = c.scratch.wrapping_byte_add(3)),
+        (CW_OVERFLOW, |_, c| c.v.data = std::ptr::without_provenance_mut(usize::MAX - 3)),
+        (CW_TOO_SMALL, |_, c| c.state_bytes -= 1),
+        (CW_TOO_SMALL, |_, c| c.scratch_bytes -= 1),
+    ];
+    let good = attention(CW_PER_CHUNK);
+    let mut memory = Memory::new(&good, T);
+    let before = memory.clone();
+    for (at, (want, change)) in refusals.iter().enumerate() {
+        let (mut attention, mut call) = (good, memory.call(T));
+        change(&mut attention, &mut call);
+        // SAFETY: refused before anything is touched.
+        let got = unsafe { cw_forward(&attention, &call) };
+        assert_eq!(got, *want, "refusal {at}");
+        assert!(memory.is(&before), "refusal {at}");
+    }
+
+    let last = memory.state.len() - 1;
+    memory.state[last] = 7.0;
+    // SAFETY: the memory is this test's.
+    assert_eq!(unsafe { cw_forward(&good, &memory.call(T)) }, CW_STATE);
+    assert!(untouched(&memory.o, &before.o));
+    memory.state[last] = 0.0;
+    let missing = (1..=5).find(|isa| cw_isas() >> isa & 1 == 0).unwrap();
+    // SAFETY: likewise.
+    unsafe {
+        assert_eq!(cw_forward(&cw_attention { isa: missing, ..good }, &memory.call(T)), CW_UNAVAILABLE);
+        assert_eq!(cw_forward(null(), &memory.call(T)), CW_NULL);
+        assert_eq!(cw_forward(&good, null()), CW_NULL);
+        let misplaced = (&raw const good).wrapping_byte_add(1);
+        assert_eq!(cw_forward(misplaced, &memory.call(T)), CW_MISALIGNED);
+        assert_eq!(cw_decode(&good, &memory.call(T)), CW_SHAPE);
+        let call = cw_call { state_in: null(), state_out: null_mut(), ..memory.call(1) };
+        assert_eq!(cw_decode(&good, &call), CW_NULL);
+        assert_eq!(cw_attention_sizes(&good, &memory.call(T), null_mut()), CW_NULL);
+        let mut wrong = cw_sizes { size: 8, ..sizes() };
+        assert_eq!(cw_attention_sizes(&good, &memory.call(T), &mut wrong), CW_SIZE);
+        assert_eq!(wrong.state_bytes, 0);
+        assert_eq!(cw_isa_default(null_mut()), CW_NULL);
+        assert_eq!(cw_state_init(null_mut(), 4), CW_NULL);
+        assert_eq!(cw_state_init(memory.state.as_mut_ptr(), 5), CW_RANGE);
+        assert_eq!(cw_state_init(memory.state.as_mut_ptr().wrapping_byte_add(1), 4), CW_MISALIGNED);
+        assert!(memory.is(&before));
+        assert_eq!(cw_forward(&good, &memory.call(T)), CW_OK);
+    }
+}
+
+/// Nothing to compute needs no memory; a state that is only read, or only written.
+#[test]
+fn edges() {
+    let good = attention(CW_GLOBAL);
+    let mut memory = Memory::new(&good, T);
+    let zero = memory.state.clone();
+    let mut call = memory.call(0);
+    for tensor in [&mut call.q, &mut call.k, &mut call.v, &mut call.o] {
+        tensor.data = null_mut();
+    }
+    // SAFETY: the memory is this test's.
+    unsafe {
+        assert_eq!(cw_forward(&good, &call), CW_OK);
+        assert!(untouched(&memory.state, &zero));
+
+        let call = memory.call(T);
+        assert_eq!(cw_forward(&good, &cw_call { state_in: null(), state_out: null_mut(), ..call }), CW_OK);
+        let from_nothing = memory.o.clone();
+        assert_eq!(cw_forward(&good, &cw_call { state_out: null_mut(), ..call }), CW_OK);
+        assert!(untouched(&memory.o, &from_nothing) && untouched(&memory.state, &zero));
+        assert_eq!(cw_forward(&good, &cw_call { state_in: null(), ..call }), CW_OK);
+        assert!(untouched(&memory.o, &from_nothing) && !untouched(&memory.state, &zero));
+        let mut other = memory.state.clone();
+        assert_eq!(cw_forward(&good, &cw_call { state_in: other.as_mut_ptr(), ..call }), CW_OK);
+        assert!(!untouched(&memory.state, &other));
+        assert_eq!(cw_state_init(memory.state.as_mut_ptr(), call.state_bytes), CW_OK);
+        assert!(untouched(&memory.state, &zero));
+    }
+}
+
+#[test]
+fn names() {
+    // SAFETY: strings of the library.
+    let text = |string| unsafe { std::ffi::CStr::from_ptr(string) }.to_str().unwrap();
+    assert_eq!(text(cw_version()), env!("CARGO_PKG_VERSION"));
+    assert_eq!(cw_abi_version(), CW_ABI_VERSION);
+    let mut texts: Vec<_> = STATUSES.iter().map(|(_, status)| text(cw_status_string(*status))).collect();
+    texts.push(text(cw_status_string(-1)));
+    texts.sort_unstable();
+    texts.dedup();
+    assert_eq!(texts.len(), STATUSES.len() + 1);
+    assert_eq!(text(cw_status_string(i32::MIN)), text(cw_status_string(1000)));
+    let names: Vec<_> = (1..=5).map(|isa| text(cw_isa_name(isa))).collect();
+    assert_eq!(names, chunkwise::isa::NAMES);
+    assert!(cw_isa_name(0).is_null() && cw_isa_name(6).is_null());
+    let mut isa = 0;
+    // SAFETY: a number of this test.
+    assert_eq!(unsafe { cw_isa_default(&mut isa) }, CW_OK);
+    assert_eq!(text(cw_isa_name(isa)), chunkwise::Isa::choose().unwrap().name());
+    let bits = chunkwise::Isa::available().fold(0, |bits, isa| {
+        bits | 1 << (1 + chunkwise::isa::NAMES.iter().position(|name| *name == isa.name()).unwrap())
+    });
+    assert_eq!(cw_isas(), bits);
+}
