@@ -100,7 +100,8 @@ impl Isa {
 
     /// The best that this machine has.
     pub fn best() -> Isa {
-        Isa::available().last().unwrap_or(Isa::Scalar)
+        let vectors = Isa::avx512().or(Isa::avx2()).or(Isa::neon()).or(Isa::simd128());
+        vectors.unwrap_or(Isa::Scalar)
     }
 
     /// The default: with `std`, what the environment variable `CHUNKWISE_ISA` names (read once; an error if it

@@ -1,0 +1,54 @@
+//! The smallest image that is of use: attention in f32 on a Cortex-M, one token at a time; with the feature `forward` many
+//! tokens before. `scripts/sizes` counts its code; it runs, too, and exits with 0 if the outputs are what they should be.
+#![no_std]
+#![no_main]
+
+#[cfg(feature = "forward")]
+use chunkwise::{Forward, State};
+use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Isa, Normaliser};
+use semihosting::process;
+
+const HEADS: usize = 2;
+const DIM: usize = 16;
+const ROWS: usize = TOKENS * HEADS * DIM;
+/// S and z of each head.
+const STATE: usize = HEADS * (DIM + 1) * DIM;
+const TOKENS: usize = if cfg!(feature = "forward") { 20 } else { 1 };
+const SCRATCH: usize = if cfg!(feature = "forward") { 4096 } else { 256 };
+
+#[cortex_m_rt::entry]
+fn main() -> ! {
+    process::exit(i32::from(run() != Some(true)))
+}
+
+fn run() -> Option<bool> {
+    let attention = Attention::new(Config {
+        feature_map: FeatureMap::Elu,
+        isa: Some(Isa::Scalar),
+        ..Config::new(1, TOKENS, HEADS, DIM, DIM, Normaliser::Global { eps: 1e-6 })
+    })
+    .ok()?;
+    let (mut state, mut scratch) = ([0.0; STATE], [0.0; SCRATCH]);
+    let (q, k, v) = ([0.5; ROWS], [0.25; ROWS], [2.0; ROWS]);
+    let mut o = [0.0; ROWS];
+    #[cfg(feature = "forward")]
+    {
+        let state = State::Carried(&mut state);
+        let scratch = scratch.get_mut(..attention.scratch_len())?;
+        attention.forward(Forward { q: &q, k: &k, v: &v, state, o: &mut o, scratch }).ok()?;
+        if o.iter().any(|o| (o - 2.0).abs() > 1e-5) {
+            return None;
+        }
+    }
+    for _ in 0..10 {
+        let scratch = scratch.get_mut(..attention.decode_scratch_len())?;
+        attention.decode(DecodeStep { q: &q, k: &k, v: &v, state: &mut state, o: &mut o, scratch }).ok()?;
+    }
+    // Every value was 2, so their weighted mean is.
+    Some(o[..HEADS * DIM].iter().all(|o| (o - 2.0).abs() < 1e-5))
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    process::exit(2)
+}
