@@ -21,6 +21,7 @@ use common::*;
 /// What the reference's outputs may differ by. Identity maps divide by sums that change sign; tests/golden.rs measures them.
 const CLOSE: f32 = 1e-5;
 
+/// A structure with its head filled in, and zeros where no field is named.
 macro_rules! headed {
     ($type:ident { $($field:ident: $value:expr),* $(,)? }) => {{
         $type { size: size_of::<$type>() as u32, abi: CW_ABI_VERSION, $($field: $value,)* ..zeros() }
@@ -125,6 +126,7 @@ impl Memory {
         Self { output: vec![SENTINEL; output], state, scratch: vec![SENTINEL; scratch] }
     }
 
+    #[allow(clippy::needless_update, reason = "all fields are named here, and elsewhere some")]
     fn call(&mut self, batch: usize, len: usize, input: &[f32]) -> cw_model_call {
         headed!(cw_model_call {
             batch: batch as u64,
