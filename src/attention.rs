@@ -317,9 +317,7 @@ impl Attention {
         let tensors = self.tensors(Op::Forward, args.q.into(), args.k.into(), args.v.into(), args.o)?;
         scratch::check(args.scratch, self.scratch_len())?;
         let states = self.states(args.state)?;
-        if !self.is_idle(states) {
-            self.forward_checked(&tensors, states, args.scratch);
-        }
+        self.forward_checked(&tensors, states, args.scratch);
         Ok(())
     }
 
@@ -351,8 +349,8 @@ impl Attention {
     ) -> Result<()> {
         let tensors = self.tensors(Op::Decode, args.q.into(), args.k.into(), args.v.into(), args.o)?;
         scratch::check(args.scratch, self.decode_scratch_len())?;
-        let states = self.states(State::Carried(args.state))?;
-        self.decode_checked(&tensors, states, args.scratch);
+        self.check_state(args.state, 0..self.rows())?;
+        self.decode_checked(&tensors, Disjoint::new(args.state), args.scratch);
         Ok(())
     }
 
@@ -417,6 +415,9 @@ impl Attention {
 
     /// All tokens of all heads, once checked.
     pub(crate) fn forward_checked(&self, tensors: &Tensors<'_>, states: States<'_>, scratch: &mut [f32]) {
+        if self.is_idle(states) {
+            return;
+        }
         let Config { batch, heads, value, .. } = self.config;
         let plan = self.plan;
         let (mut states, mut scratch) = (states, align(scratch));
@@ -489,7 +490,7 @@ impl Attention {
     }
 
     /// One token of all heads, once checked.
-    pub(crate) fn decode_checked(&self, tensors: &Tensors<'_>, states: States<'_>, scratch: &mut [f32]) {
+    pub(crate) fn decode_checked(&self, tensors: &Tensors<'_>, state: Disjoint<'_>, scratch: &mut [f32]) {
         let Config { key, value, .. } = self.config;
         let (rows, head_len) = (self.rows(), self.layout.len());
         let workers = self.decode_workers();
@@ -498,23 +499,22 @@ impl Attention {
         let part = padded(decode_scratch_len(self.isa.lanes(), key, value));
         parallel::for_each(workers, rows.div_ceil(step), align(scratch), part, |task, scratch| {
             let rows = task * step..rows.min((task + 1) * step);
-            let states = states.cut(rows.start * head_len, rows.len() * head_len);
-            self.decode_rows(tensors, states, rows, scratch);
+            let state = state.cut(rows.start * head_len, rows.len() * head_len);
+            self.decode_rows(tensors, state, rows, scratch);
         });
     }
 
-    /// One token of some heads, counted over the whole batch, and their states.
+    /// One token of some heads, counted over the whole batch, and their state.
     pub(crate) fn decode_rows(
         &self,
         tensors: &Tensors<'_>,
-        states: States<'_>,
+        state: Disjoint<'_>,
         rows: Range<usize>,
         scratch: &mut [f32],
     ) {
         let Tensors { q, k, v, o } = *tensors;
         let Config { heads, feature_map, normaliser, scale, .. } = self.config;
         let layout = self.layout;
-        let Some(state) = states.carried else { return };
         dispatch(
             self.isa,
             Decode { rows, heads, q, k, v, o, feature_map, normaliser, scale, layout, state, scratch },

@@ -123,8 +123,8 @@ impl<'a> Part<'a> {
     pub fn run(self, scratch: &mut [f32]) -> Result<()> {
         scratch::check(scratch, self.scratch_len())?;
         let scratch = align(scratch);
-        if self.op == Op::Decode {
-            self.attention.decode_rows(&self.tensors, self.states, self.rows, scratch);
+        if let (Op::Decode, Some(state)) = (self.op, self.states.carried) {
+            self.attention.decode_rows(&self.tensors, state, self.rows, scratch);
             return Ok(());
         }
         if self.attention.is_idle(self.states) {

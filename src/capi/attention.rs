@@ -145,10 +145,10 @@ unsafe fn run(
         // SAFETY: nothing else was made of it yet.
         attention.check_state(unsafe { carried.whole() }, rows.clone())?;
     }
-    match (range, op) {
-        (Some(_), _) => Part::new(&attention, op, rows, tensors, states).run(scratch)?,
-        (None, Op::Forward) => attention.forward_checked(&tensors, states, scratch),
-        (None, Op::Decode) => attention.decode_checked(&tensors, states, scratch),
+    match (range, op, states.carried) {
+        (None, Op::Forward, _) => attention.forward_checked(&tensors, states, scratch),
+        (None, Op::Decode, Some(state)) => attention.decode_checked(&tensors, state, scratch),
+        _ => Part::new(&attention, op, rows, tensors, states).run(scratch)?,
     }
     Ok(())
 }

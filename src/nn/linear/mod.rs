@@ -179,7 +179,9 @@ impl<'w> Linear<'w> {
         let plan = Plan::new(isa, threads, rows, self.inputs(), columns.len());
         let y = Disjoint::new(y);
         // Columns that begin within a panel don't end with one either.
-        let packed = self.packed.filter(|packed| packed.lanes == isa.lanes() && true);
+        let packed = self.packed.filter(|packed| {
+            packed.lanes == isa.lanes() && columns.start.is_multiple_of(panel_width(packed.lanes))
+        });
         let packed = packed.map(|packed| packed.panels);
         let tasks = columns.len().div_ceil(plan.columns);
         parallel::for_each(plan.workers, tasks, align(scratch), plan.part_len, |task, scratch| {
