@@ -64,7 +64,7 @@ impl<'w> Linear<'w> {
 
     /// The layer with its kernel packed for an instruction set, in memory that the caller brings: one row then reads it
     /// as fast as memory can be read, and many rows need not pack it each time. The kernel itself is still borrowed;
-    /// other instruction sets use it.
+    /// other instruction sets use it. Up to five rows are summed in another order than without: bits may differ.
     ///
     /// # Errors
     /// A kernel that is not `[in, out]`, less memory than [`Linear::packed_len`]. Nothing has been written then.
