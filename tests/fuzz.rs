@@ -39,6 +39,12 @@ fn files() {
     on_random_bytes(checks::files, 3000);
 }
 
+#[cfg(feature = "cdylib")]
+#[test]
+fn capi() {
+    on_random_bytes(checks::capi, 20_000);
+}
+
 /// Without tokens there may be more sequences than could be counted in a lifetime: they are not walked through.
 #[test]
 fn no_tokens_of_very_many_sequences() {

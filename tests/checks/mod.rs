@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each caller uses its part")]
 
 mod attention;
+#[cfg(feature = "cdylib")]
+mod capi;
 #[cfg(feature = "files")]
 mod files;
 mod sequence;
@@ -23,6 +25,12 @@ pub fn sequence(bytes: &[u8]) {
 #[cfg(feature = "files")]
 pub fn files(bytes: &[u8]) {
     draw(files::check, bytes);
+}
+
+/// The structures of the C ABI.
+#[cfg(feature = "cdylib")]
+pub fn capi(bytes: &[u8]) {
+    draw(capi::check, bytes);
 }
 
 /// Bytes that don't suffice are as good as a check that holds.
