@@ -174,10 +174,12 @@ impl<'a, T> Disjoint<'a, T> {
     /// Without a borrow: the C ABI's.
     ///
     /// # Safety
-    /// `len` elements there can be written for 'a, and elements of parts that are taken are not reached in another way
+    /// `len` elements there can be written for 'a (where there are none it may be any address), and elements of parts that are taken are not reached in another way
     /// meanwhile.
     #[cfg(feature = "cdylib")]
     pub(crate) unsafe fn from_raw(data: *mut T, len: usize) -> Self {
+        // Of no elements C may give any address; a slice may not have any.
+        let data = if len == 0 { core::ptr::NonNull::dangling().as_ptr() } else { data };
         Self { data, len, borrow: PhantomData }
     }
 

@@ -11,8 +11,10 @@ use chunkwise::capi::attention::*;
 use chunkwise::capi::status::*;
 use chunkwise::capi::{CW_ABI_VERSION, cw_state_init};
 
-/// Bytes of the block.
-const BLOCK: usize = 1 << 16;
+/// Bytes of the block: places for what a call points to, and half of it for scratch.
+const BLOCK: usize = 1 << 17;
+const PLACE: usize = BLOCK / 16;
+const SCRATCH: usize = 8;
 
 /// Memory of the caller's.
 struct Block(Vec<u64>);
@@ -28,13 +30,12 @@ impl Block {
         unsafe { core::slice::from_raw_parts(self.0.as_ptr().cast(), BLOCK) }
     }
 
-    /// Null, or somewhere in the block, with as many bytes as are there from it on; mostly aligned.
-    fn place(&mut self, u: &mut Unstructured<'_>) -> Result<(*mut u8, usize)> {
-        if u.ratio(1, 30)? {
+    /// A place, with as many bytes as are there from it on; now and then null, or anywhere in the block.
+    fn place(&mut self, u: &mut Unstructured<'_>, place: usize) -> Result<(*mut u8, usize)> {
+        if u.ratio(1, 60)? {
             return Ok((core::ptr::null_mut(), BLOCK));
         }
-        let at = u.int_in_range(0..=BLOCK)?;
-        let at = if u.ratio(1, 30)? { at } else { at / 64 * 64 };
+        let at = if u.ratio(1, 60)? { u.int_in_range(0..=BLOCK)? } else { place * PLACE };
         Ok((self.0.as_mut_ptr().cast::<u8>().wrapping_add(at), BLOCK - at))
     }
 
@@ -50,6 +51,12 @@ fn mostly(u: &mut Unstructured<'_>, right: u32) -> Result<u32> {
     if u.ratio(1, 40)? { u.arbitrary() } else { Ok(right) }
 }
 
+/// One of the choices from 1 on, or now and then any.
+fn choice(u: &mut Unstructured<'_>, choices: u32) -> Result<u32> {
+    let right = u.int_in_range(1..=choices)?;
+    mostly(u, right)
+}
+
 /// A small size, or now and then any.
 fn dim(u: &mut Unstructured<'_>, most: u64) -> Result<u64> {
     if u.ratio(1, 60)? { u.arbitrary() } else { u.int_in_range(0..=most) }
@@ -59,32 +66,32 @@ fn attention(u: &mut Unstructured<'_>) -> Result<cw_attention> {
     Ok(cw_attention {
         size: mostly(u, size_of::<cw_attention>() as u32)?,
         abi: mostly(u, CW_ABI_VERSION)?,
-        feature_map: u.int_in_range(0..=4)?,
-        normaliser: u.int_in_range(0..=4)?,
+        feature_map: choice(u, 3)?,
+        normaliser: choice(u, 3)?,
         feature_eps: if u.ratio(1, 20)? { u.arbitrary()? } else { 1e-6 },
         normaliser_eps: if u.ratio(1, 20)? { u.arbitrary()? } else { 1e-6 },
-        chunk: dim(u, 40)?,
+        chunk: 1 + dim(u, 40)?.min(u64::MAX - 1),
         scale: if u.ratio(1, 20)? { u.arbitrary()? } else { 1.0 },
         compensated: mostly(u, 0)?,
-        products: u.int_in_range(0..=3)?,
-        isa: u.int_in_range(0..=6)?,
+        products: if u.ratio(1, 10)? { u.int_in_range(0..=3)? } else { CW_PRODUCTS_F32 },
+        isa: if u.ratio(1, 10)? { u.int_in_range(0..=6)? } else { CW_ISA_DEFAULT },
         threads: mostly(u, 1)?.min(2),
         reserved: mostly(u, 0)?,
     })
 }
 
 /// A tensor that lies in the block as far as it reaches, or nowhere.
-fn tensor(u: &mut Unstructured<'_>, block: &mut Block, dims: [u64; 4]) -> Result<cw_tensor> {
+fn tensor(u: &mut Unstructured<'_>, block: &mut Block, place: usize, dims: [u64; 4]) -> Result<cw_tensor> {
     let dims = if u.ratio(1, 40)? { u.arbitrary()? } else { dims };
     let [_, t, h, d] = dims;
     let contiguous = [t.wrapping_mul(h).wrapping_mul(d), h.wrapping_mul(d), d, 1];
-    let strides = if u.ratio(1, 10)? { u.arbitrary()? } else { contiguous };
-    let (mut data, room) = block.place(u)?;
+    let strides = if u.ratio(1, 20)? { u.arbitrary()? } else { contiguous };
+    let (mut data, room) = block.place(u, place)?;
     // The library knows no larger type.
     if u128::from(room as u64) < reach(dims, strides).saturating_mul(4) {
         data = core::ptr::null_mut();
     }
-    let (dtype, rank) = (u.int_in_range(0..=4)?, mostly(u, 4)?);
+    let (dtype, rank) = (choice(u, 3)?, mostly(u, 4)?);
     Ok(cw_tensor { data: data.cast(), dtype, rank, dims, strides })
 }
 
@@ -100,19 +107,21 @@ fn reach(dims: [u64; 4], strides: [u64; 4]) -> u128 {
 pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let mut block = Block::new();
     let attention = attention(u)?;
-    let (batch, len, heads) = (dim(u, 3)?, dim(u, 40)?, dim(u, 3)?);
-    let (key, value) = (dim(u, 20)?, dim(u, 20)?);
-    let [q, k, v, o] = [key, key, value, value].map(|dim| tensor(u, &mut block, [batch, len, heads, dim]));
-    let (state_in, in_room) = block.place(u)?;
-    let (state_out, out_room) = if u.ratio(2, 3)? { (state_in, in_room) } else { block.place(u)? };
-    let (scratch, scratch_room) = block.place(u)?;
+    let (batch, heads) = (dim(u, 2)?, dim(u, 2)?);
+    let len = if u.arbitrary()? { 1 } else { dim(u, 20)? };
+    let (key, value) = (dim(u, 10)?, dim(u, 10)?);
+    let mut rows = |place, dim| tensor(u, &mut block, place, [batch, len, heads, dim]);
+    let (q, k, v, o) = (rows(0, key)?, rows(1, key)?, rows(2, value)?, rows(3, value)?);
+    let (state_in, in_room) = block.place(u, 4)?;
+    let (state_out, out_room) = if u.ratio(2, 3)? { (state_in, in_room) } else { block.place(u, 5)? };
+    let (scratch, scratch_room) = block.place(u, SCRATCH)?;
     let call = cw_call {
         size: mostly(u, size_of::<cw_call>() as u32)?,
         abi: mostly(u, CW_ABI_VERSION)?,
-        q: q?,
-        k: k?,
-        v: v?,
-        o: o?,
+        q,
+        k,
+        v,
+        o,
         state_in: state_in.cast(),
         state_out: state_out.cast(),
         state_bytes: in_room.min(out_room) as u64,
@@ -127,9 +136,9 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         let asked = cw_attention_sizes(&attention, &call, &mut sizes);
         known(asked);
 
-        if u.ratio(1, 8)? {
-            // So that a carried state is one.
-            known(cw_state_init(state_in.cast(), u.int_in_range(0..=in_room as u64)?));
+        // So that a state is one, mostly.
+        if u.ratio(9, 10)? {
+            known(cw_state_init(state_in.cast(), sizes.state_bytes.min(in_room as u64)));
         }
         let before = block.bytes().to_vec();
         let (first, count) = (dim(u, 6)?, dim(u, 6)?);
