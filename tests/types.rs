@@ -4,7 +4,7 @@
 mod common;
 
 use chunkwise::nn::{BlockWeights, LayerNorm, Linear, Model, ModelConfig, Weights, init};
-use chunkwise::{Config, DecodeStep, Element, Error, FeatureMap, Forward, Isa, Normaliser, State};
+use chunkwise::{Config, DecodeStep, Error, FeatureMap, Forward, Isa, Normaliser, State};
 use common::*;
 use half::{bf16, f16};
 
