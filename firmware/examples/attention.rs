@@ -3,9 +3,9 @@
 #![no_std]
 #![no_main]
 
+use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Isa, Normaliser};
 #[cfg(feature = "forward")]
 use chunkwise::{Forward, State};
-use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Isa, Normaliser};
 use semihosting::process;
 
 const HEADS: usize = 2;
