@@ -127,6 +127,11 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
+/// A slice that has to reach so far.
+pub(crate) fn check_room(what: &'static str, need: usize, got: usize) -> Result<()> {
+    if got >= need { Ok(()) } else { Err(Error::TooShort { what, need, got }) }
+}
+
 /// A slice whose length its shape fixes.
 pub(crate) fn check_len(what: &'static str, want: usize, got: usize) -> Result<()> {
     if want == got { Ok(()) } else { Err(Error::Length { what, want, got }) }

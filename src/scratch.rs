@@ -1,6 +1,6 @@
 //! Scratch: memory the caller brings, cut into aligned parts.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, check_room};
 
 /// Elements in a cache line; parts begin on one, so that no vector load straddles two lines.
 const LINE: usize = 64 / size_of::<f32>();
@@ -22,8 +22,7 @@ pub(crate) const fn with_alignment(len: usize) -> usize {
 
 /// That a caller has brought enough.
 pub(crate) fn check(scratch: &[f32], need: usize) -> Result<()> {
-    let got = scratch.len();
-    if got >= need { Ok(()) } else { Err(Error::TooShort { what: "scratch", need, got }) }
+    check_room("scratch", need, scratch.len())
 }
 
 /// The slice from its first aligned element on.

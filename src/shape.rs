@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use pulp::Simd;
 
 use crate::element::{Element, Elements, ElementsMut, narrow_bf16};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_room};
 use crate::isa;
 
 /// Distances in elements between neighbours along batch, token and head. The innermost dimension is contiguous.
@@ -118,9 +118,7 @@ impl<'a> Rows<'a> {
         what: &'static str,
     ) -> Result<Self> {
         let need = extent.reach(strides, what)?;
-        if data.len() < need {
-            return Err(Error::TooShort { what, need, got: data.len() });
-        }
+        check_room(what, need, data.len())?;
         Ok(Self { data, strides, dim: extent.dim })
     }
 
@@ -174,8 +172,8 @@ impl<'a, T> Disjoint<'a, T> {
     /// Without a borrow: the C ABI's.
     ///
     /// # Safety
-    /// `len` elements there can be written for 'a (where there are none it may be any address), and elements of parts that are taken are not reached in another way
-    /// meanwhile.
+    /// `len` elements there can be written for 'a (where there are none it may be any address), and elements of parts that
+    /// are taken are not reached in another way meanwhile.
     #[cfg(feature = "cdylib")]
     pub(crate) unsafe fn from_raw(data: *mut T, len: usize) -> Self {
         // Of no elements C may give any address; a slice may not have any.
@@ -255,9 +253,7 @@ impl<'a> RowsMut<'a> {
         what: &'static str,
     ) -> Result<Self> {
         let need = extent.reach(strides, what)?;
-        if data.len() < need {
-            return Err(Error::TooShort { what, need, got: data.len() });
-        }
+        check_room(what, need, data.len())?;
         extent.check_disjoint(strides, what)?;
         Ok(Self { data, strides, dim: extent.dim })
     }

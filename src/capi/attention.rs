@@ -5,15 +5,12 @@ use core::ops::Range;
 use super::args::{check, cw_attention, cw_call, cw_sizes, cw_tensor, slice, slice_mut};
 use super::span::{Span, apart, needed};
 use super::status::*;
-use super::{CW_ABI_VERSION, Result, arguments, fill, guard, isa, size};
+use super::{CW_ABI_VERSION, FLOAT, Result, arguments, fill, guard, isa, size};
 use crate::attention::{Attention, Config, Precision};
 use crate::feature_map::FeatureMap;
 use crate::part::{Op, Part, States, Tensors};
 use crate::shape::{Disjoint, Extent, Strides};
 use crate::state::Normaliser;
-
-/// Bytes of a float, and what states and scratch are aligned to.
-const FLOAT: usize = size_of::<f32>();
 
 /// What to bring. Neither data nor state nor scratch of the call is looked at.
 #[unsafe(no_mangle)]

@@ -30,6 +30,9 @@ pub const CW_ABI_VERSION: u32 = 1;
 
 pub(crate) type Result<T> = core::result::Result<T, Status>;
 
+/// Bytes of a float.
+const FLOAT: usize = size_of::<f32>();
+
 /// A size or a stride of C.
 fn size(value: u64) -> Result<usize> {
     value.try_into().map_err(|_| Status(CW_OVERFLOW))

@@ -9,14 +9,11 @@ use super::args::{
 use super::attention::{feature_map, flag};
 use super::span::{self, Span, apart, needed};
 use super::status::*;
-use super::{CW_ABI_VERSION, Result, fill, guard, isa, size};
+use super::{CW_ABI_VERSION, FLOAT, Result, fill, guard, isa, size};
 use crate::element::Elements;
 use crate::feature_map::FeatureMap;
 use crate::isa::Isa;
 use crate::nn::{BlockWeights, Linear, Model, ModelConfig, OutputMode, Weights};
-
-/// Bytes of a float.
-const FLOAT: usize = size_of::<f32>();
 
 /// What a handle points to: at the beginning of the caller's memory, its blocks behind it.
 pub struct cw_model {

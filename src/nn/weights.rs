@@ -4,7 +4,7 @@ use super::config::{ModelConfig, Parameter};
 use super::linear::Linear;
 use super::norm::LayerNorm;
 use crate::element::{Element, Elements};
-use crate::error::{Error, Result, check_len};
+use crate::error::{Error, Result, check_len, check_room};
 use crate::isa::Isa;
 use crate::scratch;
 
@@ -142,10 +142,7 @@ impl<'w> Weights<'w> {
         'w: 'm,
     {
         check_len("blocks", self.blocks.len(), blocks.len())?;
-        let need = self.packed_len(isa);
-        if memory.len() < need {
-            return Err(Error::TooShort { what: "memory", need, got: memory.len() });
-        }
+        check_room("memory", self.packed_len(isa), memory.len())?;
         for layer in self.layers() {
             layer.check()?;
         }

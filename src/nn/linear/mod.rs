@@ -13,7 +13,7 @@ use self::packed::Packed;
 use self::stream::Stream;
 use self::tiles::Tiles;
 use crate::element::Elements;
-use crate::error::{Error, Result, check_len};
+use crate::error::{Error, Result, check_len, check_room};
 use crate::isa::{Isa, dispatch};
 use crate::parallel;
 use crate::scratch::{self, align, padded, with_alignment};
@@ -74,9 +74,7 @@ impl<'w> Linear<'w> {
     {
         self.check()?;
         let need = self.packed_len(isa);
-        if memory.len() < need {
-            return Err(Error::TooShort { what: "memory", need, got: memory.len() });
-        }
+        check_room("memory", need, memory.len())?;
         let Self { kernel, bias, .. } = *self;
         let packed = packed::pack(isa.lanes(), kernel, self.inputs(), self.outputs(), &mut memory[..need]);
         Ok(Linear { kernel, bias, packed: Some(packed) })

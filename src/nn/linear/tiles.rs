@@ -94,9 +94,7 @@ impl Task<'_> {
             }
         }
     }
-}
 
-impl Task<'_> {
     /// The same from panels of all of W, where they lie or widened.
     #[inline(always)]
     fn packed_group<S: Simd>(&self, simd: S, part: Part, panels: Elements<'_>, space: &mut [f32]) {
@@ -106,10 +104,8 @@ impl Task<'_> {
             let at = (from / full * self.layer.inputs() + part.rows.start) * full;
             let panel = panels.slice(at..at + part.rows.len() * full);
             let packed = panel.widened(simd, space);
-            outline(
-                simd,
-                Panel::<NV>(PanelArgs { task: self, rows: part.rows.clone(), from, columns, packed }),
-            );
+            let args = PanelArgs { task: self, rows: part.rows.clone(), from, columns, packed };
+            outline(simd, Panel::<NV>(args));
         }
     }
 }

@@ -138,6 +138,7 @@ pub(super) struct Spec {
 }
 
 impl Spec {
+    /// Whether the instruction set has the products.
     fn is_there(&self) -> bool {
         let dots = self.precision == Some(Products::Bf16Dot);
         !dots || Isa::from_name(&self.isa).is_ok_and(|isa| isa.has_bf16_dot())
@@ -264,21 +265,20 @@ impl Spec {
         let chunk = self.chunk.filter(|_| self.norm == Some(Norm::PerChunk));
         let precision = self.precision.filter(|precision| *precision != Products::F32);
         let weights = self.weights.filter(|weights| *weights != Packing::Stored);
+        let alone =
+            |spec| Self { norm: None, chunk: None, precision: None, weights: None, threads: 1, ..spec };
         match self.op {
             Op::Prefill => Self { chunk, precision, weights: None, ..self },
             Op::Decode => Self { shape: one, chunk, precision: None, weights: None, ..self },
             Op::Model => Self { norm: None, precision: None, weights, ..self },
             Op::Step => Self { norm: None, precision: None, weights, shape: one, ..self },
-            Op::Tile | Op::FeatureMap => {
-                let alone =
-                    Self { norm: None, chunk: None, precision: None, weights: None, threads: 1, ..self };
-                let shape = alone.shape;
-                if self.op == Op::FeatureMap {
-                    return Self { shape: Shape { value: 1, ..shape }, ..alone };
-                }
-                let shape = Shape { batch: 1, heads: 1, len: 16, key, value };
-                Self { shape, dtype: Dtype::F32, map: None, ..alone }
-            }
+            Op::Tile => Self {
+                shape: Shape { batch: 1, heads: 1, len: 16, key, value },
+                dtype: Dtype::F32,
+                map: None,
+                ..alone(self)
+            },
+            Op::FeatureMap => Self { shape: Shape { value: 1, ..self.shape }, ..alone(self) },
         }
     }
 }
