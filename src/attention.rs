@@ -84,6 +84,45 @@ impl Config {
             threads: 1,
         }
     }
+
+    /// Checks all but what depends on the machine, and says how a state is laid out.
+    pub(crate) fn check(&self) -> Result<Layout> {
+        let Config { heads, key, value, scale, normaliser, .. } = *self;
+        for (size, what) in [(heads, "heads"), (key, "key"), (value, "value"), (self.threads, "threads")] {
+            if size == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
+        self.feature_map.check()?;
+        normaliser.check()?;
+        if !scale.is_finite() {
+            return Err(Error::NotFinite { what: "scale" });
+        }
+        if let Normaliser::PerChunk { eps, .. } = normaliser {
+            // Before the first chunk has ended the past is 0 / eps: that must be 0.
+            if !(scale / eps).is_finite() {
+                return Err(Error::NotFinite { what: "scale / eps of the per-chunk normaliser" });
+            }
+        }
+        let layout = Layout::new(key, value, normaliser, self.compensated);
+        let all = self.batch.max(1).checked_mul(heads);
+        limit(all.and_then(|rows| rows.checked_mul(layout.checked_len().ok()?)), "the state")?;
+        let extent = |dim| Extent { batch: self.batch, len: self.len, heads, dim };
+        extent(key).reach(self.q_strides, "q")?;
+        extent(key).reach(self.k_strides, "k")?;
+        extent(value).reach(self.v_strides, "v")?;
+        extent(value).reach(self.o_strides, "o")?;
+        extent(value).check_disjoint(self.o_strides, "o")?;
+        Ok(layout)
+    }
+}
+
+/// A number of elements that memory can have.
+fn limit(elements: Option<usize>, what: &'static str) -> Result<()> {
+    match elements {
+        Some(n) if n <= isize::MAX as usize / size_of::<f32>() / 4 => Ok(()),
+        _ => Err(Error::Overflow { what }),
+    }
 }
 
 /// In which numbers the products of many tokens are taken. States and sums are f32 in both.
@@ -217,23 +256,7 @@ impl Attention {
     /// Zero heads, K or V; sizes that overflow; strides of o under which rows overlap; a number that is not
     /// finite; a chunk of 0 or more than 2^24 tokens; an instruction set, or dot products, that are not available.
     pub fn new(config: Config) -> Result<Self> {
-        let Config { heads, key, value, scale, normaliser, .. } = config;
-        for (size, what) in [(heads, "heads"), (key, "key"), (value, "value"), (config.threads, "threads")] {
-            if size == 0 {
-                return Err(Error::Zero { what });
-            }
-        }
-        config.feature_map.check()?;
-        normaliser.check()?;
-        if !scale.is_finite() {
-            return Err(Error::NotFinite { what: "scale" });
-        }
-        if let Normaliser::PerChunk { eps, .. } = normaliser {
-            // Before the first chunk has ended the past is 0 / eps: that must be 0.
-            if !(scale / eps).is_finite() {
-                return Err(Error::NotFinite { what: "scale / eps of the per-chunk normaliser" });
-            }
-        }
+        let layout = config.check()?;
         let isa = match config.isa {
             Some(isa) => isa,
             None => Isa::choose()?,
@@ -242,28 +265,9 @@ impl Attention {
             Precision::F32 => None,
             Precision::Bf16Dot => Some(isa.bf16_dot().ok_or(Error::NoBf16Dot { isa: isa.name() })?),
         };
-        let this = Self {
-            config,
-            isa,
-            dot,
-            layout: Layout::new(key, value, normaliser, config.compensated),
-            plan: Plan { group: 1, parts: 1, columns: value, workers: 1, part_len: 0 },
-        };
-        let limit = |n: Option<usize>, what| match n {
-            Some(n) if n <= isize::MAX as usize / size_of::<f32>() / 4 => Ok(n),
-            _ => Err(Error::Overflow { what }),
-        };
-        let all = config.batch.max(1).checked_mul(heads);
-        limit(all.and_then(|rows| rows.checked_mul(this.layout.checked_len().ok()?)), "the state")?;
-        this.extent(key).reach(config.q_strides, "q")?;
-        this.extent(key).reach(config.k_strides, "k")?;
-        this.extent(value).reach(config.v_strides, "v")?;
-        this.extent(value).reach(config.o_strides, "o")?;
-        this.extent(value).check_disjoint(config.o_strides, "o")?;
-        let plan = Plan::new(&config, this.isa.lanes());
-        let this = Self { plan, ..this };
+        let plan = Plan::new(&config, isa.lanes());
         limit(plan.part_len.checked_mul(plan.workers), "scratch")?;
-        Ok(this)
+        Ok(Self { config, isa, dot, layout, plan })
     }
 
     /// The configuration, as it was given.

@@ -42,6 +42,7 @@
 //!   `CHUNKWISE_ISA` may name the instruction set. Without it the crate is `no_std`, and works on one thread.
 //! - `files`: models from safetensors and JSON files.
 //! - `cli`: the program `chunkwise`.
+//! - `cuda`: attention and models on NVIDIA GPUs, see `chunkwise::cuda`.
 //! - `cdylib` (or `capi`): the C ABI of `include/chunkwise.h`; `panic-handler` beside it, without `std`, brings one.
 #![no_std]
 #![warn(unreachable_pub)]
@@ -79,6 +80,9 @@ pub mod nn;
 // The edge to other languages.
 #[cfg(feature = "cdylib")]
 pub mod capi;
+// The edge to GPUs.
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 /// The README's examples.
 #[cfg(all(doctest, feature = "files"))]

@@ -1,0 +1,534 @@
+//! Attention over many heads on a GPU: what the CPU's [`crate::Attention`] is, for tensors in a device's memory.
+#![allow(unsafe_code, reason = "kernels take addresses")]
+
+use std::ffi::c_void;
+use std::ptr::from_mut;
+
+use super::device::{Device, Stream};
+use super::error::{Error, Result};
+use super::kernels::{Kernel, Kind};
+use super::memory::{Slice, SliceMut};
+use crate::attention::{Config, Precision};
+use crate::element::Element;
+use crate::error::{check_len, check_room};
+use crate::feature_map::FeatureMap;
+use crate::shape::{Extent, Strides};
+use crate::state::{Layout, Normaliser};
+
+/// The most elements of a row of q and k.
+const MOST_KEY: usize = 256;
+
+/// The state that goes into and out of [`Attention::forward`], as [`crate::State`].
+#[derive(Debug)]
+pub enum State<'a> {
+    /// Begins at zero; what is left at the end is dropped.
+    Zero,
+    /// Begins at this one; dropped at the end.
+    Initial(Slice<'a>),
+    /// Begins at zero; written here at the end.
+    Final(SliceMut<'a>),
+    /// Begins at the first; written to the second at the end.
+    InitialFinal(Slice<'a>, SliceMut<'a>),
+    /// Begins at this one and is replaced at the end: a stream in pieces.
+    Carried(SliceMut<'a>),
+}
+
+/// Arguments of [`Attention::forward`], as [`crate::Forward`]; all four tensors are of one type.
+#[derive(Debug)]
+pub struct Forward<'a, E> {
+    /// q `[B, T, H, K]` by its strides.
+    pub q: Slice<'a, E>,
+    /// k `[B, T, H, K]` by its strides.
+    pub k: Slice<'a, E>,
+    /// v `[B, T, H, V]` by its strides.
+    pub v: Slice<'a, E>,
+    /// The state before and after.
+    pub state: State<'a>,
+    /// o `[B, T, H, V]` by its strides. Elements between the rows are left alone.
+    pub o: SliceMut<'a, E>,
+    /// At least [`Attention::workspace_len`] elements, of any content.
+    pub workspace: SliceMut<'a>,
+}
+
+/// Arguments of [`Attention::decode`], likewise.
+#[derive(Debug)]
+pub struct DecodeStep<'a, E> {
+    /// q `[B, H, K]` by its strides.
+    pub q: Slice<'a, E>,
+    /// k `[B, H, K]` by its strides.
+    pub k: Slice<'a, E>,
+    /// v `[B, H, V]` by its strides.
+    pub v: Slice<'a, E>,
+    /// The state, [`Attention::state_len`] elements, replaced.
+    pub state: SliceMut<'a>,
+    /// o `[B, H, V]` by its strides.
+    pub o: SliceMut<'a, E>,
+}
+
+/// A checked configuration, on a device.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    device: Device,
+    config: Config,
+    layout: Layout,
+    segments: usize,
+}
+
+/// How a prefill is cut for a block of threads: as the `ENTRY`s of prefill.cu.
+#[derive(Clone, Copy, Debug)]
+struct Variant {
+    /// bf16 whose sum phi(q), phi(k), scores and state are, and v.
+    terms: (usize, usize),
+    /// Columns of K.
+    key: usize,
+    /// Warps along a tile's rows, 16 each.
+    rows: usize,
+    /// Warps along V.
+    groups: usize,
+    /// Columns of V of each, in eights.
+    eights: usize,
+}
+
+impl Variant {
+    fn new(kind: Kind, dot: bool, key: usize) -> Self {
+        let terms = match (kind, dot) {
+            (_, true) => (1, 1),
+            (Kind::Bf16, _) => (2, 1),
+            (Kind::F16, _) => (2, 2),
+            (Kind::F32, _) => (3, 3),
+        };
+        let key = if key <= 64 { 64 } else { key.next_power_of_two() };
+        let (rows, groups, eights) = match (terms.0, key) {
+            (1, 64 | 128) => (4, 2, 4),
+            (1, _) => (4, 2, 2),
+            (2, 64) => (4, 2, 4),
+            (2, 128) => (2, 4, 2),
+            (2, _) => (2, 2, 1),
+            (_, 64) => (2, 4, 2),
+            (_, 128) => (2, 4, 1),
+            _ => (1, 2, 1),
+        };
+        Self { terms, key, rows, groups, eights }
+    }
+
+    /// Tokens in a tile.
+    fn tokens(&self) -> usize {
+        16 * self.rows
+    }
+
+    /// Columns of V in a panel.
+    fn columns(&self) -> usize {
+        8 * self.eights * self.groups
+    }
+
+    fn threads(&self) -> u32 {
+        32 * (self.rows * self.groups) as u32
+    }
+
+    /// Bytes of a tile as it lies in memory.
+    fn stage_len(&self, kind: Kind) -> usize {
+        self.tokens() * (2 * self.key + self.columns()) * kind.size()
+    }
+
+    /// Bytes of shared memory without stages: q, k, v and the state as bf16, z as bf16, and z twice as f32.
+    fn shared_len(&self) -> usize {
+        let (phi, v) = self.terms;
+        let rows = phi * 2 * self.key + v * self.columns();
+        2 * (self.tokens() * rows + phi * self.key * (self.columns() + 1)) + 2 * 4 * self.key
+    }
+}
+
+/// `Args` of prefill.cu.
+#[repr(C)]
+struct PrefillArgs {
+    q: u64,
+    k: u64,
+    v: u64,
+    o: u64,
+    initial: u64,
+    sums: u64,
+    last: u64,
+    finished: u64,
+    segments: u64,
+    strides: [[i64; 3]; 4],
+    state_len: i64,
+    len: i64,
+    segment_len: i64,
+    heads: i32,
+    key: i32,
+    value: i32,
+    chunk: i32,
+    normaliser: i32,
+    feature_map: i32,
+    aligned: i32,
+    paired: i32,
+    stages: i32,
+    eps: f32,
+    map_eps: f32,
+    scale: f32,
+}
+
+/// `Args` of decode.cu.
+#[repr(C)]
+struct DecodeArgs {
+    q: u64,
+    k: u64,
+    v: u64,
+    o: u64,
+    state: u64,
+    /// Of batch and head.
+    strides: [[i64; 2]; 4],
+    state_len: i64,
+    heads: i32,
+    key: i32,
+    value: i32,
+    chunk: i32,
+    normaliser: i32,
+    feature_map: i32,
+    kind: i32,
+    across: i32,
+    eps: f32,
+    map_eps: f32,
+    scale: f32,
+}
+
+/// The options of the kernels that are numbers in [`Config`]'s enums: chunk, normaliser, its eps, the map, its eps.
+fn options(config: &Config) -> (i32, i32, f32, i32, f32) {
+    let (normaliser, chunk, eps) = match config.normaliser {
+        Normaliser::None => (0, 0, 0.0),
+        Normaliser::Global { eps } => (1, 0, eps),
+        // Checked: no more than 2^24.
+        Normaliser::PerChunk { chunk, eps } => (2, chunk as i32, eps),
+    };
+    let (map, map_eps) = match config.feature_map {
+        FeatureMap::Elu => (0, 0.0),
+        FeatureMap::Relu { eps } => (1, eps),
+        FeatureMap::Identity => (2, 0.0),
+    };
+    (chunk, normaliser, eps, map, map_eps)
+}
+
+impl Attention {
+    /// Checks a configuration. `isa` and `threads` play no part; [`Precision::F32`] takes every product as precisely as f32
+    /// does, [`Precision::Bf16Dot`] rounds phi, scores and the state to bf16 for them, as fla does.
+    ///
+    /// # Errors
+    /// As for [`crate::Attention::new`]; the compensated state, and K or V above 256 and 2^20, which the kernels don't have.
+    pub fn new(device: &Device, config: Config) -> Result<Self> {
+        let layout = config.check()?;
+        if config.compensated {
+            return Err(Error::Unsupported { what: "the compensated state" });
+        }
+        if config.key > MOST_KEY || config.value > 1 << 20 {
+            return Err(Error::Unsupported { what: "K above 256 or V above 2^20" });
+        }
+        let heads = config.batch.checked_mul(config.heads).filter(|heads| *heads <= i32::MAX as usize);
+        if heads.is_none() {
+            return Err(crate::Error::Overflow { what: "batch x heads" }.into());
+        }
+        let mut this = Self { device: device.clone(), config, layout, segments: 1 };
+        let rows = this.rows();
+        let each = layout.len() as u128 * 3 + 2 * config.key as u128 + 1;
+        if rows as u128 * each * 64 > isize::MAX as u128 {
+            return Err(crate::Error::Overflow { what: "the workspace" }.into());
+        }
+        // Where there are fewer blocks of threads than multiprocessors by half, sequences are cut.
+        let panels = config.value.div_ceil(this.variant(Kind::Bf16).columns());
+        let blocks = (rows * panels).max(1);
+        this = this.with_segments(device.multiprocessors() / blocks);
+        Ok(this)
+    }
+
+    /// The same with sequences cut into so many segments at most, which are computed at the same time: their sums first, then
+    /// their outputs. More reading, for GPUs with more multiprocessors than heads. By default it follows from the shapes and the
+    /// device. Results of different numbers of segments differ by rounding; of one number they have the same bits, whatever
+    /// the batch.
+    #[must_use]
+    pub fn with_segments(mut self, segments: usize) -> Self {
+        let tokens = self.segment_unit();
+        // A segment of fewer than four tiles is not worth the reading.
+        let most = if self.can_be_cut() { self.config.len / (4 * tokens.max(64)) } else { 1 };
+        self.segments = segments.clamp(1, most.clamp(1, 64));
+        self
+    }
+
+    /// Segments of each sequence.
+    pub fn segments(&self) -> usize {
+        self.segments
+    }
+
+    /// The configuration, as it was given.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Elements of the state, of [`crate::state`]'s layout.
+    pub fn state_len(&self) -> usize {
+        self.rows() * self.layout.len()
+    }
+
+    /// Elements of workspace that [`Attention::forward`] needs, of any type of elements and state.
+    pub fn workspace_len(&self) -> usize {
+        let segments = if self.segments > 1 { self.segments * self.sums_len() } else { 0 };
+        self.rows() * (self.finished_len() + self.snapshot_len() + segments)
+    }
+
+    fn rows(&self) -> usize {
+        self.config.batch * self.config.heads
+    }
+
+    /// Elements of S and z of one head.
+    fn sums_len(&self) -> usize {
+        let Config { key, value, normaliser, .. } = self.config;
+        key * value + if normaliser == Normaliser::None { 0 } else { key }
+    }
+
+    /// Elements of S of the finished chunks of one head, where chunks are not tiles.
+    fn finished_len(&self) -> usize {
+        if self.chunk() == 0 { 0 } else { self.config.key * self.config.value }
+    }
+
+    /// Elements of z, the chunk's z, and count of one head.
+    fn snapshot_len(&self) -> usize {
+        if self.config.normaliser == Normaliser::None { 0 } else { 2 * self.config.key + 1 }
+    }
+
+    fn chunk(&self) -> usize {
+        if let Normaliser::PerChunk { chunk, .. } = self.config.normaliser { chunk } else { 0 }
+    }
+
+    /// Tokens of whose multiple a segment must be.
+    fn segment_unit(&self) -> usize {
+        match self.chunk() {
+            0 => 64,
+            chunk => chunk,
+        }
+    }
+
+    /// Sums of a chunk that is more than one tile are not sums of a segment. Tiles of f32 are the smallest.
+    fn can_be_cut(&self) -> bool {
+        self.chunk() <= self.variant(Kind::F32).tokens()
+    }
+
+    fn dot(&self) -> bool {
+        self.config.precision == Precision::Bf16Dot
+    }
+
+    fn variant(&self, kind: Kind) -> Variant {
+        Variant::new(kind, self.dot(), self.config.key)
+    }
+
+    fn extent(&self, len: usize, dim: usize) -> Extent {
+        Extent { batch: self.config.batch, len, heads: self.config.heads, dim }
+    }
+
+    /// Lengths, as [`crate::Attention`] checks them.
+    fn check(&self, len: usize, q: usize, k: usize, v: usize, o: usize) -> crate::Result<()> {
+        let Config { key, value, q_strides, k_strides, v_strides, o_strides, .. } = self.config;
+        let tensors = [(q, key, q_strides, "q"), (k, key, k_strides, "k"), (v, value, v_strides, "v")];
+        for (got, dim, strides, what) in tensors {
+            check_room(what, self.extent(len, dim).reach(strides, what)?, got)?;
+        }
+        check_room("o", self.extent(len, value).reach(o_strides, "o")?, o)?;
+        self.extent(len, value).check_disjoint(o_strides, "o")
+    }
+
+    /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`. Queued on the stream; what goes wrong on the device
+    /// is told by a later call that waits for it. A state whose count of tokens is not possible is taken for the nearest that is.
+    ///
+    /// # Errors
+    /// A tensor shorter than its shape and strides reach, a state of another length, a workspace that is too short; those
+    /// of the driver.
+    pub fn forward<E: Element>(&self, args: Forward<'_, E>, stream: Stream) -> Result<()> {
+        let Forward { q, k, v, state, o, workspace } = args;
+        self.check(self.config.len, q.len(), k.len(), v.len(), o.len())?;
+        check_room("workspace", self.workspace_len(), workspace.len())?;
+        let (initial, last) = match &state {
+            State::Zero => (None, None),
+            State::Initial(state) => (Some((state.address(), state.len())), None),
+            State::Final(state) => (None, Some((state.address(), state.len()))),
+            State::InitialFinal(from, to) => {
+                (Some((from.address(), from.len())), Some((to.address(), to.len())))
+            }
+            State::Carried(state) => {
+                (Some((state.address(), state.len())), Some((state.address(), state.len())))
+            }
+        };
+        for (_, len) in initial.iter().chain(&last) {
+            check_len("state", self.state_len(), *len)?;
+        }
+        let address = |state: Option<(u64, usize)>| state.map_or(0, |(address, _)| address);
+        let (initial, last) = (address(initial), address(last));
+        if self.rows() == 0 || self.config.len == 0 && last == 0 {
+            return Ok(());
+        }
+        let _current = self.device.current()?;
+        let kind = Kind::of::<E>();
+        let variant = self.variant(kind);
+        let Config { key, value, normaliser, .. } = self.config;
+        let rows = self.rows();
+
+        // The workspace: S of finished chunks, a snapshot of z, the segments' sums.
+        let bytes = |elements: usize| (rows * elements * 4) as u64;
+        let finished = workspace.address();
+        let snapshot = finished + bytes(self.finished_len());
+        let segments_at = snapshot + bytes(self.snapshot_len());
+
+        // A state's chunk may have begun: only the device knows.
+        let segments = if self.chunk() > 0 && initial != 0 { 1 } else { self.segments };
+        let unit = self.segment_unit();
+        let segment_len = self.config.len.div_ceil(segments).next_multiple_of(unit).max(1);
+        let segments = self.config.len.div_ceil(segment_len).max(1);
+        let panels = value.div_ceil(variant.columns());
+
+        let overwritten = initial != 0 && initial == last && normaliser != Normaliser::None && panels > 1;
+        if overwritten && segments == 1 {
+            self.snapshot(snapshot, initial, stream)?;
+        }
+        let aligned = self.is_aligned(kind, q.address() | k.address() | v.address());
+        let room = self.device.shared_memory().saturating_sub(variant.shared_len());
+        let stages = if aligned { (room / variant.stage_len(kind)).min(2) } else { 0 };
+        let (chunk, normaliser, eps, feature_map, map_eps) = options(&self.config);
+        let strides = |s: Strides| [s.batch as i64, s.token as i64, s.head as i64];
+        let mut args = PrefillArgs {
+            q: q.address(),
+            k: k.address(),
+            v: v.address(),
+            o: 0,
+            initial,
+            sums: if overwritten && segments == 1 { snapshot } else { 0 },
+            last,
+            finished,
+            segments: if segments > 1 { segments_at } else { 0 },
+            strides: [
+                strides(self.config.q_strides),
+                strides(self.config.k_strides),
+                strides(self.config.v_strides),
+                strides(self.config.o_strides),
+            ],
+            state_len: self.layout.len() as i64,
+            len: self.config.len as i64,
+            segment_len: segment_len as i64,
+            heads: self.config.heads as i32,
+            key: key as i32,
+            value: value as i32,
+            chunk,
+            normaliser,
+            feature_map,
+            aligned: aligned.into(),
+            paired: self.is_paired(kind, o.address()).into(),
+            stages: stages as i32,
+            eps,
+            map_eps,
+            scale: self.config.scale,
+        };
+        let shared = variant.shared_len() + stages * variant.stage_len(kind);
+        let kernel = Kernel::Prefill { kind, dot: self.dot(), key: variant.key };
+        let mut launch = |args: &mut PrefillArgs, segments: usize| {
+            let grid = [rows as u32, panels as u32, segments as u32];
+            let arguments = [from_mut(args).cast::<c_void>()];
+            // SAFETY: the arguments are prefill.cu's; the tensors have been checked for what their strides reach, and are
+            // there for as long as the work takes by the promise of those who made the slices.
+            unsafe { self.device.launch(kernel, grid, variant.threads(), shared, stream, arguments) }
+        };
+        if segments > 1 {
+            // Sums of all segments but the last, then the states before each, from which the outputs begin.
+            launch(&mut args, segments - 1)?;
+            self.scan(segments_at, initial, segments, stream)?;
+        }
+        args.o = o.address();
+        launch(&mut args, segments)
+    }
+
+    /// One token of all heads on the same state: as [`Attention::forward`] with T = 1, in one pass over S, in f32.
+    ///
+    /// # Errors
+    /// As for [`Attention::forward`].
+    pub fn decode<E: Element>(&self, args: DecodeStep<'_, E>, stream: Stream) -> Result<()> {
+        let DecodeStep { q, k, v, state, o } = args;
+        self.check(1, q.len(), k.len(), v.len(), o.len())?;
+        check_len("state", self.state_len(), state.len())?;
+        let _current = self.device.current()?;
+        let (chunk, normaliser, eps, feature_map, map_eps) = options(&self.config);
+        let strides = |s: Strides| [s.batch as i64, s.head as i64];
+        let mut args = DecodeArgs {
+            q: q.address(),
+            k: k.address(),
+            v: v.address(),
+            o: o.address(),
+            state: state.address(),
+            strides: [
+                strides(self.config.q_strides),
+                strides(self.config.k_strides),
+                strides(self.config.v_strides),
+                strides(self.config.o_strides),
+            ],
+            state_len: self.layout.len() as i64,
+            heads: self.config.heads as i32,
+            key: self.config.key as i32,
+            value: self.config.value as i32,
+            chunk,
+            normaliser,
+            feature_map,
+            kind: Kind::of::<E>() as i32,
+            across: self.config.value.next_power_of_two().clamp(16, 64) as i32,
+            eps,
+            map_eps,
+            scale: self.config.scale,
+        };
+        let grid = [self.rows() as u32, 1, 1];
+        // SAFETY: the arguments are decode.cu's, checked as those of `forward`.
+        unsafe {
+            self.device.launch(Kernel::Decode, grid, 256, 0, stream, [from_mut(&mut args).cast::<c_void>()])
+        }
+    }
+
+    fn snapshot(&self, to: u64, state: u64, stream: Stream) -> Result<()> {
+        let (mut to, mut state, mut state_len) = (to, state, self.layout.len() as i64);
+        let mut key = self.config.key as i32;
+        let mut matrix = (self.config.key * self.config.value) as i32;
+        let mut per_chunk = i32::from(self.chunk() > 0);
+        let arguments = [
+            from_mut(&mut to).cast::<c_void>(),
+            from_mut(&mut state).cast(),
+            from_mut(&mut state_len).cast(),
+            from_mut(&mut key).cast(),
+            from_mut(&mut matrix).cast(),
+            from_mut(&mut per_chunk).cast(),
+        ];
+        // SAFETY: the arguments are decode.cu's; the workspace and the state have been checked.
+        unsafe { self.device.launch(Kernel::Snapshot, [self.rows() as u32, 1, 1], 256, 0, stream, arguments) }
+    }
+
+    fn scan(&self, sums: u64, initial: u64, segments: usize, stream: Stream) -> Result<()> {
+        let (mut sums, mut initial, mut state_len) = (sums, initial, self.layout.len() as i64);
+        let (mut segments, mut len) = (segments as i32, self.sums_len() as i32);
+        let arguments = [
+            from_mut(&mut sums).cast::<c_void>(),
+            from_mut(&mut initial).cast(),
+            from_mut(&mut state_len).cast(),
+            from_mut(&mut segments).cast(),
+            from_mut(&mut len).cast(),
+        ];
+        let grid = [self.rows() as u32, self.sums_len().div_ceil(256) as u32, 1];
+        // SAFETY: the arguments are decode.cu's; the workspace and the state have been checked.
+        unsafe { self.device.launch(Kernel::Scan, grid, 256, 0, stream, arguments) }
+    }
+
+    /// Whether rows of q, k and v can be read by eight elements, aligned to 16 bytes.
+    fn is_aligned(&self, kind: Kind, addresses: u64) -> bool {
+        let Config { key, value, q_strides, k_strides, v_strides, .. } = self.config;
+        let whole = |strides: Strides| {
+            [strides.batch, strides.token, strides.head].iter().all(|s| (s * kind.size()).is_multiple_of(16))
+        };
+        addresses.is_multiple_of(16)
+            && (key | value).is_multiple_of(8)
+            && [q_strides, k_strides, v_strides].into_iter().all(whole)
+    }
+
+    /// Whether rows of o can be written by pairs.
+    fn is_paired(&self, kind: Kind, address: u64) -> bool {
+        let Config { value, o_strides: Strides { batch, token, head }, .. } = self.config;
+        address.is_multiple_of(2 * kind.size() as u64) && (value | batch | token | head).is_multiple_of(2)
+    }
+}

@@ -1,0 +1,228 @@
+//! One GPU: its context, its streams, and the kernels that were compiled for it.
+#![allow(unsafe_code, reason = "handles of the driver cross threads")]
+
+use std::collections::HashMap;
+use std::ffi::{CStr, OsStr, c_int, c_void};
+use std::fmt;
+use std::string::String;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::driver::{Attribute, Context, Driver, Function, Module, RawStream};
+use super::error::{Error, Result};
+use super::kernels::Kernel;
+
+/// A GPU, by its primary context: the one that torch, candle and cudarc use. Each call makes that context current for
+/// itself and leaves the caller's as it was. Copies are the same device; the last one lets it go.
+#[derive(Clone)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    driver: Driver,
+    device: c_int,
+    context: Context,
+    name: String,
+    capability: (i32, i32),
+    multiprocessors: usize,
+    shared_memory: usize,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, Module>,
+    functions: HashMap<Kernel, Function>,
+}
+
+// SAFETY: the driver's functions may be called from any thread, with handles made on any other.
+unsafe impl Send for Inner {}
+// SAFETY: as above; what is written here is behind a mutex.
+unsafe impl Sync for Inner {}
+
+/// Where work is queued: a `CUstream` of the device's primary context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream(pub(super) RawStream);
+
+// SAFETY: a handle; the driver's functions take it on any thread.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// The default stream.
+    pub const DEFAULT: Self = Self(std::ptr::null_mut());
+
+    /// A stream of another library, `torch.cuda.current_stream().cuda_stream` for example.
+    ///
+    /// # Safety
+    /// It is a stream of the device that it is used with, and lives as long as its work.
+    pub const unsafe fn from_raw(stream: *mut c_void) -> Self {
+        Self(stream)
+    }
+}
+
+/// The context, current until this is dropped.
+pub(super) struct Current<'a>(&'a Inner);
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        // At the end of a program the driver may be gone; there is nobody to tell, and nothing is left to undo.
+        let _ = self.0.driver.pop();
+    }
+}
+
+impl Device {
+    /// The device of this number, from 0 on.
+    ///
+    /// # Errors
+    /// No driver, or one that is incomplete or too old; no such device, or one below compute capability 8.0.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        // SAFETY: this is the name under which the CUDA driver is installed.
+        Self::new(unsafe { Driver::open(None) }?, ordinal)
+    }
+
+    /// The same with the driver's library at a path: where it is not in the loader's, or another stands in for it.
+    ///
+    /// # Errors
+    /// As for [`Device::open`].
+    ///
+    /// # Safety
+    /// The library is the CUDA driver, or acts as one.
+    pub unsafe fn open_with(driver: impl AsRef<OsStr>, ordinal: usize) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        Self::new(unsafe { Driver::open(Some(driver.as_ref())) }?, ordinal)
+    }
+
+    fn new(driver: Driver, ordinal: usize) -> Result<Self> {
+        let device = driver.device(ordinal)?;
+        let name = driver.name(device)?;
+        let number = |attribute| driver.attribute(attribute, device);
+        let capability = (number(Attribute::Major)?, number(Attribute::Minor)?);
+        if capability < (8, 0) {
+            return Err(Error::Capability { name, capability });
+        }
+        let multiprocessors = usize::try_from(number(Attribute::Multiprocessors)?).unwrap_or(1);
+        let shared_memory = usize::try_from(number(Attribute::SharedMemoryOptIn)?).unwrap_or(0);
+        let context = driver.retain(device)?;
+        let loaded = Mutex::default();
+        let inner =
+            Inner { driver, device, context, name, capability, multiprocessors, shared_memory, loaded };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The name its maker gave it.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Compute capability, major and minor.
+    pub fn capability(&self) -> (i32, i32) {
+        self.inner.capability
+    }
+
+    /// Multiprocessors.
+    pub fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors
+    }
+
+    /// Bytes of shared memory that one block of threads may have.
+    pub fn shared_memory(&self) -> usize {
+        self.inner.shared_memory
+    }
+
+    /// Waits until all work on a stream is done.
+    ///
+    /// # Errors
+    /// What went wrong in that work.
+    pub fn synchronize(&self, stream: Stream) -> Result<()> {
+        let _current = self.current()?;
+        self.driver().synchronize(stream.0)
+    }
+
+    pub(super) fn driver(&self) -> &Driver {
+        &self.inner.driver
+    }
+
+    pub(super) fn current(&self) -> Result<Current<'_>> {
+        self.inner.driver.push(self.inner.context)?;
+        Ok(Current(&self.inner))
+    }
+
+    /// Queues a kernel, compiled at its first launch.
+    ///
+    /// # Safety
+    /// `A` is what the kernel takes, and what it points to may be read and written until the stream's work is done. The
+    /// context is current.
+    pub(super) unsafe fn launch<const N: usize>(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        stream: Stream,
+        mut arguments: [*mut c_void; N],
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let function = self.function(kernel)?;
+        let shared = u32::try_from(shared).unwrap_or(u32::MAX);
+        // SAFETY: the caller's promise.
+        unsafe { self.driver().launch(function, grid, threads, shared, stream.0, &mut arguments) }
+    }
+
+    fn function(&self, kernel: Kernel) -> Result<Function> {
+        // A panic elsewhere leaves the maps whole.
+        let mut loaded = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(&kernel) {
+            return Ok(*function);
+        }
+        let driver = self.driver();
+        let (name, ptx) = kernel.module(self.capability());
+        let module = match loaded.modules.get(name) {
+            Some(module) => *module,
+            None => {
+                let ptx = CStr::from_bytes_with_nul(ptx).map_err(|_| Error::UnsupportedPtx {
+                    module: name.into(),
+                    text: "it does not end with a zero".into(),
+                })?;
+                let module = driver.load(name, ptx)?;
+                loaded.modules.insert(name, module);
+                module
+            }
+        };
+        // SAFETY: the module is loaded, and is unloaded only with the device.
+        unsafe {
+            let function = driver.function(module, kernel.entry())?;
+            if kernel.takes_shared() {
+                let bytes = c_int::try_from(self.shared_memory()).unwrap_or(c_int::MAX);
+                driver.allow_shared(function, bytes)?;
+            }
+            loaded.functions.insert(kernel, function);
+            Ok(function)
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.capability();
+        write!(f, "Device({}, compute capability {major}.{minor})", self.name())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // As for `Current`: errors have nobody to go to.
+        if self.driver.push(self.context).is_ok() {
+            let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
+            for module in loaded.modules.values() {
+                // SAFETY: nothing can launch its functions any more.
+                let _ = unsafe { self.driver.unload(*module) };
+            }
+            let _ = self.driver.pop();
+        }
+        let _ = self.driver.release(self.device);
+    }
+}

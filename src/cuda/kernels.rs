@@ -1,0 +1,107 @@
+//! The kernels that are shipped: PTX, made of `kernels/*.cu` by `scripts/ptx`, compiled by the driver at the first launch.
+//!
+//! `sm_80` runs on every GPU from Ampere (compute capability 8.0) on. `sm_90a` is for Hopper (9.0) alone, where there is one.
+
+use std::ffi::CStr;
+
+use crate::element::{Element, Elements};
+
+/// The type of elements, as `Kind` in element.cuh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Kind {
+    pub(super) fn of<E: Element>() -> Self {
+        Self::of_elements(E::elements(&[]))
+    }
+
+    pub(super) fn of_elements(elements: Elements<'_>) -> Self {
+        match elements {
+            Elements::F32(_) => Kind::F32,
+            Elements::Bf16(_) => Kind::Bf16,
+            Elements::F16(_) => Kind::F16,
+        }
+    }
+
+    /// Bytes of an element.
+    pub(super) const fn size(self) -> usize {
+        match self {
+            Kind::F32 => 4,
+            Kind::Bf16 | Kind::F16 => 2,
+        }
+    }
+
+    /// bf16 whose sum an element of this type is.
+    pub(super) const fn terms(self) -> usize {
+        match self {
+            Kind::F32 => 3,
+            Kind::Bf16 => 1,
+            Kind::F16 => 2,
+        }
+    }
+}
+
+/// A kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kernel {
+    /// Of q, k, v and o of a type; with operands rounded to bf16 or not; for rows of q and k of up to so many elements.
+    Prefill { kind: Kind, dot: bool, key: usize },
+    Decode,
+    Scan,
+    Snapshot,
+    /// Of weights of a type, likewise.
+    Dense { kind: Kind, dot: bool },
+    LayerNorm,
+    Mean,
+}
+
+macro_rules! ptx {
+    ($arch:literal, $name:literal) => {
+        ($name, concat!(include_str!(concat!("ptx/", $arch, "/", $name, ".ptx")), "\0").as_bytes())
+    };
+}
+
+impl Kernel {
+    /// Its module, by name, and the text for a GPU, which ends with a zero.
+    pub(super) fn module(self, capability: (i32, i32)) -> (&'static str, &'static [u8]) {
+        let _ = capability;
+        match self {
+            Kernel::Prefill { kind: Kind::F32, dot: true, .. } => ptx!("sm_80", "prefill_f32_dot"),
+            Kernel::Prefill { kind: Kind::Bf16, dot: true, .. } => ptx!("sm_80", "prefill_bf16_dot"),
+            Kernel::Prefill { kind: Kind::F16, dot: true, .. } => ptx!("sm_80", "prefill_f16_dot"),
+            Kernel::Prefill { kind: Kind::F32, .. } => ptx!("sm_80", "prefill_f32"),
+            Kernel::Prefill { kind: Kind::Bf16, .. } => ptx!("sm_80", "prefill_bf16"),
+            Kernel::Prefill { kind: Kind::F16, .. } => ptx!("sm_80", "prefill_f16"),
+            Kernel::Decode | Kernel::Scan | Kernel::Snapshot => ptx!("sm_80", "decode"),
+            Kernel::Dense { kind: Kind::F32, .. } => ptx!("sm_80", "dense_f32"),
+            Kernel::Dense { kind: Kind::Bf16, .. } => ptx!("sm_80", "dense_bf16"),
+            Kernel::Dense { kind: Kind::F16, .. } => ptx!("sm_80", "dense_f16"),
+            Kernel::LayerNorm | Kernel::Mean => ptx!("sm_80", "norm"),
+        }
+    }
+
+    /// Its name in the module.
+    pub(super) fn entry(self) -> &'static CStr {
+        match self {
+            Kernel::Prefill { key: 64, .. } => c"prefill_64",
+            Kernel::Prefill { key: 128, .. } => c"prefill_128",
+            Kernel::Prefill { .. } => c"prefill_256",
+            Kernel::Decode => c"decode",
+            Kernel::Scan => c"scan",
+            Kernel::Snapshot => c"snapshot",
+            Kernel::Dense { dot: false, .. } => c"dense",
+            Kernel::Dense { dot: true, .. } => c"dense_dot",
+            Kernel::LayerNorm => c"layer_norm",
+            Kernel::Mean => c"mean",
+        }
+    }
+
+    /// Whether it is given shared memory at its launch.
+    pub(super) fn takes_shared(self) -> bool {
+        matches!(self, Kernel::Prefill { .. })
+    }
+}
