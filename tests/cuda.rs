@@ -1,11 +1,12 @@
 //! Attention on a GPU against the oracle, in every type, with every option: on the emulator, which runs the PTX that is
 //! shipped, and on a GPU where there is one.
 
+#![allow(unsafe_code, reason = "addresses of device memory")]
 mod common;
 mod cuda_common;
 
 use chunkwise::cuda::{self, Buffer, Device, Stream};
-use chunkwise::{Config, FeatureMap, Normaliser, Precision, Strides};
+use chunkwise::{Config, Error, FeatureMap, Normaliser, Precision, Strides};
 use common::*;
 use cuda_common::{Emulator, devices};
 use half::{bf16, f16};
@@ -15,36 +16,484 @@ fn explained<T>(result: cuda::Result<T>) -> T {
     result.unwrap_or_else(|error| panic!("{error}: {}", Emulator::get().fault()))
 }
 
-/// Forward from the zero state: outputs and final state.
-fn forward<E: Number>(device: &Device, case: &Case, segments: Option<usize>) -> (Vec<f32>, Vec<f32>) {
-    let mut attention = explained(cuda::Attention::new(device, case.config));
-    if let Some(segments) = segments {
-        attention = attention.with_segments(segments);
+/// A case on a device, in a type.
+struct Run<E: Number> {
+    attention: cuda::Attention,
+    config: Config,
+    q: Buffer<E>,
+    k: Buffer<E>,
+    v: Buffer<E>,
+    o: Buffer<E>,
+    state: Buffer,
+    workspace: Buffer,
+}
+
+impl<E: Number> Run<E> {
+    fn new(device: &Device, case: &Case) -> Self {
+        Self::cut(device, case, None)
     }
-    let upload = |x: &[f32]| explained(Buffer::from_slice(device, &narrow::<E>(x)));
-    let (q, k, v) = (upload(&case.q), upload(&case.k), upload(&case.v));
-    let mut o = upload(&case.output());
-    let mut state = explained(Buffer::from_slice(device, &vec![SENTINEL; attention.state_len()]));
-    let mut workspace = explained(Buffer::from_slice(device, &vec![f32::NAN; attention.workspace_len()]));
-    let args = cuda::Forward {
-        q: q.slice(),
-        k: k.slice(),
-        v: v.slice(),
-        state: cuda::State::Final(state.slice_mut()),
-        o: o.slice_mut(),
-        workspace: workspace.slice_mut(),
+
+    fn cut(device: &Device, case: &Case, segments: Option<usize>) -> Self {
+        let mut attention = explained(cuda::Attention::new(device, case.config));
+        if let Some(segments) = segments {
+            attention = attention.with_segments(segments);
+        }
+        let upload = |x: &[f32]| explained(Buffer::from_slice(device, &narrow::<E>(x)));
+        Self {
+            config: case.config,
+            q: upload(&case.q),
+            k: upload(&case.k),
+            v: upload(&case.v),
+            o: upload(&case.output()),
+            state: explained(Buffer::from_slice(device, &vec![SENTINEL; attention.state_len()])),
+            workspace: explained(Buffer::from_slice(device, &vec![f32::NAN; attention.workspace_len()])),
+            attention,
+        }
+    }
+
+    /// All tokens from the zero state: o and the state after them.
+    fn whole(mut self) -> (Vec<f32>, Vec<f32>) {
+        let args = cuda::Forward {
+            q: self.q.slice(),
+            k: self.k.slice(),
+            v: self.v.slice(),
+            state: cuda::State::Final(self.state.slice_mut()),
+            o: self.o.slice_mut(),
+            workspace: self.workspace.slice_mut(),
+        };
+        explained(self.attention.forward(args, Stream::DEFAULT));
+        (self.outputs(), self.states())
+    }
+
+    fn outputs(&self) -> Vec<f32> {
+        widen(&explained(self.o.read(Stream::DEFAULT)))
+    }
+
+    fn states(&self) -> Vec<f32> {
+        explained(self.state.read(Stream::DEFAULT))
+    }
+
+    /// Some of the tokens on the state as it is: at once, or one by one.
+    fn carry(&mut self, device: &Device, tokens: std::ops::Range<usize>, decode: bool) {
+        let Config { q_strides, k_strides, v_strides, o_strides, .. } = self.config;
+        let steps: Vec<_> = if decode { tokens.map(|t| t..t + 1).collect() } else { vec![tokens] };
+        for tokens in steps {
+            let config = Config { len: tokens.len(), ..self.config };
+            let attention = explained(cuda::Attention::new(device, config)).with_segments(1);
+            let (q, k) = (self.q.slice(), self.k.slice());
+            let (q, k) = (q.from(tokens.start * q_strides.token), k.from(tokens.start * k_strides.token));
+            let v = self.v.slice().from(tokens.start * v_strides.token);
+            let o = self.o.slice_mut().split_at(tokens.start * o_strides.token).1;
+            let state = self.state.slice_mut();
+            if decode {
+                explained(attention.decode(cuda::DecodeStep { q, k, v, state, o }, Stream::DEFAULT));
+            } else {
+                let workspace = self.workspace.slice_mut();
+                let state = cuda::State::Carried(state);
+                let args = cuda::Forward { q, k, v, state, o, workspace };
+                explained(attention.forward(args, Stream::DEFAULT));
+            }
+        }
+    }
+}
+
+/// What q, k and v hold in a type.
+fn rounded<E: Number>(case: &Case) -> Case {
+    let round = |x: &[f32]| widen(&narrow::<E>(x));
+    Case { q: round(&case.q), k: round(&case.k), v: round(&case.v), ..case.clone() }
+}
+
+/// The error that is allowed for outputs, as a part of what they would be if nothing cancelled: that of sums in f32, and the
+/// rounding of outputs; with dot products of bf16 phi, the scores and S are rounded for them besides, and so is v.
+fn allowed<E: Number>(config: &Config) -> (f64, f64) {
+    let unit = match E::NAME {
+        "bf16" => 2f64.powi(-8),
+        "f16" => 2f64.powi(-11),
+        _ => 0.0,
     };
-    explained(attention.forward(args, Stream::DEFAULT));
-    (widen(&explained(o.read(Stream::DEFAULT))), explained(state.read(Stream::DEFAULT)))
+    // Two terms of bf16 leave out what is below 2^-17; 2^-16 for products of two such numbers and for sums of them.
+    let terms = if E::NAME == "f32" { 0.0 } else { 2f64.powi(-15) };
+    let dot = if config.precision == Precision::Bf16Dot { 6.0 / 512.0 } else { 0.0 };
+    let f32s = element_bound(config);
+    (f32s + unit + terms + dot, f32s + terms + dot)
+}
+
+/// Sizes that errors are measured against: f16 has no numbers between multiples of 2^-24.
+fn sizes<E: Number>(size: Vec<f64>) -> Vec<f64> {
+    let least = if E::NAME == "f16" { 2f64.powi(-14) } else { 0.0 };
+    size.into_iter().map(|size| size.max(least)).collect()
+}
+
+/// Outputs and state against the oracle, element by element.
+fn check<E: Number>(device: &Device, config: Config, seed: u64, segments: Option<usize>) {
+    let case = rounded::<E>(&Case::new(config, seed));
+    let (want, want_state) = case.oracle();
+    let (size, state_size) = case.without_cancellation().oracle();
+    let (o, state) = Run::<E>::cut(device, &case, segments).whole();
+    let name = format!("{}, {segments:?} segments, {config:?}", E::NAME);
+    assert!(gaps_are_untouched::<E>(&case, &o), "wrote between the rows of o: {name}");
+    let (most, most_state) = allowed::<E>(&config);
+    let worst = element_error(&gather(&config, &o), &want, &sizes::<E>(size));
+    assert!(worst <= most, "an element is off by {worst:e}, allowed {most:e}: {name}");
+    let worst = element_error(&state, &want_state, &state_size);
+    assert!(worst <= most_state, "the state is off by {worst:e}, allowed {most_state:e}: {name}");
+}
+
+fn gaps_are_untouched<E: Number>(case: &Case, o: &[f32]) -> bool {
+    let sentinel = E::narrow(SENTINEL).widen();
+    let mut o = o.to_vec();
+    for (b, t, h) in rows(&case.config) {
+        o[at(case.config.o_strides, b, t, h)..][..case.config.value].fill(sentinel);
+    }
+    untouched(&o, &vec![sentinel; o.len()])
+}
+
+fn check_all_types(device: &Device, config: Config, seed: u64, segments: Option<usize>) {
+    for precision in [Precision::F32, Precision::Bf16Dot] {
+        let config = Config { precision, ..config };
+        check::<f32>(device, config, seed, segments);
+        check::<bf16>(device, config, seed, segments);
+        check::<f16>(device, config, seed, segments);
+    }
+}
+
+/// Below, at and above a tile of each kernel (16, 32 and 64 tokens; K of 64, 128 and 256; panels of 16, 32 and 64 of V), aligned
+/// and not.
+#[test]
+fn all_sizes() {
+    for device in devices() {
+        for (at, (key, value)) in
+            [(64, 64), (16, 16), (20, 9), (1, 1), (128, 128), (72, 40), (256, 64), (200, 33), (256, 256)]
+                .into_iter()
+                .enumerate()
+        {
+            for (more, normaliser) in normalisers(&[64, 7]).into_iter().enumerate() {
+                let len = [100, 64, 17, 33][(at + more) % 4];
+                let feature_map = MAPS[(at + more) % 3];
+                let heads = 1 + (at + more) % 2;
+                let config = Config { feature_map, ..Config::new(1, len, heads, key, value, normaliser) };
+                check_all_types(&device, config, at as u64, None);
+            }
+        }
+    }
 }
 
 #[test]
-fn first() {
+fn lengths_and_chunks() {
     for device in devices() {
-        let config = Config::new(1, 100, 1, 64, 64, Normaliser::None);
+        for len in [0, 1, 15, 16, 63, 64, 65, 129] {
+            for normaliser in normalisers(&[1, 16, 32, 64, 65, 100, 200]) {
+                let config = Config::new(1, len, 1, 24, 16, normaliser);
+                check_all_types(&device, config, len as u64, None);
+            }
+        }
+    }
+}
+
+#[test]
+fn layouts() {
+    for device in devices() {
+        for order in 0..6 {
+            for (normaliser, gaps) in normalisers(&[20]).into_iter().zip([[0, 0, 0], [1, 2, 3], [8, 16, 8]]) {
+                let mut config = Config::new(2, 37, 3, 32, 24, normaliser);
+                config.q_strides = nested(&config, config.key, order, gaps);
+                config.k_strides = nested(&config, config.key, 5 - order, gaps);
+                config.v_strides = nested(&config, config.value, order, gaps);
+                config.o_strides = nested(&config, config.value, 5 - order, gaps);
+                config.scale = -0.3;
+                check_all_types(&device, config, order as u64, None);
+            }
+        }
+        // Rows of q and k that are all the same one.
+        let mut config = Config::new(2, 20, 2, 16, 16, Normaliser::None);
+        config.q_strides = Strides { batch: 0, token: 0, head: 0 };
+        check_all_types(&device, config, 1, None);
+    }
+}
+
+/// Segments that are computed at the same time: their sums, the scan, the outputs.
+#[test]
+fn segments() {
+    for device in devices() {
+        for normaliser in normalisers(&[16]) {
+            for (segments, len) in [(2, 512), (3, 1000), (4, 1024 + 3)] {
+                let config = Config::new(1, len, 2, 32, 48, normaliser);
+                let attention = explained(cuda::Attention::new(&device, config)).with_segments(segments);
+                assert_eq!(attention.segments(), segments, "cut");
+                check_all_types(&device, config, segments as u64, Some(segments));
+            }
+        }
+        // From a state, and to the same.
+        for normaliser in normalisers(&[]) {
+            let case = Case::new(Config::new(1, 600, 1, 16, 80, normaliser), 5);
+            let (o, state) = Run::<f32>::cut(&device, &case, Some(1)).whole();
+            let mut run = Run::<f32>::cut(&device, &case, Some(2));
+            run.state = explained(Buffer::zeros(&device, run.attention.state_len()));
+            run.carry(&device, 0..88, false);
+            let config = Config { len: 512, ..case.config };
+            let attention = explained(cuda::Attention::new(&device, config)).with_segments(2);
+            let mut workspace =
+                explained(Buffer::from_slice(&device, &vec![f32::NAN; attention.workspace_len()]));
+            let (row, out) = (config.q_strides.token, config.o_strides.token);
+            let args = cuda::Forward {
+                q: run.q.slice().from(88 * row),
+                k: run.k.slice().from(88 * row),
+                v: run.v.slice().from(88 * out),
+                state: cuda::State::Carried(run.state.slice_mut()),
+                o: run.o.slice_mut().split_at(88 * out).1,
+                workspace: workspace.slice_mut(),
+            };
+            explained(attention.forward(args, Stream::DEFAULT));
+            close(&run.outputs(), &o, &format!("{normaliser:?}"));
+            close(&run.states(), &state, &format!("{normaliser:?}, state"));
+        }
+    }
+}
+
+/// Two results whose difference is that of sums in another order.
+fn close(a: &[f32], b: &[f32], what: &str) {
+    let b: Vec<f64> = b.iter().copied().map(f64::from).collect();
+    let error = norm_error(a, &b);
+    assert!(error <= 2.0 * NORM_ERROR, "{what}: off by {error:e}");
+}
+
+/// In pieces, at once and token by token, on one state, beside the whole.
+#[test]
+fn streams() {
+    for device in devices() {
+        for (key, value) in [(24, 70), (64, 64), (130, 20)] {
+            for normaliser in normalisers(&[16, 30, 64, 100]) {
+                let mut config = Config::new(2, 150, 2, key, value, normaliser);
+                let tokens = |dim: usize| Strides { batch: dim, token: 4 * dim, head: 2 * dim };
+                (config.q_strides, config.k_strides) = (tokens(key), tokens(key));
+                (config.v_strides, config.o_strides) = (tokens(value), tokens(value));
+                let case = Case::new(config, 7);
+                let (o, state) = Run::<f32>::new(&device, &case).whole();
+                for cuts in [&[64, 128][..], &[16, 32, 48], &[1, 2, 40, 41], &[77]] {
+                    for decode_every in [usize::MAX, 2] {
+                        let mut run = Run::<f32>::new(&device, &case);
+                        run.state = explained(Buffer::zeros(&device, state.len()));
+                        let mut from = 0;
+                        for (at, to) in cuts.iter().copied().chain([config.len]).enumerate() {
+                            run.carry(&device, from..to, (at + 1).is_multiple_of(decode_every));
+                            from = to;
+                        }
+                        let name = format!("{normaliser:?}, K {key}, cut at {cuts:?}, decode {decode_every}");
+                        close(&run.outputs(), &o, &name);
+                        close(&run.states(), &state, &format!("state, {name}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All tokens one by one, in every type, against the oracle.
+#[test]
+fn decodes() {
+    for device in devices() {
+        for (key, value) in [(64, 64), (20, 9), (256, 300), (1, 1)] {
+            for normaliser in normalisers(&[1, 7]) {
+                for feature_map in MAPS {
+                    let config = Config { feature_map, ..Config::new(1, 15, 2, key, value, normaliser) };
+                    decode_in::<f32>(&device, config);
+                    decode_in::<bf16>(&device, config);
+                    decode_in::<f16>(&device, config);
+                }
+            }
+        }
+    }
+}
+
+fn decode_in<E: Number>(device: &Device, config: Config) {
+    let case = rounded::<E>(&Case::new(config, 3));
+    let (want, want_state) = case.oracle();
+    let (size, state_size) = case.without_cancellation().oracle();
+    let mut run = Run::<E>::new(device, &case);
+    run.state = explained(Buffer::zeros(device, run.attention.state_len()));
+    run.carry(device, 0..config.len, true);
+    let (most, _) = allowed::<E>(&config);
+    let worst = element_error(&run.outputs(), &want, &sizes::<E>(size));
+    assert!(worst <= most, "an element is off by {worst:e}, allowed {most:e}: {} {config:?}", E::NAME);
+    let worst = element_error(&run.states(), &want_state, &state_size);
+    assert!(worst <= element_bound(&config), "the state is off by {worst:e}: {} {config:?}", E::NAME);
+}
+
+/// The documented accuracy: f32 within 2e-6 by norm, bf16 and f16 within 1.5 times what rounding inputs and outputs costs.
+#[test]
+fn accuracy() {
+    fn over_rounding<E: Number>(device: &Device, config: Config) {
         let case = Case::new(config, 1);
-        let (o, state) = forward::<f32>(&device, &case, None);
-        let (want, want_state) = case.oracle();
-        eprintln!("{:e} {:e}", norm_error(&gather(&config, &o), &want), norm_error(&state, &want_state));
+        let want = oracle(&config, &case.q, &case.k, &case.v);
+        let narrow_case = rounded::<E>(&case);
+        let exact = oracle(&config, &narrow_case.q, &narrow_case.k, &narrow_case.v);
+        let rounding = norm_error(&widen(&narrow::<E>(&exact.iter().map(|x| *x as f32).collect::<Vec<_>>())), &want);
+        let dot = Config { precision: Precision::Bf16Dot, ..config };
+        let error = norm_error(&Run::<E>::new(device, &case).whole().0, &want);
+        let of_dot = norm_error(&Run::<E>::new(device, &Case { config: dot, ..case.clone() }).whole().0, &want);
+        report(&format!(
+            "{device:?}, {} {:?} {:?} K {}: {error:.2e}, {:.2} of rounding; with dot products of bf16 {:.2}",
+            E::NAME, config.feature_map, config.normaliser, config.key, error / rounding, of_dot / rounding
+        ));
+        assert!(error <= 1.5 * rounding);
+    }
+    for device in devices() {
+        for normaliser in normalisers(&[64]) {
+            for key in [64, 128] {
+                let config = Config::new(1, 1024, 1, key, 64, normaliser);
+                let case = Case::new(config, 1);
+                let (want, want_state) = case.oracle();
+                let (o, state) = Run::<f32>::new(&device, &case).whole();
+                let (error, of_state) = (norm_error(&o, &want), norm_error(&state, &want_state));
+                report(&format!("{device:?}, f32 {normaliser:?} K {key}: {error:.2e}, state {of_state:.2e}"));
+                assert!(error <= NORM_ERROR && of_state <= NORM_ERROR, "{error:e} {of_state:e}: {config:?}");
+                over_rounding::<bf16>(&device, config);
+                over_rounding::<f16>(&device, config);
+            }
+        }
+    }
+}
+
+/// A NaN or an infinity at a token leaves every output before it, and other columns, untouched.
+#[test]
+fn nan_stays_in_its_future() {
+    for device in devices() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            for normaliser in normalisers(&[64, 20]) {
+                for (key, value) in [(64, 64), (128, 40)] {
+                    let case = Case::new(Config::new(1, 100, 2, key, value, normaliser), 2);
+                    let (clean, _) = Run::<f32>::new(&device, &case).whole();
+                    for token in [0, 5, 37, 64, 99] {
+                        for tensor in 0..3 {
+                            let mut broken = case.clone();
+                            let (data, dim) = match tensor {
+                                0 => (&mut broken.q, key),
+                                1 => (&mut broken.k, key),
+                                _ => (&mut broken.v, value),
+                            };
+                            data[token * 2 * dim + 3] = bad;
+                            let (o, _) = Run::<f32>::new(&device, &broken).whole();
+                            let name = format!("{bad} in {} at {token}, {:?}", ["q", "k", "v"][tensor], case.config);
+                            for (b, t, h) in rows(&case.config) {
+                                let (got, want) = (row(&case.config, &o, (b, t, h)), row(&case.config, &clean, (b, t, h)));
+                                let reached = h == 0 && if tensor == 0 { t == token } else { t >= token };
+                                for (column, (got, want)) in got.iter().zip(want).enumerate() {
+                                    let mine = reached && (tensor < 2 || column == 3);
+                                    // phi maps what is far below zero, and so do sums that it vanishes in: only NaN must stay.
+                                    if mine && bad.is_nan() {
+                                        let kept = normaliser == Normaliser::None || t == token;
+                                        assert!(got.is_nan() || !kept, "lost at {t}: {name}");
+                                    } else if !mine {
+                                        assert_eq!(got.to_bits(), want.to_bits(), "column {column} at {t}, head {h}: {name}");
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The same bits for any batch around a sequence, any strides and pieces cut at tiles.
+#[test]
+fn bits() {
+    for device in devices() {
+        for normaliser in normalisers(&[64]) {
+            let case = Case::new(Config::new(2, 150, 2, 64, 40, normaliser), 9);
+            let (o, _) = Run::<f32>::cut(&device, &case, Some(1)).whole();
+            let one = Config::new(1, 150, 1, 64, 40, normaliser);
+            for (b, h) in [(0, 1), (1, 0)] {
+                let single = case.rearranged(one, |_, t, _| (b, t, h));
+                let (alone, _) = Run::<f32>::cut(&device, &single, Some(1)).whole();
+                let mine: Vec<f32> =
+                    (0..150).flat_map(|t| row(&case.config, &o, (b, t, h)).to_vec()).collect();
+                assert_eq!(first_difference(&alone, &mine), None, "{normaliser:?}");
+                let mut run = Run::<f32>::cut(&device, &single, Some(1));
+                run.state = explained(Buffer::zeros(&device, run.attention.state_len()));
+                run.carry(&device, 0..64, false);
+                run.carry(&device, 64..128, false);
+                run.carry(&device, 128..150, false);
+                assert_eq!(first_difference(&run.outputs(), &mine), None, "in pieces, {normaliser:?}");
+            }
+        }
+    }
+}
+
+/// What is refused, and that nothing is written then.
+#[test]
+fn errors() {
+    let device = &Emulator::get().open().expect("the emulator's device");
+    let config = Config::new(1, 8, 2, 4, 4, Normaliser::per_chunk(4));
+    let refused = |config| cuda::Attention::new(device, config).err();
+    assert_eq!(refused(Config { heads: 0, ..config }), Some(Error::Zero { what: "heads" }.into()));
+    assert!(matches!(
+        refused(Config { compensated: true, ..config }),
+        Some(cuda::Error::Unsupported { what: "the compensated state" })
+    ));
+    let too_wide = Config::new(1, 8, 2, 257, 4, Normaliser::None);
+    assert!(matches!(refused(too_wide), Some(cuda::Error::Unsupported { .. })));
+    let huge = Config { batch: 1 << 31, len: 0, ..config };
+    assert_eq!(refused(huge), Some(Error::Overflow { what: "batch x heads" }.into()));
+
+    let case = Case::new(config, 1);
+    let need = 8 * 2 * 4;
+    for (short, what) in ["q", "k", "v", "o"].into_iter().enumerate() {
+        let mut run = Run::<f32>::new(device, &case);
+        let cut = |tensor: usize| if tensor == short { need - 1 } else { need };
+        // SAFETY: the same memory, said to be shorter.
+        let (q, k, v) = unsafe {
+            let slice = |buffer: &Buffer, at| cuda::Slice::from_raw(buffer.slice().address(), cut(at));
+            (slice(&run.q, 0), slice(&run.k, 1), slice(&run.v, 2))
+        };
+        let state = cuda::State::Zero;
+        let o = run.o.slice_mut().split_at(cut(3)).0;
+        let args = cuda::Forward { q, k, v, state, o, workspace: run.workspace.slice_mut() };
+        let error = run.attention.forward(args, Stream::DEFAULT);
+        assert_eq!(error, Err(Error::TooShort { what, need, got: need - 1 }.into()));
+        assert!(untouched(&run.outputs(), &case.output()), "written in spite of a short {what}");
+    }
+    let mut run = Run::<f32>::new(device, &case);
+    let (q, k, v) = (run.q.slice(), run.k.slice(), run.v.slice());
+    let state = cuda::State::Final(run.state.slice_mut().split_at(3).0);
+    let args =
+        cuda::Forward { q, k, v, state, o: run.o.slice_mut(), workspace: run.workspace.slice_mut() };
+    let want = run.attention.state_len();
+    assert_eq!(
+        run.attention.forward(args, Stream::DEFAULT),
+        Err(Error::Length { what: "state", want, got: 3 }.into())
+    );
+    let args = cuda::Forward {
+        q,
+        k,
+        v,
+        state: cuda::State::Zero,
+        o: run.o.slice_mut(),
+        workspace: run.workspace.slice_mut().split_at(5).0,
+    };
+    let need = run.attention.workspace_len();
+    assert_eq!(
+        run.attention.forward(args, Stream::DEFAULT),
+        Err(Error::TooShort { what: "workspace", need, got: 5 }.into())
+    );
+    let args = cuda::DecodeStep { q, k, v, state: run.state.slice_mut().split_at(5).0, o: run.o.slice_mut() };
+    assert_eq!(
+        run.attention.decode(args, Stream::DEFAULT),
+        Err(Error::Length { what: "state", want, got: 5 }.into())
+    );
+    assert!(untouched(&run.outputs(), &case.output()));
+}
+
+/// A model's chunk is part of it: the maps and their eps reach the kernels.
+#[test]
+fn options_reach_the_kernels() {
+    for device in devices() {
+        for normaliser in [Normaliser::Global { eps: 2.0 }, Normaliser::PerChunk { chunk: 10, eps: 3.0 }] {
+            let feature_map = FeatureMap::Relu { eps: 0.5 };
+            let config = Config { feature_map, scale: 1.5, ..Config::new(1, 40, 1, 8, 8, normaliser) };
+            check_all_types(&device, config, 4, None);
+            decode_in::<f32>(&device, config);
+        }
     }
 }

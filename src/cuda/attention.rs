@@ -160,6 +160,7 @@ struct PrefillArgs {
     chunk: i32,
     normaliser: i32,
     feature_map: i32,
+    outputs: i32,
     aligned: i32,
     paired: i32,
     stages: i32,
@@ -394,7 +395,7 @@ impl Attention {
             q: q.address(),
             k: k.address(),
             v: v.address(),
-            o: 0,
+            o: o.address(),
             initial,
             sums: if overwritten && segments == 1 { snapshot } else { 0 },
             last,
@@ -415,6 +416,7 @@ impl Attention {
             chunk,
             normaliser,
             feature_map,
+            outputs: 0,
             aligned: aligned.into(),
             paired: self.is_paired(kind, o.address()).into(),
             stages: stages as i32,
@@ -424,7 +426,7 @@ impl Attention {
         };
         let shared = variant.shared_len() + stages * variant.stage_len(kind);
         let kernel = Kernel::Prefill { kind, dot: self.dot(), key: variant.key };
-        let mut launch = |args: &mut PrefillArgs, segments: usize| {
+        let launch = |args: &mut PrefillArgs, segments: usize| {
             let grid = [rows as u32, panels as u32, segments as u32];
             let arguments = [from_mut(args).cast::<c_void>()];
             // SAFETY: the arguments are prefill.cu's; the tensors have been checked for what their strides reach, and are
@@ -436,7 +438,7 @@ impl Attention {
             launch(&mut args, segments - 1)?;
             self.scan(segments_at, initial, segments, stream)?;
         }
-        args.o = o.address();
+        args.outputs = 1;
         launch(&mut args, segments)
     }
 

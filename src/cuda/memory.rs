@@ -6,7 +6,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::device::{Device, Stream};
-use super::error::{Error, Result};
+use super::error::Result;
 use crate::element::Element;
 use crate::error::check_len;
 
@@ -124,7 +124,7 @@ impl<E: Element> Buffer<E> {
     /// `len` zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], and those of the driver.
+    /// [`super::Error::OutOfMemory`], and those of the driver.
     pub fn zeros(device: &Device, len: usize) -> Result<Self> {
         let buffer = Self::uninit(device, len)?;
         if len > 0 {

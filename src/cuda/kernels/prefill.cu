@@ -12,8 +12,8 @@
 //    columns are all the same, so that every lane gets the sum of its row. They take the operands that the outputs take.
 // 2. Rows of the next tiles are copied while this one is computed (cp.async), each piece by the thread that will convert
 //    it: no barrier is needed between copy and conversion. Where rows are not aligned, they are read when they are converted.
-// 3. The causal mask multiplies by zero, which does not stop a NaN or an infinity in a later v. A tile that has one takes
-//    the 16 x 16 on the diagonal by ordinary arithmetic.
+// 3. The causal mask multiplies by zero, which does not stop a NaN or an infinity in a later v. In a tile that has one they
+//    are left out of the 16 x 16 on the diagonal, and added to what is on and below it.
 // 4. S is added to in f32, from products over 16 tokens: tensor cores truncate, and a sum over a long sequence would drift.
 //
 // PerChunk keeps the sums of the current chunk apart from those of the finished ones. Where each chunk is one tile, the first
@@ -29,7 +29,7 @@ struct Strides {
 // As `PrefillArgs` in attention.rs.
 struct Args {
   const void *q, *k, *v;
-  void* o;               // none: only the segments' sums are asked for
+  void* o;
   const float* initial;  // [B, H, state_len], or none: zero
   const float* sums;     // [B, H, 2 K + 1]: z, the chunk's z and count of `initial`, for where `last` may overwrite them
   float* last;           // [B, H, state_len], or none
@@ -38,6 +38,7 @@ struct Args {
   Strides q_strides, k_strides, v_strides, o_strides;
   i64 state_len, len, segment_len;
   int heads, key, value, chunk, normaliser, feature_map;
+  int outputs;           // whether o is asked for, or only the segments' sums
   int aligned;           // rows of q, k and v are whole, aligned pieces of eight
   int paired;            // rows of o are whole, aligned pairs
   int stages;            // tiles that are copied ahead
@@ -150,7 +151,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
   __device__ __forceinline__ void copy_tile(const Cursor& at, int stage) const {
     const int rows = at.rows();
     const u32 to = shared + STAGES_AT + stage * STAGE;
-    if (a.o) copy<KT>(to, q + at.token * a.q_strides.token, a.q_strides.token, rows, a.key);
+    if (a.outputs) copy<KT>(to, q + at.token * a.q_strides.token, a.q_strides.token, rows, a.key);
     copy<KT>(to + K_STAGE, k + at.token * a.k_strides.token, a.k_strides.token, rows, a.key);
     copy<VP>(to + 2 * K_STAGE, v + at.token * a.v_strides.token, a.v_strides.token, rows, a.value - first_column);
     // Also where there was nothing to copy: the waits count.
@@ -198,7 +199,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
   __device__ __forceinline__ bool convert_tile(const Cursor& at, int stage) const {
     const int rows = at.rows();
     const u32 from = shared + STAGES_AT + stage * STAGE;
-    if (a.o)
+    if (a.outputs)
       convert<KT, TA, true>(q_operand(), from, q + at.token * a.q_strides.token, a.q_strides.token, rows, a.key);
     convert<KT, TA, true>(k_operand(), from + K_STAGE, k + at.token * a.k_strides.token, a.k_strides.token, rows, a.key);
     return convert<VP, TV, false>(v_operand(), from + 2 * K_STAGE, v + at.token * a.v_strides.token, a.v_strides.token, rows,
@@ -313,9 +314,10 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     }
   }
 
-  // out += scores V, norm += the sums of its rows, for 16 rows of V. A product's fragments are those of the next one's A.
+  // out += scores V, norm += the sums of its rows, for 16 rows of V, or for what is finite in them. A product's fragments are
+  // those of the next one's A.
   __device__ __forceinline__ void mul_scores(float (&out)[NT][4], float (&norm)[4], const float (&scores)[2][4], int tokens,
-                                             bool with_v) const {
+                                             bool finite) const {
     u32 p[TA][4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -328,28 +330,33 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
       const u32 ones[1][2] = {{ONES, ONES}};
       mma_terms(norm, p, ones);
     }
-    if (with_v) {
-      u32 vs[NT][TV][2];
-      load_b(vs, v_operand(), tokens, group * NT * 8, lane);
+    u32 vs[NT][TV][2];
+    load_b(vs, v_operand(), tokens, group * NT * 8, lane);
+    if (finite)
 #pragma unroll
-      for (int i = 0; i < NT; i++) mma_terms(out[i], p, vs[i]);
-    }
+      for (int i = 0; i < NT * TV * 2; i++) {
+        u32& pair = vs[i / (TV * 2)][i / 2 % TV][i % 2];
+        if (!isfinite(low(pair))) pair &= 0xffff0000u;
+        if (!isfinite(high(pair))) pair &= 0xffffu;
+      }
+#pragma unroll
+    for (int i = 0; i < NT; i++) mma_terms(out[i], p, vs[i]);
   }
 
   // Likewise for all rows of V up to the diagonal.
   __device__ __forceinline__ void mul_tril(float (&out)[NT][4], float (&norm)[4], Scores& scores, bool infinite) const {
 #pragma unroll
     for (int n = 0; n < R - 1; n++)
-      if (n < row) mul_scores(out, norm, scores.left[n], n * 16, true);
+      if (n < row) mul_scores(out, norm, scores.left[n], n * 16, false);
 #pragma unroll
     for (int i = 0; i < 8; i++)
       if (i / 4 * 8 + 2 * t + i % 2 > g + i / 2 % 2 * 8) scores.diagonal[i / 4][i % 4] = 0.0f;
-    mul_scores(out, norm, scores.diagonal, row * 16, !infinite);
-    if (infinite) mul_diagonal(out, scores.diagonal);
+    mul_scores(out, norm, scores.diagonal, row * 16, infinite);
+    if (infinite) add_infinite(out, scores.diagonal);
   }
 
-  // The 16 x 16 on the diagonal without its zeros.
-  __device__ __forceinline__ void mul_diagonal(float (&out)[NT][4], const float (&scores)[2][4]) const {
+  // What is not finite in 16 rows of V, times what is on and below the diagonal.
+  __device__ __forceinline__ void add_infinite(float (&out)[NT][4], const float (&scores)[2][4]) const {
 #pragma unroll 1
     for (int j = 0; j < 16; j++) {
       float score[2];
@@ -369,7 +376,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
         }
 #pragma unroll
         for (int i = 0; i < 4; i++)
-          if (j <= g + i / 2 * 8) out[n][i] += score[i / 2] * x[i % 2];
+          if (j <= g + i / 2 * 8 && !isfinite(x[i % 2])) out[n][i] += score[i / 2] * x[i % 2];
       }
     }
   }
@@ -459,7 +466,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
 
     // `sums` are of all tokens, or `apart` those of the current chunk; the others' S is in `finished` then, their z here.
     Sums sums = {};
-    const float* from = segment && a.o ? segment : initial;
+    const float* from = !a.outputs ? 0 : segment ? segment : initial;
     if (apart && finished != initial) each_place([&](int at) { finished[at] = initial ? initial[at] : 0.0f; });
     if (from) {
       const float* at = from + (apart ? sums_len : 0);
@@ -493,7 +500,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
       if (a.stages) copy_tile(ahead, stage), ahead.advance();
       if (++stage >= a.stages) stage = 0;
 
-      if (a.o) {
+      if (a.outputs) {
         float inter[NT][4], intra[NT][4], by_past[4], by_now[4];
         Scores scores = {};
         clear(inter), clear(intra), clear(by_past), clear(by_now);
@@ -521,7 +528,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     if (a.stages) copy_wait<0>();
 
     float* of_chunk = last + sums_len;
-    float* to = !a.o ? segment : now.end < a.len ? 0 : apart ? of_chunk : last;
+    float* to = !a.outputs ? segment : now.end < a.len ? 0 : apart ? of_chunk : last;
     if (to) {
       each_s(sums, [&](float& x, int at, bool inside) { store_if(inside, to + at, x); });
       store_z(z, to + matrix);
@@ -532,7 +539,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
       each_place([&](int at) { of_chunk[at] = 0.0f; });
       store_z(finished_z, of_chunk + matrix);
     }
-    if (per_chunk && to && a.o && blockIdx.y == 0 && threadIdx.x == 0) of_chunk[sums_len] = (float)now.fill;
+    if (per_chunk && to && a.outputs && blockIdx.y == 0 && threadIdx.x == 0) of_chunk[sums_len] = (float)now.fill;
   }
 };
 
