@@ -1,0 +1,409 @@
+//! Loads, stores, atomics and cp.async of a warp: registers and addresses in, memory out or the other way round.
+
+use crate::block::Block;
+use crate::fault::{Fault, check};
+use crate::isa::*;
+use crate::shared::Touch;
+use crate::warp::{Pending, Warp};
+
+/// What is added to an address of shared memory to make it generic. No host address looks like it.
+pub const SHARED_TAG: u64 = 0xffff_0001_0000_0000;
+/// The same for local memory.
+pub const LOCAL_TAG: u64 = 0xffff_0002_0000_0000;
+/// The same for parameters.
+pub const PARAM_TAG: u64 = 0xffff_0003_0000_0000;
+
+/// Bytes at a host address, which the caller has found in an allocation.
+///
+/// # Safety
+/// `at` and the bytes after it must be of a live allocation.
+#[inline(always)]
+unsafe fn peek(at: u64, len: u32) -> u128 {
+    let p = std::ptr::with_exposed_provenance::<u8>(at as usize);
+    // SAFETY: the caller's promise; unaligned reads need no more.
+    unsafe {
+        match len {
+            1 => p.read().into(),
+            2 => p.cast::<u16>().read_unaligned().into(),
+            4 => p.cast::<u32>().read_unaligned().into(),
+            8 => p.cast::<u64>().read_unaligned().into(),
+            _ => p.cast::<u128>().read_unaligned(),
+        }
+    }
+}
+
+/// The reverse of [`peek`].
+///
+/// # Safety
+/// As for [`peek`].
+#[inline(always)]
+unsafe fn poke(at: u64, len: u32, v: u128) {
+    let p = std::ptr::with_exposed_provenance_mut::<u8>(at as usize);
+    // SAFETY: the caller's promise; unaligned writes need no more.
+    unsafe {
+        match len {
+            1 => p.write(v as u8),
+            2 => p.cast::<u16>().write_unaligned(v as u16),
+            4 => p.cast::<u32>().write_unaligned(v as u32),
+            8 => p.cast::<u64>().write_unaligned(v as u64),
+            _ => p.cast::<u128>().write_unaligned(v),
+        }
+    }
+}
+
+fn from_bytes(bytes: &[u8]) -> u128 {
+    let mut all = [0; 16];
+    all[..bytes.len()].copy_from_slice(bytes);
+    u128::from_le_bytes(all)
+}
+
+/// What an atomic leaves in memory.
+pub(crate) fn combine(op: AtomOp, ty: Ty, old: u64, a: u64, b: u64) -> u64 {
+    let (f, g) = (f32::from_bits(old as u32), f32::from_bits(a as u32));
+    let less = match ty {
+        Ty::S32 => (old as i32) < a as i32,
+        Ty::S64 => (old as i64) < a as i64,
+        _ => old < a,
+    };
+    match (op, ty) {
+        (AtomOp::Add, Ty::F32) => (f + g).to_bits().into(),
+        (AtomOp::Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(a)).to_bits(),
+        (AtomOp::Add, _) => old.wrapping_add(a),
+        (AtomOp::Min, _) => {
+            if less {
+                old
+            } else {
+                a
+            }
+        }
+        (AtomOp::Max, _) => {
+            if less {
+                a
+            } else {
+                old
+            }
+        }
+        (AtomOp::And, _) => old & a,
+        (AtomOp::Or, _) => old | a,
+        (AtomOp::Xor, _) => old ^ a,
+        (AtomOp::Exch, _) => a,
+        (AtomOp::Cas, _) => {
+            if old == a {
+                b
+            } else {
+                old
+            }
+        }
+        (AtomOp::Inc, _) => {
+            if old >= a {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (AtomOp::Dec, _) => {
+            if old == 0 || old > a {
+                a
+            } else {
+                old - 1
+            }
+        }
+    }
+}
+
+fn lanes(mask: u32) -> impl Iterator<Item = usize> {
+    (0..32).filter(move |i| mask >> i & 1 != 0)
+}
+
+/// Space of a generic address, and the address within it.
+fn resolve(space: Space, at: u64) -> (Space, u64) {
+    match (space, at & 0xffff_ffff_0000_0000) {
+        (Space::Generic, SHARED_TAG) => (Space::Shared, at & 0xffff_ffff),
+        (Space::Generic, LOCAL_TAG) => (Space::Local, at & 0xffff_ffff),
+        (Space::Generic, PARAM_TAG) => (Space::Param, at & 0xffff_ffff),
+        (Space::Generic, _) => (Space::Global, at),
+        (space, _) => (space, at),
+    }
+}
+
+impl Warp {
+    pub(crate) fn addresses(&self, addr: &Addr) -> [u64; 32] {
+        match addr.base {
+            Some(Reg::W(w)) => self.regs.w[w as usize].map(|a| u64::from(a.wrapping_add(addr.offset as u32))),
+            Some(Reg::X(x)) => self.regs.x[x as usize].map(|a| a.wrapping_add(addr.offset as u64)),
+            _ => [addr.offset as u64; 32],
+        }
+    }
+
+    /// Counts a request by the space of its first lane.
+    fn count(&self, block: &mut Block, space: Space, addrs: &[u64; 32], mask: u32, total: u32, store: bool) {
+        match resolve(space, addrs[mask.trailing_zeros() as usize]).0 {
+            Space::Global => {
+                let bytes = u64::from(total * mask.count_ones());
+                if store {
+                    block.counters.global_written += bytes;
+                } else {
+                    block.counters.global_read += bytes;
+                }
+                block.counters.sectors(addrs, mask, total.into());
+            }
+            Space::Shared => block.counters.banks(addrs, mask, total),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn load(
+        &mut self,
+        block: &mut Block,
+        (space, bytes, n): (Space, u32, u32),
+        d: &[Option<Reg>; 4],
+        sext: bool,
+        addr: &Addr,
+        mask: u32,
+    ) -> Result<(), Fault> {
+        let (addrs, total) = (self.addresses(addr), bytes * n);
+        let mut raw = [0u128; 32];
+        for i in lanes(mask) {
+            raw[i] = self.read(block, space, addrs[i], total, i as u32)?;
+        }
+        self.count(block, space, &addrs, mask, total, false);
+        let shift = 64 - bytes * 8;
+        for (j, d) in d[..n as usize].iter().enumerate() {
+            let Some(d) = *d else { continue };
+            let part = raw.map(|v| ((v >> (j as u32 * bytes * 8)) as u64) << shift);
+            let v = part.map(|v| if sext { (v as i64 >> shift) as u64 } else { v >> shift });
+            // A register of 16 bits holds no more than these; of 8 bits only what is in memory is known.
+            let v = if sext && bytes == 1 && matches!(d, Reg::W(_)) { v.map(|v| v as u32 as u64) } else { v };
+            self.put(d, &v, mask);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn store(
+        &mut self,
+        block: &mut Block,
+        (space, bytes, n): (Space, u32, u32),
+        a: &[Reg; 4],
+        addr: &Addr,
+        mask: u32,
+    ) -> Result<(), Fault> {
+        let (addrs, total) = (self.addresses(addr), bytes * n);
+        let cut = u64::MAX >> (64 - bytes * 8);
+        for i in lanes(mask) {
+            let mut v = 0u128;
+            for (j, a) in a[..n as usize].iter().enumerate() {
+                let part = match *a {
+                    Reg::W(w) => u64::from(self.regs.w[w as usize][i]),
+                    Reg::X(x) => self.regs.x[x as usize][i],
+                    Reg::P(_) => 0,
+                };
+                v |= u128::from(part & cut) << (j as u32 * bytes * 8);
+            }
+            self.write(block, space, addrs[i], total, v, i as u32)?;
+        }
+        self.count(block, space, &addrs, mask, total, true);
+        Ok(())
+    }
+
+    #[inline]
+    fn read(&mut self, block: &mut Block, space: Space, at: u64, len: u32, lane: u32) -> Result<u128, Fault> {
+        match resolve(space, at) {
+            (Space::Shared, at) => {
+                let place = block.shared.place(at, len as usize, len.into(), lane)?;
+                block.shared.touch(self.id as usize, place, len as usize, Touch::Read, lane)?;
+                Ok(from_bytes(block.shared.bytes(place, len as usize)))
+            }
+            (Space::Local, at) => {
+                let place = self.local_place(block, at, len, lane)?;
+                Ok(from_bytes(&self.local[place..place + len as usize]))
+            }
+            (Space::Param, at) => {
+                let end = at.checked_add(len.into()).filter(|end| *end <= block.params.len() as u64);
+                let Some(end) = end else {
+                    return Err(Fault::bounds(
+                        format!("read of {len} bytes outside of the parameters at {at}"),
+                        lane,
+                    ));
+                };
+                Ok(from_bytes(&block.params[at as usize..end as usize]))
+            }
+            (_, at) => {
+                global_place(block, at, len, lane)?;
+                // SAFETY: just found in the launch's map.
+                Ok(unsafe { peek(at, len) })
+            }
+        }
+    }
+
+    #[inline]
+    fn write(
+        &mut self,
+        block: &mut Block,
+        space: Space,
+        at: u64,
+        len: u32,
+        v: u128,
+        lane: u32,
+    ) -> Result<(), Fault> {
+        match resolve(space, at) {
+            (Space::Shared, at) => {
+                let place = block.shared.place(at, len as usize, len.into(), lane)?;
+                block.shared.touch(self.id as usize, place, len as usize, Touch::Write, lane)?;
+                block.shared.bytes_mut(place, len as usize).copy_from_slice(&v.to_le_bytes()[..len as usize]);
+            }
+            (Space::Local, at) => {
+                let place = self.local_place(block, at, len, lane)?;
+                self.local[place..place + len as usize].copy_from_slice(&v.to_le_bytes()[..len as usize]);
+            }
+            (Space::Param, _) => return Err(Fault::bounds("store to a parameter".to_string(), lane)),
+            (_, at) => {
+                global_place(block, at, len, lane)?;
+                // SAFETY: just found in the launch's map.
+                unsafe { poke(at, len, v) };
+            }
+        }
+        Ok(())
+    }
+
+    fn local_place(&self, block: &Block, at: u64, len: u32, lane: u32) -> Result<usize, Fault> {
+        let size = u64::from(block.entry.local_bytes);
+        if at.checked_add(len.into()).is_none_or(|end| end > size) {
+            return Err(Fault::bounds(
+                format!("access of {len} bytes outside of local memory at {at:#x}"),
+                lane,
+            ));
+        }
+        if !at.is_multiple_of(len.into()) && block.options.checks & check::ALIGN != 0 {
+            return Err(Fault::align(
+                format!("misaligned access of {len} bytes of local memory at {at:#x}"),
+                lane,
+            ));
+        }
+        Ok((u64::from(lane) * size + at) as usize)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "an atomic has that many operands")]
+    pub(crate) fn atomic(
+        &mut self,
+        block: &mut Block,
+        (space, op, ty): (Space, AtomOp, Ty),
+        d: Option<Reg>,
+        addr: &Addr,
+        a: Reg,
+        b: Option<Reg>,
+        mask: u32,
+    ) -> Result<(), Fault> {
+        let (addrs, len) = (self.addresses(addr), ty.bits() / 8);
+        let mut old = [0u64; 32];
+        let of = |w: &Warp, r: Reg, i: usize| match r {
+            Reg::W(w_) => u64::from(w.regs.w[w_ as usize][i]),
+            Reg::X(x) => w.regs.x[x as usize][i],
+            Reg::P(_) => 0,
+        };
+        for i in lanes(mask) {
+            let (x, y) = (of(self, a, i), b.map_or(0, |b| of(self, b, i)));
+            let (place, at) = resolve(space, addrs[i]);
+            if place == Space::Shared {
+                let place = block.shared.place(at, len as usize, len.into(), i as u32)?;
+                block.shared.touch(self.id as usize, place, len as usize, Touch::Atomic, i as u32)?;
+                old[i] = from_bytes(block.shared.bytes(place, len as usize)) as u64;
+                let new = combine(op, ty, old[i], x, y).to_le_bytes();
+                block.shared.bytes_mut(place, len as usize).copy_from_slice(&new[..len as usize]);
+            } else {
+                old[i] = self.read(block, space, addrs[i], len, i as u32)? as u64;
+                self.write(block, space, addrs[i], len, combine(op, ty, old[i], x, y).into(), i as u32)?;
+            }
+        }
+        self.count(block, space, &addrs, mask, len, false);
+        self.count(block, space, &addrs, mask, len, true);
+        if let Some(d) = d {
+            self.put(d, &old, mask);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn copy_async(
+        &mut self,
+        block: &mut Block,
+        dst: &Addr,
+        src: &Addr,
+        bytes: u32,
+        size: Option<u32>,
+        mask: u32,
+    ) -> Result<(), Fault> {
+        let (dsts, srcs) = (self.addresses(dst), self.addresses(src));
+        let (mut reading, mut read) = (0, 0);
+        for i in lanes(mask) {
+            let (lane, at) = (i as u32, srcs[i]);
+            let size = size.map_or(bytes, |s| self.regs.w[s as usize][i]);
+            if size > bytes {
+                return Err(Fault::of_lane(format!("cp.async of {size} bytes, the most are {bytes}"), lane));
+            }
+            let place = block.shared.place(dsts[i], bytes as usize, bytes.into(), lane)?;
+            if !at.is_multiple_of(bytes.into()) && block.options.checks & check::ALIGN != 0 {
+                return Err(Fault::align(format!("misaligned source of cp.async at {at:#x}"), lane));
+            }
+            if size > 0 {
+                if !block.map.holds(at, size.into()) {
+                    return Err(outside(block, at, size, lane));
+                }
+                reading |= 1 << i;
+                read += u64::from(size);
+            }
+            block.shared.copy_begins(self.id as usize, place, bytes as usize, lane)?;
+            let (dst, group) = (place as u32, self.commits[i]);
+            self.copies.push(Pending { lane, group, dst, src: at, bytes, size });
+        }
+        if reading != 0 {
+            block.counters.sectors(&srcs, reading, bytes.into());
+            block.counters.global_read += read;
+        }
+        block.counters.banks(&dsts, mask, bytes);
+        Ok(())
+    }
+
+    /// Lets the copies arrive that a wait of these lanes covers.
+    pub(crate) fn copy_wait(&mut self, block: &mut Block, left: Option<u32>, mask: u32) -> Result<(), Fault> {
+        let mut copies = std::mem::take(&mut self.copies);
+        let mut result = Ok(());
+        copies.retain(|c| {
+            let done = self.commits[c.lane as usize];
+            // Groups are counted from 0; of `done` committed ones, the last `left` may go on.
+            let covered = left.is_none_or(|left| c.group < done.saturating_sub(left));
+            if mask >> c.lane & 1 == 0 || !covered || result.is_err() {
+                return true;
+            }
+            let (dst, bytes) = (c.dst as usize, c.bytes as usize);
+            result = block.shared.copy_ends(self.id as usize, dst, bytes, c.lane);
+            let to = block.shared.bytes_mut(dst, bytes);
+            to.fill(0);
+            let from = std::ptr::with_exposed_provenance::<u8>(c.src as usize);
+            // SAFETY: `copy_async` found these bytes in the launch's map, which stays as it is while the launch runs;
+            // `to` is memory of the emulator's own.
+            unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from, c.size as usize) };
+            false
+        });
+        self.copies = copies;
+        result
+    }
+}
+
+#[inline(always)]
+fn global_place(block: &mut Block, at: u64, len: u32, lane: u32) -> Result<(), Fault> {
+    if !block.map.holds(at, len.into()) {
+        return Err(outside(block, at, len, lane));
+    }
+    if at & u64::from(len - 1) != 0 && block.options.checks & check::ALIGN != 0 {
+        return Err(Fault::align(
+            format!("misaligned access of {len} bytes of global memory at {at:#x}"),
+            lane,
+        ));
+    }
+    Ok(())
+}
+
+#[cold]
+fn outside(block: &Block, at: u64, len: u32, lane: u32) -> Fault {
+    let place = block.map.describe(at);
+    Fault::bounds(format!("access of {len} bytes outside of all allocations at {at:#x}, {place}"), lane)
+}
