@@ -73,3 +73,34 @@ impl Words {
         (self.0 >> 33) as u32
     }
 }
+
+/// Sums as the documentation of `matrix` says, in integers of 128 bits.
+pub fn cut_sum(pairs: &[(f32, f32)], c: f32) -> f32 {
+    let part = |x: f64| {
+        let bits = x.to_bits();
+        let (e, m) = ((bits >> 52 & 2047) as i32, (bits & ((1 << 52) - 1)) as i128);
+        let m = if e == 0 { m } else { m | 1 << 52 };
+        (if x < 0.0 { -m } else { m }, e.max(1) - 1075)
+    };
+    let terms: Vec<f64> =
+        pairs.iter().map(|(a, b)| f64::from(*a) * f64::from(*b)).chain([c.into()]).collect();
+    let top = terms.iter().filter(|t| **t != 0.0).map(|t| t.abs().log2().floor() as i32).max();
+    let Some(top) = top else { return 0.0 };
+    let unit = top.max(-126) - 24;
+    let sum: i128 = terms
+        .iter()
+        .map(|t| part(*t))
+        .map(|(m, e)| {
+            if e >= unit {
+                m << (e - unit)
+            } else if unit - e > 100 {
+                0
+            } else {
+                m / (1 << (unit - e))
+            }
+        })
+        .sum();
+    let extra = (128 - sum.unsigned_abs().leading_zeros()).saturating_sub(24);
+    let cut = (sum.unsigned_abs() >> extra << extra) as f64 * 2f64.powi(unit);
+    (if sum < 0 { -cut } else { cut }) as f32
+}
