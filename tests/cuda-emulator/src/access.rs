@@ -3,6 +3,7 @@
 use crate::block::Block;
 use crate::fault::{Fault, check};
 use crate::isa::*;
+use crate::lanes::each;
 use crate::shared::Touch;
 use crate::warp::{Pending, Warp};
 
@@ -12,50 +13,6 @@ pub const SHARED_TAG: u64 = 0xffff_0001_0000_0000;
 pub const LOCAL_TAG: u64 = 0xffff_0002_0000_0000;
 /// The same for parameters.
 pub const PARAM_TAG: u64 = 0xffff_0003_0000_0000;
-
-/// Bytes at a host address, which the caller has found in an allocation.
-///
-/// # Safety
-/// `at` and the bytes after it must be of a live allocation.
-#[inline(always)]
-unsafe fn peek(at: u64, len: u32) -> u128 {
-    let p = std::ptr::with_exposed_provenance::<u8>(at as usize);
-    // SAFETY: the caller's promise; unaligned reads need no more.
-    unsafe {
-        match len {
-            1 => p.read().into(),
-            2 => p.cast::<u16>().read_unaligned().into(),
-            4 => p.cast::<u32>().read_unaligned().into(),
-            8 => p.cast::<u64>().read_unaligned().into(),
-            _ => p.cast::<u128>().read_unaligned(),
-        }
-    }
-}
-
-/// The reverse of [`peek`].
-///
-/// # Safety
-/// As for [`peek`].
-#[inline(always)]
-unsafe fn poke(at: u64, len: u32, v: u128) {
-    let p = std::ptr::with_exposed_provenance_mut::<u8>(at as usize);
-    // SAFETY: the caller's promise; unaligned writes need no more.
-    unsafe {
-        match len {
-            1 => p.write(v as u8),
-            2 => p.cast::<u16>().write_unaligned(v as u16),
-            4 => p.cast::<u32>().write_unaligned(v as u32),
-            8 => p.cast::<u64>().write_unaligned(v as u64),
-            _ => p.cast::<u128>().write_unaligned(v),
-        }
-    }
-}
-
-fn from_bytes(bytes: &[u8]) -> u128 {
-    let mut all = [0; 16];
-    all[..bytes.len()].copy_from_slice(bytes);
-    u128::from_le_bytes(all)
-}
 
 /// What an atomic leaves in memory.
 pub(crate) fn combine(op: AtomOp, ty: Ty, old: u64, a: u64, b: u64) -> u64 {
@@ -111,11 +68,19 @@ pub(crate) fn combine(op: AtomOp, ty: Ty, old: u64, a: u64, b: u64) -> u64 {
     }
 }
 
-fn lanes(mask: u32) -> impl Iterator<Item = usize> {
-    (0..32).filter(move |i| mask >> i & 1 != 0)
+/// Element j of `bytes` bytes.
+#[inline(always)]
+fn part(data: &[u8], j: usize, bytes: u32) -> u64 {
+    match bytes {
+        4 => u64::from(u32::from_le_bytes(data[4 * j..4 * j + 4].try_into().expect("4 bytes"))),
+        8 => u64::from_le_bytes(data[8 * j..8 * j + 8].try_into().expect("8 bytes")),
+        2 => u64::from(u16::from_le_bytes(data[2 * j..2 * j + 2].try_into().expect("2 bytes"))),
+        _ => data[j].into(),
+    }
 }
 
 /// Space of a generic address, and the address within it.
+#[inline(always)]
 fn resolve(space: Space, at: u64) -> (Space, u64) {
     match (space, at & 0xffff_ffff_0000_0000) {
         (Space::Generic, SHARED_TAG) => (Space::Shared, at & 0xffff_ffff),
@@ -145,7 +110,7 @@ impl Warp {
                 } else {
                     block.counters.global_read += bytes;
                 }
-                block.counters.sectors(addrs, mask, total.into());
+                block.counters.sectors(addrs, mask);
             }
             Space::Shared => block.counters.banks(addrs, mask, total),
             _ => {}
@@ -161,19 +126,42 @@ impl Warp {
         addr: &Addr,
         mask: u32,
     ) -> Result<(), Fault> {
-        let (addrs, total) = (self.addresses(addr), bytes * n);
-        let mut raw = [0u128; 32];
-        for i in lanes(mask) {
-            raw[i] = self.read(block, space, addrs[i], total, i as u32)?;
+        let addrs = self.addresses(addr);
+        match bytes * n {
+            1 => self.load_of::<1>(block, space, bytes, &d[..1], sext, &addrs, mask),
+            2 => self.load_of::<2>(block, space, bytes, &d[..n as usize], sext, &addrs, mask),
+            4 => self.load_of::<4>(block, space, bytes, &d[..n as usize], sext, &addrs, mask),
+            8 => self.load_of::<8>(block, space, bytes, &d[..n as usize], sext, &addrs, mask),
+            _ => self.load_of::<16>(block, space, bytes, &d[..n as usize], sext, &addrs, mask),
         }
-        self.count(block, space, &addrs, mask, total, false);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a load has that many operands")]
+    fn load_of<const L: usize>(
+        &mut self,
+        block: &mut Block,
+        space: Space,
+        bytes: u32,
+        d: &[Option<Reg>],
+        sext: bool,
+        addrs: &[u64; 32],
+        mask: u32,
+    ) -> Result<(), Fault> {
+        let mut data = [[0u8; L]; 32];
+        for i in each(mask) {
+            data[i] = self.read(block, space, addrs[i], i as u32)?;
+        }
+        self.count(block, space, addrs, mask, L as u32, false);
         let shift = 64 - bytes * 8;
-        for (j, d) in d[..n as usize].iter().enumerate() {
+        for (j, d) in d.iter().enumerate() {
             let Some(d) = *d else { continue };
-            let part = raw.map(|v| ((v >> (j as u32 * bytes * 8)) as u64) << shift);
-            let v = part.map(|v| if sext { (v as i64 >> shift) as u64 } else { v >> shift });
-            // A register of 16 bits holds no more than these; of 8 bits only what is in memory is known.
-            let v = if sext && bytes == 1 && matches!(d, Reg::W(_)) { v.map(|v| v as u32 as u64) } else { v };
+            let mut v = [0u64; 32];
+            for i in 0..32 {
+                v[i] = part(&data[i], j, bytes);
+            }
+            if sext {
+                v = v.map(|v| ((v << shift) as i64 >> shift) as u64);
+            }
             self.put(d, &v, mask);
         }
         Ok(())
@@ -187,79 +175,103 @@ impl Warp {
         addr: &Addr,
         mask: u32,
     ) -> Result<(), Fault> {
-        let (addrs, total) = (self.addresses(addr), bytes * n);
-        let cut = u64::MAX >> (64 - bytes * 8);
-        for i in lanes(mask) {
-            let mut v = 0u128;
-            for (j, a) in a[..n as usize].iter().enumerate() {
-                let part = match *a {
-                    Reg::W(w) => u64::from(self.regs.w[w as usize][i]),
-                    Reg::X(x) => self.regs.x[x as usize][i],
-                    Reg::P(_) => 0,
-                };
-                v |= u128::from(part & cut) << (j as u32 * bytes * 8);
-            }
-            self.write(block, space, addrs[i], total, v, i as u32)?;
+        let (addrs, a) = (self.addresses(addr), &a[..n as usize]);
+        match bytes * n {
+            1 => self.store_of::<1>(block, space, bytes, a, &addrs, mask),
+            2 => self.store_of::<2>(block, space, bytes, a, &addrs, mask),
+            4 => self.store_of::<4>(block, space, bytes, a, &addrs, mask),
+            8 => self.store_of::<8>(block, space, bytes, a, &addrs, mask),
+            _ => self.store_of::<16>(block, space, bytes, a, &addrs, mask),
         }
-        self.count(block, space, &addrs, mask, total, true);
+    }
+
+    fn store_of<const L: usize>(
+        &mut self,
+        block: &mut Block,
+        space: Space,
+        bytes: u32,
+        a: &[Reg],
+        addrs: &[u64; 32],
+        mask: u32,
+    ) -> Result<(), Fault> {
+        for i in each(mask) {
+            let mut data = [0u8; L];
+            for (j, a) in a.iter().enumerate() {
+                let v = self.wide(*a, i).to_le_bytes();
+                match bytes {
+                    4 => data[4 * j..4 * j + 4].copy_from_slice(&v[..4]),
+                    8 => data[8 * j..8 * j + 8].copy_from_slice(&v),
+                    2 => data[2 * j..2 * j + 2].copy_from_slice(&v[..2]),
+                    _ => data[j] = v[0],
+                }
+            }
+            self.write(block, space, addrs[i], data, i as u32)?;
+        }
+        self.count(block, space, addrs, mask, L as u32, true);
         Ok(())
     }
 
-    #[inline]
-    fn read(&mut self, block: &mut Block, space: Space, at: u64, len: u32, lane: u32) -> Result<u128, Fault> {
-        match resolve(space, at) {
-            (Space::Shared, at) => {
-                let place = block.shared.place(at, len as usize, len.into(), lane)?;
-                block.shared.touch(self.id as usize, place, len as usize, Touch::Read, lane)?;
-                Ok(from_bytes(block.shared.bytes(place, len as usize)))
-            }
-            (Space::Local, at) => {
-                let place = self.local_place(block, at, len, lane)?;
-                Ok(from_bytes(&self.local[place..place + len as usize]))
-            }
-            (Space::Param, at) => {
-                let end = at.checked_add(len.into()).filter(|end| *end <= block.params.len() as u64);
-                let Some(end) = end else {
-                    return Err(Fault::bounds(
-                        format!("read of {len} bytes outside of the parameters at {at}"),
-                        lane,
-                    ));
-                };
-                Ok(from_bytes(&block.params[at as usize..end as usize]))
-            }
-            (_, at) => {
-                global_place(block, at, len, lane)?;
-                // SAFETY: just found in the launch's map.
-                Ok(unsafe { peek(at, len) })
-            }
-        }
-    }
-
-    #[inline]
-    fn write(
+    #[inline(always)]
+    fn read<const L: usize>(
         &mut self,
         block: &mut Block,
         space: Space,
         at: u64,
-        len: u32,
-        v: u128,
+        lane: u32,
+    ) -> Result<[u8; L], Fault> {
+        let from = |bytes: &[u8]| bytes.try_into().expect("as many bytes");
+        match resolve(space, at) {
+            (Space::Shared, at) => {
+                let place = block.shared.place(at, L, L as u64, lane)?;
+                block.shared.touch(self.id as usize, place, L, Touch::Read, lane)?;
+                Ok(from(block.shared.bytes(place, L)))
+            }
+            (Space::Local, at) => {
+                let place = self.local_place(block, at, L as u32, lane)?;
+                Ok(from(&self.local[place..place + L]))
+            }
+            (Space::Param, at) => {
+                let end = at.checked_add(L as u64).filter(|end| *end <= block.params.len() as u64);
+                let Some(end) = end else {
+                    return Err(Fault::bounds(
+                        format!("read of {L} bytes outside of the parameters at {at}"),
+                        lane,
+                    ));
+                };
+                Ok(from(&block.params[at as usize..end as usize]))
+            }
+            (_, at) => {
+                global_place(block, at, L as u32, lane)?;
+                // SAFETY: just found in the launch's map, whose allocations live while it runs.
+                Ok(unsafe { std::ptr::with_exposed_provenance::<[u8; L]>(at as usize).read() })
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn write<const L: usize>(
+        &mut self,
+        block: &mut Block,
+        space: Space,
+        at: u64,
+        v: [u8; L],
         lane: u32,
     ) -> Result<(), Fault> {
         match resolve(space, at) {
             (Space::Shared, at) => {
-                let place = block.shared.place(at, len as usize, len.into(), lane)?;
-                block.shared.touch(self.id as usize, place, len as usize, Touch::Write, lane)?;
-                block.shared.bytes_mut(place, len as usize).copy_from_slice(&v.to_le_bytes()[..len as usize]);
+                let place = block.shared.place(at, L, L as u64, lane)?;
+                block.shared.touch(self.id as usize, place, L, Touch::Write, lane)?;
+                block.shared.bytes_mut(place, L).copy_from_slice(&v);
             }
             (Space::Local, at) => {
-                let place = self.local_place(block, at, len, lane)?;
-                self.local[place..place + len as usize].copy_from_slice(&v.to_le_bytes()[..len as usize]);
+                let place = self.local_place(block, at, L as u32, lane)?;
+                self.local[place..place + L].copy_from_slice(&v);
             }
             (Space::Param, _) => return Err(Fault::bounds("store to a parameter".to_string(), lane)),
             (_, at) => {
-                global_place(block, at, len, lane)?;
-                // SAFETY: just found in the launch's map.
-                unsafe { poke(at, len, v) };
+                global_place(block, at, L as u32, lane)?;
+                // SAFETY: just found in the launch's map, whose allocations live while it runs.
+                unsafe { std::ptr::with_exposed_provenance_mut::<[u8; L]>(at as usize).write(v) };
             }
         }
         Ok(())
@@ -293,29 +305,29 @@ impl Warp {
         b: Option<Reg>,
         mask: u32,
     ) -> Result<(), Fault> {
-        let (addrs, len) = (self.addresses(addr), ty.bits() / 8);
+        let (addrs, len) = (self.addresses(addr), ty.bits() as usize / 8);
         let mut old = [0u64; 32];
-        let of = |w: &Warp, r: Reg, i: usize| match r {
-            Reg::W(w_) => u64::from(w.regs.w[w_ as usize][i]),
-            Reg::X(x) => w.regs.x[x as usize][i],
-            Reg::P(_) => 0,
-        };
-        for i in lanes(mask) {
-            let (x, y) = (of(self, a, i), b.map_or(0, |b| of(self, b, i)));
+        for i in each(mask) {
+            let lane = i as u32;
+            let (x, y) = (self.wide(a, i), b.map_or(0, |b| self.wide(b, i)));
             let (place, at) = resolve(space, addrs[i]);
             if place == Space::Shared {
-                let place = block.shared.place(at, len as usize, len.into(), i as u32)?;
-                block.shared.touch(self.id as usize, place, len as usize, Touch::Atomic, i as u32)?;
-                old[i] = from_bytes(block.shared.bytes(place, len as usize)) as u64;
-                let new = combine(op, ty, old[i], x, y).to_le_bytes();
-                block.shared.bytes_mut(place, len as usize).copy_from_slice(&new[..len as usize]);
+                let place = block.shared.place(at, len, len as u64, lane)?;
+                block.shared.touch(self.id as usize, place, len, Touch::Atomic, lane)?;
+                let bytes = block.shared.bytes_mut(place, len);
+                old[i] = part(bytes, 0, len as u32);
+                bytes.copy_from_slice(&combine(op, ty, old[i], x, y).to_le_bytes()[..len]);
+            } else if len == 4 {
+                old[i] = u32::from_le_bytes(self.read(block, space, addrs[i], lane)?).into();
+                let new = combine(op, ty, old[i], x, y) as u32;
+                self.write(block, space, addrs[i], new.to_le_bytes(), lane)?;
             } else {
-                old[i] = self.read(block, space, addrs[i], len, i as u32)? as u64;
-                self.write(block, space, addrs[i], len, combine(op, ty, old[i], x, y).into(), i as u32)?;
+                old[i] = u64::from_le_bytes(self.read(block, space, addrs[i], lane)?);
+                self.write(block, space, addrs[i], combine(op, ty, old[i], x, y).to_le_bytes(), lane)?;
             }
         }
-        self.count(block, space, &addrs, mask, len, false);
-        self.count(block, space, &addrs, mask, len, true);
+        self.count(block, space, &addrs, mask, len as u32, false);
+        self.count(block, space, &addrs, mask, len as u32, true);
         if let Some(d) = d {
             self.put(d, &old, mask);
         }
@@ -333,7 +345,7 @@ impl Warp {
     ) -> Result<(), Fault> {
         let (dsts, srcs) = (self.addresses(dst), self.addresses(src));
         let (mut reading, mut read) = (0, 0);
-        for i in lanes(mask) {
+        for i in each(mask) {
             let (lane, at) = (i as u32, srcs[i]);
             let size = size.map_or(bytes, |s| self.regs.w[s as usize][i]);
             if size > bytes {
@@ -355,7 +367,7 @@ impl Warp {
             self.copies.push(Pending { lane, group, dst, src: at, bytes, size });
         }
         if reading != 0 {
-            block.counters.sectors(&srcs, reading, bytes.into());
+            block.counters.sectors(&srcs, reading);
             block.counters.global_read += read;
         }
         block.counters.banks(&dsts, mask, bytes);

@@ -1,6 +1,7 @@
 //! What a launch did, in numbers.
 
 use crate::isa::{CLASSES, Class};
+use crate::lanes::each;
 
 /// Counts of one launch or of several. The layout is that of C; all fields are 64-bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,18 +80,18 @@ impl Counters {
         sum!(shared_conflicts, shared_wavefronts);
     }
 
-    /// One request of global memory: `bytes` at each lane's address.
-    pub(crate) fn sectors(&mut self, addrs: &[u64; 32], mask: u32, bytes: u64) {
-        let (mut seen, mut n) = ([0u64; 32], 0);
-        for i in (0..32).filter(|i| mask >> i & 1 != 0) {
-            // Aligned as it is, an access lies within one sector.
+    /// One request of global memory.
+    pub(crate) fn sectors(&mut self, addrs: &[u64; 32], mask: u32) {
+        let (mut seen, mut n, mut most) = ([0u64; 32], 0, 0);
+        for i in each(mask) {
+            // Aligned as it is, an access lies within one sector. Mostly addresses rise with the lanes.
             let sector = addrs[i] >> 5;
-            if n == 0 || seen[n - 1] != sector && !seen[..n].contains(&sector) {
+            if n == 0 || sector > most || sector != most && !seen[..n].contains(&sector) {
                 seen[n] = sector;
                 n += 1;
+                most = most.max(sector);
             }
         }
-        let _ = bytes;
         self.global_sectors += n as u64;
         self.global_requests += 1;
     }
@@ -98,15 +99,15 @@ impl Counters {
     /// One request of shared memory: lanes go in as many phases as their width needs, and in each every bank gives one
     /// word.
     pub(crate) fn banks(&mut self, addrs: &[u64; 32], mask: u32, bytes: u32) {
-        let lanes = match bytes {
-            16 => 8,
-            8 => 16,
-            _ => 32,
+        let (width, part) = match bytes {
+            16 => (8, 0xff),
+            8 => (16, 0xffff),
+            _ => (32, u32::MAX),
         };
-        for phase in (0..32).step_by(lanes) {
+        for phase in (0..32).step_by(width) {
             let (mut first, mut count, mut most) = ([0u64; 32], [0u8; 32], 0);
             let (mut extra, mut extras) = ([0u64; 64], 0);
-            for i in (phase..phase + lanes).filter(|i| mask >> i & 1 != 0) {
+            for i in each(mask & part << phase) {
                 for word in 0..u64::from(bytes.div_ceil(4)) {
                     let at = addrs[i] / 4 + word;
                     let bank = (at % 32) as usize;

@@ -118,7 +118,7 @@ fn power(n: i32) -> f64 {
 #[inline(always)]
 pub fn to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
-    if x.is_nan() { 0x7fff } else { (bits + 0x7fff + (bits >> 16 & 1)) >> 16 }
+    if x.is_nan() { 0x7fff } else { bits.wrapping_add(0x7fff).wrapping_add(bits >> 16 & 1) >> 16 }
 }
 
 /// IEEE half precision, to nearest even.

@@ -20,6 +20,16 @@ pub struct Args {
     pub s: [u32; 4],
 }
 
+/// The lanes of a mask, in order.
+#[inline(always)]
+pub fn each(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lane = mask.trailing_zeros() as usize;
+        mask &= mask.wrapping_sub(1);
+        (lane < 32).then_some(lane)
+    })
+}
+
 /// An operation on lanes: registers, places, lanes that take part.
 pub type Alu = fn(&mut Regs, &Args, u32);
 

@@ -135,9 +135,7 @@ pub(crate) fn mma(
             cm[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = f32::from_bits(v[lane]);
         }
     }
-    for row in 0..16 {
-        dots(&am[row][..k], &bm[..k], &mut cm[row]);
-    }
+    rows(&am, &bm, &mut cm);
     for i in 0..4 {
         let v = std::array::from_fn(|lane| cm[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2].to_bits());
         r.put_w(d[i], &v, !0);
@@ -146,38 +144,60 @@ pub(crate) fn mma(
 
 /// Eight sums c += a . b as the most pessimistic of tensor cores makes them: the exact products and c are cut at one
 /// bit below the last of the largest one's 24, towards zero, added, and the sum is cut to 24 bits.
-pub(crate) fn dots(a: &[f32], b: &[[f32; 8]], c: &mut [f32; 8]) {
+#[inline(always)]
+pub(crate) fn dots(a: &[f32; 16], b: &[[f32; 8]; 16], c: &mut [f32; 8]) {
     let mut products = [[0f32; 8]; 16];
-    let mut most = c.map(|c| c.to_bits() & 0x7fff_ffff);
-    for (k, a) in a.iter().enumerate() {
+    let mut most = c.map(|c| (c.to_bits() & 0x7fff_ffff) as i32);
+    for k in 0..16 {
         for j in 0..8 {
-            let p = a * b[k][j];
+            let p = a[k] * b[k][j];
             products[k][j] = p;
-            let bits = p.to_bits() & 0x7fff_ffff;
-            most[j] = if bits as i32 > most[j] as i32 { bits } else { most[j] };
+            let bits = (p.to_bits() & 0x7fff_ffff) as i32;
+            most[j] = if bits > most[j] { bits } else { most[j] };
         }
     }
     // Where products and scales are sure to be normal floats, all is done in floats; the rest, rare, in f64.
-    let sure = most.iter().all(|m| (60..=250).contains(&(m >> 23)) || *m == 0);
+    let sure = most.iter().fold(true, |sure, m| sure & ((60..=250).contains(&(m >> 23)) | (*m == 0)));
     if !sure {
         for j in 0..8 {
             c[j] = dot_slow(a.iter().enumerate().map(|(k, a)| (*a, b[k][j])), c[j]);
         }
         return;
     }
-    let e = most.map(|m| (m >> 23).max(60));
-    let scale = e.map(|e| f32::from_bits((278 - e) << 23));
+    let e = most.map(|m| (m as u32 >> 23).max(60));
+    let scale = e.map(|e| f32::from_bits(278u32.wrapping_sub(e) << 23));
     let mut sum = [0i32; 8];
     for j in 0..8 {
         sum[j] = cut(c[j] * scale[j]);
     }
-    for p in &products[..a.len()] {
+    for p in &products {
         for j in 0..8 {
-            sum[j] += cut(p[j] * scale[j]);
+            sum[j] = sum[j].wrapping_add(cut(p[j] * scale[j]));
         }
     }
     for j in 0..8 {
-        c[j] = cut24(sum[j]) * f32::from_bits((e[j] - 24) << 23);
+        c[j] = cut24(sum[j]) * f32::from_bits(e[j].wrapping_sub(24) << 23);
+    }
+}
+
+/// [`dots`] for the rows of A and C. Elements of A and B beyond the product's k are zero.
+pub(crate) fn rows(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut [[f32; 8]; 16]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn wide(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut [[f32; 8]; 16]) {
+            for row in 0..16 {
+                dots(&a[row], b, &mut c[row]);
+            }
+        }
+        if std::is_x86_feature_detected!("avx2") {
+            // SAFETY: just asked for.
+            unsafe { wide(a, b, c) };
+            return;
+        }
+    }
+    for row in 0..16 {
+        dots(&a[row], b, &mut c[row]);
     }
 }
 

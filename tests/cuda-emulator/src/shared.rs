@@ -12,7 +12,9 @@ pub const START: u32 = 1024;
 
 const WARPS: usize = 32;
 /// A cp.async is on its way to the byte. Below it, the wgmma reads that no one has waited for are counted.
-const COPYING: u16 = 1 << 15;
+const COPYING: u32 = 1 << 15;
+/// The word's bytes have cells of their own.
+const SPLIT: u32 = 1 << 31;
 /// Readers of the byte are in `many`.
 const MANY: u32 = u32::MAX;
 const ATOMIC: u32 = 1 << 5;
@@ -32,18 +34,26 @@ pub enum Touch {
     Copy,
 }
 
+/// The history of a word, or of a byte.
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    /// Last write: segment, whether an atomic or a copy, warp.
+    written: u32,
+    /// The writer's count of proxy fences then.
+    fenced: u32,
+    /// Segment of the readers since the last write, and which warps they are.
+    read_in: u32,
+    read_by: u32,
+    flight: u32,
+}
+
 /// See the module.
 pub struct Shared {
     data: Vec<u8>,
     size: usize,
-    /// Last write: segment, whether an atomic or a copy, warp.
-    written: Vec<u32>,
-    /// The writer's count of proxy fences then.
-    fenced: Vec<u32>,
-    /// Segment of the readers since the last write, and which warps they are.
-    read_in: Vec<u32>,
-    read_by: Vec<u32>,
-    flight: Vec<u16>,
+    words: Vec<Cell>,
+    /// Of words whose bytes have been accessed one by one.
+    bytes: HashMap<usize, [Cell; 4]>,
     many: HashMap<usize, Vec<(usize, u32)>>,
     segment: [u32; WARPS],
     joined: [[u32; WARPS]; WARPS],
@@ -60,13 +70,10 @@ impl Shared {
         // wgmma is recorded by pieces of 16 bytes.
         let bytes = size.next_multiple_of(16);
         Shared {
-            size,
             data: vec![0xff; bytes],
-            written: vec![0; bytes],
-            fenced: vec![0; bytes],
-            read_in: vec![0; bytes],
-            read_by: vec![0; bytes],
-            flight: vec![0; bytes],
+            size,
+            words: vec![Cell::default(); bytes / 4],
+            bytes: HashMap::new(),
             many: HashMap::new(),
             segment: [0; WARPS],
             joined: [[0; WARPS]; WARPS],
@@ -78,14 +85,16 @@ impl Shared {
         }
     }
 
-    /// A new block: nothing is written. What is recorded of earlier ones is of earlier segments, so nothing is cleared.
+    /// A new block: nothing is written. What is recorded of earlier ones is of earlier segments, so nothing is cleared
+    /// but what was in flight, which only a launch without checks leaves.
     pub fn begin(&mut self) {
         if self.next >= 1 << (32 - SEGMENT - 1) {
-            self.written.fill(0);
-            self.read_in.fill(0);
+            self.words.fill(Cell::default());
             self.next = 0;
         }
+        self.words.iter_mut().for_each(|c| c.flight = 0);
         self.data.fill(0xff);
+        self.bytes.clear();
         self.many.clear();
         self.next += 1;
         self.first = self.next;
@@ -177,25 +186,36 @@ impl Shared {
     /// Checks and records an access of warp `me`.
     #[inline]
     pub fn touch(&mut self, me: usize, at: usize, len: usize, touch: Touch, lane: u32) -> Result<(), Fault> {
-        // Bytes of one access mostly share their history: then it is looked at once.
-        let range = at..at + len;
-        let (w, r, b) = (self.written[at], self.read_in[at], self.read_by[at]);
-        let uniform = self.written[range.clone()].iter().all(|x| *x == w)
-            & self.read_in[range.clone()].iter().all(|x| *x == r)
-            & self.read_by[range.clone()].iter().all(|x| *x == b)
-            & self.flight[range.clone()].iter().all(|x| *x == 0)
-            & (r != MANY);
-        if !uniform {
-            for i in range {
-                self.touch_bytes(me, i, 1, touch, lane)?;
-            }
-            return Ok(());
+        if !(at | len).is_multiple_of(4) {
+            return self.touch_bytes(me, at, len, touch, lane);
         }
-        self.touch_bytes(me, at, len, touch, lane)
+        for word in at / 4..(at + len) / 4 {
+            let cell = self.words[word];
+            if cell.flight & SPLIT != 0 {
+                self.touch_bytes(me, word * 4, 4, touch, lane)?;
+            } else {
+                self.words[word] = self.step(cell, me, word * 4, touch, lane)?;
+            }
+        }
+        Ok(())
     }
 
-    /// The same, of bytes with one history.
-    #[inline(always)]
+    /// The bytes' cells, made of the word's if they are not there.
+    #[cold]
+    fn split(&mut self, word: usize) -> [Cell; 4] {
+        let cell = self.words[word];
+        if cell.flight & SPLIT != 0 {
+            return self.bytes[&word];
+        }
+        self.words[word].flight |= SPLIT;
+        if cell.read_in == MANY {
+            let list = self.many[&(word * 4)].clone();
+            (1..4).for_each(|i| drop(self.many.insert(word * 4 + i, list.clone())));
+        }
+        [cell; 4]
+    }
+
+    #[cold]
     fn touch_bytes(
         &mut self,
         me: usize,
@@ -204,12 +224,33 @@ impl Shared {
         touch: Touch,
         lane: u32,
     ) -> Result<(), Fault> {
-        let range = at..at + len;
-        let flight = self.flight[at];
-        if flight != 0 {
-            self.in_flight(flight, at, touch, lane)?;
+        for i in at..at + len {
+            let mut cells = self.split(i / 4);
+            cells[i % 4] = self.step(cells[i % 4], me, i, touch, lane)?;
+            self.bytes.insert(i / 4, cells);
         }
-        let tag = self.written[at];
+        Ok(())
+    }
+
+    /// Changes what is in flight to bytes of whole words.
+    fn flights(&mut self, at: usize, len: usize, change: impl Fn(u32) -> u32) {
+        for word in at / 4..(at + len) / 4 {
+            let flight = self.words[word].flight;
+            self.words[word].flight = change(flight & !SPLIT) | flight & SPLIT;
+            if flight & SPLIT != 0 {
+                let cells = self.bytes.get_mut(&word).expect("of a word that is split");
+                cells.iter_mut().for_each(|c| c.flight = change(c.flight));
+            }
+        }
+    }
+
+    /// The history of a word or byte after one more access.
+    #[inline(always)]
+    fn step(&mut self, mut cell: Cell, me: usize, at: usize, touch: Touch, lane: u32) -> Result<Cell, Fault> {
+        if cell.flight != 0 {
+            self.in_flight(cell.flight, at, touch, lane)?;
+        }
+        let tag = cell.written;
         let fresh = tag >> SEGMENT < self.first;
         let meant = fresh || self.ordered(me, tag) || touch == Touch::Atomic && tag & ATOMIC != 0;
         if !meant {
@@ -218,37 +259,35 @@ impl Shared {
         let now = self.segment[me];
         if touch == Touch::Read {
             if fresh && self.checks & check::UNWRITTEN != 0 {
-                let at = at as u64 + u64::from(START);
-                return Err(Fault::of_lane(
-                    format!("read of shared memory at {at:#x} that was never written"),
-                    lane,
-                ));
+                return Err(self.unwritten(at, lane));
             }
-            let (read_in, read_by) = (self.read_in[at], self.read_by[at]);
-            if read_in == now {
-                if read_by >> me & 1 == 0 {
-                    self.read_by[range].iter_mut().for_each(|b| *b |= 1 << me);
-                }
-            } else if read_in != MANY && (read_in < self.first || self.all_ordered(me, read_in, read_by)) {
-                self.read_in[range.clone()].fill(now);
-                self.read_by[range].fill(1 << me);
+            if cell.read_in == now {
+                cell.read_by |= 1 << me;
+            } else if cell.read_in != MANY
+                && (cell.read_in < self.first || self.all_ordered(me, cell.read_in, cell.read_by))
+            {
+                (cell.read_in, cell.read_by) = (now, 1 << me);
             } else {
-                for i in range {
-                    self.spill(me, i, now);
-                }
+                self.spill(me, at, now, &mut cell);
             }
-            return Ok(());
+            return Ok(cell);
         }
-        self.readers(me, at, touch, lane)?;
+        self.readers(me, at, touch, lane, &cell)?;
         let kind = match touch {
             Touch::Atomic => ATOMIC,
             Touch::Copy => COPIED,
             _ => 0,
         };
-        self.written[range.clone()].fill(now << SEGMENT | kind | me as u32);
-        self.fenced[range.clone()].fill(self.fences[me]);
-        self.read_in[range].fill(0);
-        Ok(())
+        cell.written = now << SEGMENT | kind | me as u32;
+        cell.fenced = self.fences[me];
+        cell.read_in = 0;
+        Ok(cell)
+    }
+
+    #[cold]
+    fn unwritten(&self, at: usize, lane: u32) -> Fault {
+        let at = at as u64 + u64::from(START);
+        Fault::of_lane(format!("read of shared memory at {at:#x} that was never written"), lane)
     }
 
     fn all_ordered(&self, me: usize, segment: u32, warps: u32) -> bool {
@@ -257,12 +296,12 @@ impl Shared {
 
     /// Readers of different segments, none ordered before all: kept one by one.
     #[cold]
-    fn spill(&mut self, me: usize, at: usize, now: u32) {
+    fn spill(&mut self, me: usize, at: usize, now: u32, cell: &mut Cell) {
         let list = self.many.entry(at).or_default();
-        if self.read_in[at] != MANY {
+        if cell.read_in != MANY {
             list.clear();
-            list.extend((0..WARPS).filter(|w| self.read_by[at] >> w & 1 != 0).map(|w| (w, self.read_in[at])));
-            self.read_in[at] = MANY;
+            list.extend((0..WARPS).filter(|w| cell.read_by >> w & 1 != 0).map(|w| (w, cell.read_in)));
+            cell.read_in = MANY;
         }
         list.retain(|(w, _)| *w != me);
         list.push((me, now));
@@ -270,8 +309,8 @@ impl Shared {
 
     /// Whether a write is ordered after all reads.
     #[inline(always)]
-    fn readers(&self, me: usize, at: usize, touch: Touch, lane: u32) -> Result<(), Fault> {
-        let (read_in, read_by) = (self.read_in[at], self.read_by[at]);
+    fn readers(&self, me: usize, at: usize, touch: Touch, lane: u32, cell: &Cell) -> Result<(), Fault> {
+        let (read_in, read_by) = (cell.read_in, cell.read_by);
         if read_in < self.first || read_in != MANY && self.all_ordered(me, read_in, read_by) {
             return Ok(());
         }
@@ -312,7 +351,7 @@ impl Shared {
     }
 
     #[cold]
-    fn in_flight(&self, flight: u16, at: usize, touch: Touch, lane: u32) -> Result<(), Fault> {
+    fn in_flight(&self, flight: u32, at: usize, touch: Touch, lane: u32) -> Result<(), Fault> {
         let at = at as u64 + u64::from(START);
         if flight & COPYING != 0 && self.checks & check::CP_ASYNC != 0 {
             let text =
@@ -330,35 +369,47 @@ impl Shared {
     /// A cp.async to these bytes begins.
     pub fn copy_begins(&mut self, me: usize, at: usize, len: usize, lane: u32) -> Result<(), Fault> {
         self.touch(me, at, len, Touch::Copy, lane)?;
-        self.flight[at..at + len].iter_mut().for_each(|f| *f |= COPYING);
+        self.flights(at, len, |f| f | COPYING);
         Ok(())
     }
 
     /// And has ended, by its wait.
     pub fn copy_ends(&mut self, me: usize, at: usize, len: usize, lane: u32) -> Result<(), Fault> {
-        self.flight[at..at + len].iter_mut().for_each(|f| *f &= !COPYING);
+        self.flights(at, len, |f| f & !COPYING);
         self.touch(me, at, len, Touch::Copy, lane)
     }
 
     /// A wgmma of the warps from `first` on reads 16 bytes: they must be written, ordered, and fenced.
     pub fn async_read(&mut self, first: usize, at: usize) -> Result<(), Fault> {
-        for i in at..at + 16 {
-            let place = i as u64 + u64::from(START);
-            if self.flight[i] & COPYING != 0 && self.checks & check::CP_ASYNC != 0 {
-                let text = format!(
-                    "wgmma reads shared memory at {place:#x} while a cp.async to it is not waited for"
-                );
-                return Err(Fault::other(text));
+        for i in (at..at + 16).step_by(4) {
+            if self.words[i / 4].flight & SPLIT != 0 {
+                let cells = self.bytes[&(i / 4)];
+                (0..4).try_for_each(|j| self.async_check(first, i + j, &cells[j]))?;
+            } else {
+                self.async_check(first, i, &self.words[i / 4])?;
             }
-            let tag = self.written[i];
-            if tag >> SEGMENT < self.first {
-                if self.checks & check::UNWRITTEN != 0 {
-                    return Err(Fault::other(format!(
-                        "wgmma reads shared memory at {place:#x} that was never written"
-                    )));
-                }
-                continue;
+        }
+        self.flights(at, 16, |f| f + 4);
+        Ok(())
+    }
+
+    fn async_check(&self, first: usize, i: usize, cell: &Cell) -> Result<(), Fault> {
+        let place = i as u64 + u64::from(START);
+        if cell.flight & COPYING != 0 && self.checks & check::CP_ASYNC != 0 {
+            let text =
+                format!("wgmma reads shared memory at {place:#x} while a cp.async to it is not waited for");
+            return Err(Fault::other(text));
+        }
+        let tag = cell.written;
+        if tag >> SEGMENT < self.first {
+            if self.checks & check::UNWRITTEN != 0 {
+                return Err(Fault::other(format!(
+                    "wgmma reads shared memory at {place:#x} that was never written"
+                )));
             }
+            return Ok(());
+        }
+        {
             let writer = (tag & 31) as usize;
             for me in first..first + 4 {
                 if !self.ordered(me, tag) && self.checks & check::RACE != 0 {
@@ -369,21 +420,20 @@ impl Shared {
                 }
                 let seen = if me == writer { self.fences[me] } else { self.fences_seen[me][writer] };
                 let exempt = tag & COPIED != 0 && self.checks & check::PROXY_CP_ASYNC == 0;
-                if seen <= self.fenced[i] && !exempt && self.checks & check::PROXY != 0 {
+                if seen <= cell.fenced && !exempt && self.checks & check::PROXY != 0 {
                     return Err(Fault::other(format!(
                         "wgmma of warp {me} reads shared memory at {place:#x}, written by warp {writer} with no \
                          fence.proxy.async (and barrier) between"
                     )));
                 }
             }
-            self.flight[i] += 4;
         }
         Ok(())
     }
 
     /// A warp has waited for a wgmma that read 16 bytes.
     pub fn async_read_ends(&mut self, me: usize, at: usize) -> Result<(), Fault> {
-        self.flight[at..at + 16].iter_mut().for_each(|f| *f -= u16::from(*f & !COPYING != 0));
+        self.flights(at, 16, |f| f - u32::from(f & !COPYING != 0));
         self.touch(me, at, 16, Touch::Read, 0)
     }
 }

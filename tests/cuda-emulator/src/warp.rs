@@ -442,7 +442,8 @@ impl Warp {
         self.regs.w[register as usize][mask.trailing_zeros() as usize] & self.live
     }
 
-    fn wide(&self, r: Reg, i: usize) -> u64 {
+    #[inline(always)]
+    pub(crate) fn wide(&self, r: Reg, i: usize) -> u64 {
         match r {
             Reg::W(w) => self.regs.w[w as usize][i].into(),
             Reg::X(x) => self.regs.x[x as usize][i],

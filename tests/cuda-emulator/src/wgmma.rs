@@ -3,7 +3,7 @@
 use crate::block::Block;
 use crate::fault::{Fault, check};
 use crate::isa::{Entry, Inst, Op, Wgmma};
-use crate::matrix::{dots, elements};
+use crate::matrix::{elements, rows};
 use crate::shared::{START, Shared};
 use crate::warp::{Status, Warp};
 use std::collections::VecDeque;
@@ -243,6 +243,7 @@ pub(crate) fn run(block: &mut Block, op: &Wgmma, group: &mut [Warp]) -> Result<(
     }
     for (w, warp) in group.iter_mut().enumerate() {
         warp.flight.begins(op, &reads, block.options.checks)?;
+        let mine: &[[f32; 16]; 16] = a[w * 16..w * 16 + 16].try_into().expect("16 rows");
         for tile in 0..op.n / 8 {
             let bm: [[f32; 8]; 16] = std::array::from_fn(|k| std::array::from_fn(|j| b[tile * 8 + j][k]));
             let regs: [u32; 4] = std::array::from_fn(|i| op.d[tile * 4 + i]);
@@ -255,9 +256,7 @@ pub(crate) fn run(block: &mut Block, op: &Wgmma, group: &mut [Warp]) -> Result<(
                     }
                 }
             }
-            for row in 0..16 {
-                dots(&a[w * 16 + row], &bm, &mut c[row]);
-            }
+            rows(mine, &bm, &mut c);
             for i in 0..4 {
                 let v = std::array::from_fn(|lane| c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2].to_bits());
                 warp.regs.put_w(regs[i], &v, !0);

@@ -133,7 +133,7 @@ fn bf16(x: f32) -> u32 {
     }
     let (down, up) = (f64::from(f32::from_bits(low << 16)), next_bf16(low));
     let (a, b) = ((f64::from(x) - down).abs(), (up - f64::from(x)).abs());
-    if a < b || a == b && low % 2 == 0 { low } else { low + 1 }
+    if a < b || a == b && low.is_multiple_of(2) { low } else { low + 1 }
 }
 
 fn next_bf16(low: u32) -> f64 {
@@ -295,7 +295,7 @@ fn f16_bits(x: f32) -> u32 {
     if y < 2f32.powi(-14) {
         return sign | (y * 2f32.powi(24)) as u32;
     }
-    sign | (y.to_bits() >> 13) - (112 << 10)
+    sign | ((y.to_bits() >> 13) - (112 << 10))
 }
 
 #[test]
