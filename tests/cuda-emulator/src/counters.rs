@@ -105,9 +105,17 @@ impl Counters {
             _ => (32, u32::MAX),
         };
         for phase in (0..32).step_by(width) {
+            // Lanes that all have banks of their own need one wavefront.
+            let here = mask & part << phase;
+            let groups =
+                each(here).fold(0u32, |m, i| m | 1 << (addrs[i] / u64::from(bytes.max(4)) % width as u64));
+            if groups.count_ones() == here.count_ones() {
+                self.shared_wavefronts += u64::from(here != 0);
+                continue;
+            }
             let (mut first, mut count, mut most) = ([0u64; 32], [0u8; 32], 0);
             let (mut extra, mut extras) = ([0u64; 64], 0);
-            for i in each(mask & part << phase) {
+            for i in each(here) {
                 for word in 0..u64::from(bytes.div_ceil(4)) {
                     let at = addrs[i] / 4 + word;
                     let bank = (at % 32) as usize;

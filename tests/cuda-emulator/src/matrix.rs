@@ -184,15 +184,9 @@ pub(crate) fn dots(a: &[f32; 16], b: &[[f32; 8]; 16], c: &mut [f32; 8]) {
 pub(crate) fn rows(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut [[f32; 8]; 16]) {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx2")]
-        fn wide(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut [[f32; 8]; 16]) {
-            for row in 0..16 {
-                dots(&a[row], b, &mut c[row]);
-            }
-        }
         if std::is_x86_feature_detected!("avx2") {
             // SAFETY: just asked for.
-            unsafe { wide(a, b, c) };
+            unsafe { avx2::rows(a, b, c) };
             return;
         }
     }
@@ -237,4 +231,63 @@ pub(crate) fn dot_slow(pairs: impl Iterator<Item = (f32, f32)>, c: f32) -> f32 {
     let unit = 2f64.powi(e - 24);
     let sum: f64 = terms[..n].iter().map(|t| (t / unit).trunc()).sum();
     crate::float::round_f32(sum * unit, crate::isa::Round::Rz)
+}
+
+/// [`dots`] in vectors of eight columns; the compiler, left alone, makes them of k.
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2")]
+    pub fn rows(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], c: &mut [[f32; 8]; 16]) {
+        for row in 0..16 {
+            if !sums(&a[row], b, &mut c[row]) {
+                super::dots(&a[row], b, &mut c[row]);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn load(from: &[f32; 8]) -> __m256 {
+        // SAFETY: eight floats, at any alignment.
+        unsafe { _mm256_loadu_ps(from.as_ptr()) }
+    }
+
+    /// False, and nothing done, where products and scales may be no normal floats.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn sums(a: &[f32; 16], b: &[[f32; 8]; 16], c: &mut [f32; 8]) -> bool {
+        let (size, all) = (_mm256_set1_epi32(i32::MAX), _mm256_set1_epi32);
+        let start = load(c);
+        let mut products = [start; 16];
+        let mut most = _mm256_and_si256(_mm256_castps_si256(start), size);
+        for k in 0..16 {
+            products[k] = _mm256_mul_ps(_mm256_set1_ps(a[k]), load(&b[k]));
+            most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(products[k]), size));
+        }
+        let e = _mm256_srli_epi32::<23>(most);
+        let normal = _mm256_and_si256(_mm256_cmpgt_epi32(e, all(59)), _mm256_cmpgt_epi32(all(251), e));
+        let sure = _mm256_or_si256(normal, _mm256_cmpeq_epi32(most, all(0)));
+        if _mm256_movemask_ps(_mm256_castsi256_ps(sure)) != 0xff {
+            return false;
+        }
+        let e = _mm256_max_epi32(e, all(60));
+        let scale = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_sub_epi32(all(278), e)));
+        let mut sum = _mm256_cvttps_epi32(_mm256_mul_ps(start, scale));
+        for p in products {
+            sum = _mm256_add_epi32(sum, _mm256_cvttps_epi32(_mm256_mul_ps(p, scale)));
+        }
+        // To nearest, then one down where that was up: cut to 24 bits.
+        let whole = _mm256_abs_epi32(sum);
+        let near = _mm256_cvtepi32_ps(whole);
+        let up = _mm256_cmpgt_epi32(_mm256_cvttps_epi32(near), whole);
+        let cut = _mm256_add_epi32(_mm256_castps_si256(near), up);
+        let signed = _mm256_or_si256(cut, _mm256_and_si256(sum, all(i32::MIN)));
+        let unit = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_sub_epi32(e, all(24))));
+        let out = _mm256_mul_ps(_mm256_castsi256_ps(signed), unit);
+        // SAFETY: eight floats, at any alignment.
+        unsafe { _mm256_storeu_ps(c.as_mut_ptr(), out) };
+        true
+    }
 }

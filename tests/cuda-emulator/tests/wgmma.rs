@@ -24,9 +24,9 @@ impl Lie {
         let per = self.row / 16;
         match self.row {
             16 => (mn / 8) * 256 + (k / 8) * 128 + if self.trans { k % 8 } else { mn % 8 } * 16 + inner,
-            128 => line * 128 + (piece % per ^ line % 8) * 16 + piece / per * 2048 + inner,
-            64 => line * 64 + (piece % per ^ line / 2 % 4) * 16 + piece / per * 2048 + inner,
-            _ => line * 32 + (piece % per ^ line / 4 % 2) * 16 + piece / per * 2048 + inner,
+            128 => line * 128 + ((piece % per) ^ (line % 8)) * 16 + piece / per * 2048 + inner,
+            64 => line * 64 + ((piece % per) ^ (line / 2 % 4)) * 16 + piece / per * 2048 + inner,
+            _ => line * 32 + ((piece % per) ^ (line / 4 % 2)) * 16 + piece / per * 2048 + inner,
         }
     }
 
