@@ -1,0 +1,202 @@
+//! A block: its warps in some order, its barriers.
+
+use crate::counters::Counters;
+use crate::fault::Fault;
+use crate::isa::{CLASSES, Entry, Op};
+use crate::launch::{Options, Policy};
+use crate::memory::Map;
+use crate::shared::Shared;
+use crate::warp::{Status, Warp};
+
+/// What the warps of a block share.
+pub struct Block<'a> {
+    /// The kernel.
+    pub entry: &'a Entry,
+    /// Its arguments.
+    pub params: &'a [u8],
+    /// Global memory.
+    pub map: Map,
+    /// Shared memory.
+    pub shared: Shared,
+    /// How to run.
+    pub options: Options,
+    /// This block.
+    pub ctaid: [u32; 3],
+    /// The grid.
+    pub nctaid: [u32; 3],
+    /// Threads by dimension.
+    pub ntid: [u32; 3],
+    /// Threads.
+    pub threads: u32,
+    /// Bytes.
+    pub dynamic_shared: u32,
+    /// What was done.
+    pub counters: Counters,
+    pub(crate) classes: [u64; CLASSES],
+    pub(crate) mma_k8: u64,
+    pub(crate) mma_k4: u64,
+    /// Warp-instructions of the launch.
+    pub executed: u64,
+    pub(crate) random: Random,
+}
+
+/// A generator of numbers that need not be good.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Of a seed.
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 33) as usize) % n.max(1)
+    }
+
+    /// 0..n in some order.
+    pub fn order(&mut self, n: usize) -> Vec<usize> {
+        let mut list: Vec<usize> = (0..n).collect();
+        for i in (1..n).rev() {
+            list.swap(i, self.below(i + 1));
+        }
+        list
+    }
+}
+
+/// Gives the warps at a barrier what they asked there.
+fn vote(warps: &mut [Warp], here: &[usize]) {
+    let has = |warp: &Warp| {
+        warp.vote.map(|v| {
+            let holds = warp.regs.p[v.p as usize] & warp.live;
+            if v.all { holds == warp.live } else { holds != 0 }
+        })
+    };
+    let answers: Vec<bool> = here.iter().filter_map(|j| has(&warps[*j])).collect();
+    for j in here {
+        if let Some(v) = warps[*j].vote.take() {
+            let holds = if v.all { answers.iter().all(|a| *a) } else { answers.iter().any(|a| *a) };
+            warps[*j].regs.p[v.d as usize] = if holds { !0 } else { 0 };
+        }
+    }
+}
+
+impl Block<'_> {
+    /// Runs the block to its end.
+    pub fn run(&mut self, warps: &mut [Warp]) -> Result<(), Fault> {
+        self.shared.begin();
+        for warp in warps.iter_mut() {
+            warp.begin(self);
+        }
+        loop {
+            let ready: Vec<usize> = (0..warps.len()).filter(|i| warps[*i].status == Status::Ready).collect();
+            if ready.is_empty() {
+                if warps.iter().all(|w| w.status == Status::Done) {
+                    break;
+                }
+                if !self.release(warps)? {
+                    return Err(self.deadlock(warps));
+                }
+                continue;
+            }
+            let (pick, quota) = match self.options.policy {
+                Policy::Ascending => (ready[0], u64::MAX),
+                Policy::Descending => (ready[ready.len() - 1], u64::MAX),
+                Policy::Random => (ready[self.random.below(ready.len())], u64::MAX),
+                Policy::Interleaved => {
+                    (ready[self.random.below(ready.len())], 1 + self.random.below(24) as u64)
+                }
+            };
+            if let Err(fault) = warps[pick].run(self, quota) {
+                return Err(self.locate(fault, &warps[pick]));
+            }
+            if warps[pick].status != Status::Ready {
+                self.release(warps)?;
+            }
+        }
+        self.counters.blocks += 1;
+        Ok(())
+    }
+
+    /// Lets warps go on that have what they waited for; whether there were any.
+    fn release(&mut self, warps: &mut [Warp]) -> Result<bool, Fault> {
+        let mut any = false;
+        let live = warps.iter().filter(|w| w.status != Status::Done).count() as u32;
+        for i in 0..warps.len() {
+            match warps[i].status {
+                Status::Barrier { id, count } => {
+                    let here: Vec<usize> = (i..warps.len())
+                        .filter(
+                            |j| matches!(warps[*j].status, Status::Barrier { id: other, .. } if other == id),
+                        )
+                        .collect();
+                    for j in &here {
+                        if warps[*j].status != warps[i].status {
+                            let fault =
+                                Fault::other(format!("warps wait at barrier {id} for different counts"));
+                            return Err(self.locate(fault, &warps[*j]));
+                        }
+                    }
+                    let full = match count {
+                        // Warps that have ended are not waited for.
+                        None => here.len() as u32 >= live,
+                        Some(count) if count % 32 != 0 => {
+                            let fault =
+                                Fault::other(format!("barrier {id} for {count} threads, no multiple of 32"));
+                            return Err(self.locate(fault, &warps[i]));
+                        }
+                        Some(count) => here.len() as u32 * 32 >= count,
+                    };
+                    if full {
+                        self.shared.join(here.iter().fold(0, |m, j| m | 1 << j));
+                        vote(warps, &here);
+                        here.iter().for_each(|j| warps[*j].status = Status::Ready);
+                        any = true;
+                    }
+                }
+                Status::Wgmma if i % 4 == 0 && i + 4 <= warps.len() => {
+                    let group = &mut warps[i..i + 4];
+                    let pc = group[0].pc;
+                    if group.iter().all(|w| w.status == Status::Wgmma && w.pc == pc) {
+                        let entry = self.entry;
+                        if let Op::Wgmma(op) = &entry.code[pc as usize].op {
+                            let result = crate::wgmma::run(self, op, group);
+                            result.map_err(|f| self.locate(f, &warps[i]))?;
+                        }
+                        any = true;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(any)
+    }
+
+    fn locate(&self, mut fault: Fault, warp: &Warp) -> Fault {
+        let lane = fault.lane.map_or(String::new(), |l| format!(" lane {l}"));
+        let [x, y, z] = self.ctaid;
+        let (name, line) = (&self.entry.name, warp.line(self.entry));
+        fault.text =
+            format!("{} [{name}, block ({x},{y},{z}), warp {}{lane}, line {line}]", fault.text, warp.id);
+        fault
+    }
+
+    fn deadlock(&self, warps: &[Warp]) -> Fault {
+        let list: Vec<String> = warps
+            .iter()
+            .map(|w| match w.status {
+                Status::Barrier { id, .. } => {
+                    format!("warp {} at barrier {id}, line {}", w.id, w.line(self.entry))
+                }
+                Status::Wgmma => format!("warp {} at wgmma, line {}", w.id, w.line(self.entry)),
+                _ => format!("warp {} ended", w.id),
+            })
+            .collect();
+        let [x, y, z] = self.ctaid;
+        Fault::other(format!("deadlock: {} [{}, block ({x},{y},{z})]", list.join("; "), self.entry.name))
+    }
+}
