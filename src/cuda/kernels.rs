@@ -34,15 +34,6 @@ impl Kind {
             Kind::Bf16 | Kind::F16 => 2,
         }
     }
-
-    /// bf16 whose sum an element of this type is.
-    pub(super) const fn terms(self) -> usize {
-        match self {
-            Kind::F32 => 3,
-            Kind::Bf16 => 1,
-            Kind::F16 => 2,
-        }
-    }
 }
 
 /// A kernel.

@@ -31,8 +31,10 @@ mod driver;
 mod error;
 mod kernels;
 mod memory;
+mod model;
 
 pub use attention::{Attention, DecodeStep, Forward, State};
 pub use device::{Device, Stream};
 pub use error::{Error, Result};
 pub use memory::{Buffer, Slice, SliceMut};
+pub use model::Model;

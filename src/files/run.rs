@@ -21,6 +21,19 @@ pub fn forward(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>>
     Ok(shaped(model.config(), input, output))
 }
 
+/// All tokens at once on a GPU, as [`forward`].
+///
+/// # Errors
+/// An input of another shape, and those of [`crate::cuda::Model::run`].
+#[cfg(feature = "cuda")]
+pub fn forward_on_gpu(model: &crate::cuda::Model, input: &Tensor<'_>) -> Result<Tensor<'static>> {
+    let Sequences { batch, len, .. } = Sequences::new(model.config(), input)?;
+    if batch == 0 || len == 0 {
+        return empty(model.config(), input, len);
+    }
+    Ok(shaped(model.config(), input, model.run(batch, len, &input.data)?))
+}
+
 /// The same, one time step at a time.
 ///
 /// # Errors

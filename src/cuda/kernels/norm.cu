@@ -27,11 +27,11 @@ layer_norm(const float* x, float* y, const void* gamma, const void* beta, i64 st
     y[i] = (x[i] - mean) * (read(gamma, i, gamma_kind) * scale) + read(beta, i, beta_kind);
 }
 
-// The mean over T of [B, T, size].
-extern "C" __global__ void __launch_bounds__(THREADS) mean(const float* x, float* y, i64 len, int size) {
+// The mean over T of each sequence's rows, `stride` elements from one to the next; of one row, a copy.
+extern "C" __global__ void __launch_bounds__(THREADS) mean(const float* x, float* y, i64 stride, i64 len, int size) {
   const int column = blockIdx.y * THREADS + threadIdx.x;
   if (column >= size) return;
-  x += blockIdx.x * len * size + column;
+  x += blockIdx.x * stride + column;
   float total = 0.0f;
   // By tiles, so that the error grows with their number and not with T.
   for (i64 first = 0; first < len; first += 256) {

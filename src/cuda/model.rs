@@ -1,0 +1,401 @@
+//! The model on a GPU: its parameters are copied there once, in their own types, and a forward is a queue of kernels.
+#![allow(unsafe_code, reason = "kernels take addresses")]
+
+use std::ffi::c_void;
+use std::ptr::from_mut;
+use std::vec;
+use std::vec::Vec;
+
+use super::attention::{Attention, Forward, State};
+use super::device::{Device, Stream};
+use super::error::Result;
+use super::kernels::{Kernel, Kind};
+use super::memory::{Buffer, Slice, SliceMut};
+use crate::attention::{Config, Precision};
+use crate::element::Elements;
+use crate::error::{Error, check_len, check_room};
+use crate::nn::{BlockWeights, LayerNorm, Linear, Model as CpuModel, ModelConfig, OutputMode};
+use crate::shape::Strides;
+
+/// A model whose parameters lie in a device's memory.
+#[derive(Debug)]
+pub struct Model {
+    device: Device,
+    config: ModelConfig,
+    precision: Precision,
+    input_projection: Option<Dense>,
+    blocks: Vec<Block>,
+    final_norm: Option<Norm>,
+    /// All parameters.
+    _memory: Buffer,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    attn_norm: Norm,
+    attn_qkv: Dense,
+    attn_out: Dense,
+    ffn_norm: Norm,
+    ffn_up: Dense,
+    ffn_down: Dense,
+}
+
+/// A parameter, by its device address.
+#[derive(Clone, Copy, Debug)]
+struct Parameter {
+    address: u64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Dense {
+    kernel: Parameter,
+    bias: Parameter,
+    inputs: usize,
+    outputs: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Norm {
+    gamma: Parameter,
+    beta: Parameter,
+    eps: f32,
+    clip: bool,
+}
+
+/// As `Epilogue` in dense.cu.
+#[derive(Clone, Copy)]
+enum Epilogue {
+    Store,
+    Gelu,
+    Add,
+}
+
+/// `Args` of dense.cu.
+#[repr(C)]
+struct DenseArgs {
+    x: u64,
+    kernel: u64,
+    bias: u64,
+    y: u64,
+    rows: i64,
+    inputs: i32,
+    outputs: i32,
+    bias_kind: i32,
+    epilogue: i32,
+}
+
+/// Parameters on their way to the device: one after the other, each at a multiple of 256 bytes.
+#[derive(Default)]
+struct Upload {
+    words: Vec<f32>,
+}
+
+impl Upload {
+    /// Where it will lie, in bytes from the beginning, until `Model::new` knows where that is.
+    fn add(&mut self, elements: Elements<'_>) -> Parameter {
+        let from = self.words.len();
+        let bytes: &[u8] = match elements {
+            Elements::F32(slice) => bytemuck::cast_slice(slice),
+            Elements::Bf16(slice) => bytemuck::cast_slice(slice),
+            Elements::F16(slice) => bytemuck::cast_slice(slice),
+        };
+        self.words.resize(from + bytes.len().div_ceil(256) * 64, 0.0);
+        bytemuck::cast_slice_mut(&mut self.words[from..])[..bytes.len()].copy_from_slice(bytes);
+        Parameter { address: (from * 4) as u64, kind: Kind::of_elements(elements) }
+    }
+
+    fn dense(&mut self, layer: &Linear<'_>) -> Dense {
+        let (inputs, outputs) = (layer.inputs(), layer.outputs());
+        Dense { kernel: self.add(layer.kernel()), bias: self.add(layer.bias()), inputs, outputs }
+    }
+
+    fn norm(&mut self, norm: &LayerNorm<'_>) -> Norm {
+        let LayerNorm { gamma, beta, eps, clip } = *norm;
+        Norm { gamma: self.add(gamma), beta: self.add(beta), eps, clip }
+    }
+
+    fn block(&mut self, block: &BlockWeights<'_>) -> Block {
+        Block {
+            attn_norm: self.norm(&block.attn_norm),
+            attn_qkv: self.dense(&block.attn_qkv),
+            attn_out: self.dense(&block.attn_out),
+            ffn_norm: self.norm(&block.ffn_norm),
+            ffn_up: self.dense(&block.ffn_up),
+            ffn_down: self.dense(&block.ffn_down),
+        }
+    }
+}
+
+impl Parameter {
+    fn moved(self, base: u64) -> Self {
+        Self { address: self.address + base, ..self }
+    }
+}
+
+impl Dense {
+    fn moved(self, base: u64) -> Self {
+        Self { kernel: self.kernel.moved(base), bias: self.bias.moved(base), ..self }
+    }
+}
+
+impl Norm {
+    fn moved(self, base: u64) -> Self {
+        Self { gamma: self.gamma.moved(base), beta: self.beta.moved(base), ..self }
+    }
+}
+
+impl Block {
+    fn moved(self, base: u64) -> Self {
+        Self {
+            attn_norm: self.attn_norm.moved(base),
+            attn_qkv: self.attn_qkv.moved(base),
+            attn_out: self.attn_out.moved(base),
+            ffn_norm: self.ffn_norm.moved(base),
+            ffn_up: self.ffn_up.moved(base),
+            ffn_down: self.ffn_down.moved(base),
+        }
+    }
+}
+
+/// Pieces of a workspace, in elements.
+struct Sizes {
+    x: usize,
+    normed: usize,
+    wide: usize,
+    attention: usize,
+}
+
+impl Model {
+    /// Copies a checked model's parameters to a device. [`Precision::F32`] multiplies as precisely as f32 does,
+    /// [`Precision::Bf16Dot`] rounds rows and weights to bf16 for it.
+    ///
+    /// # Errors
+    /// Too little memory, those of the driver, and what [`Attention::new`] refuses.
+    pub fn new(device: &Device, model: &CpuModel<'_>, precision: Precision) -> Result<Self> {
+        let (config, weights) = (*model.config(), model.weights());
+        let mut upload = Upload::default();
+        let input_projection = weights.input_projection.as_ref().map(|layer| upload.dense(layer));
+        let blocks: Vec<Block> = weights.blocks.iter().map(|block| upload.block(block)).collect();
+        let final_norm = weights.final_norm.as_ref().map(|norm| upload.norm(norm));
+        let memory = Buffer::from_slice(device, &upload.words)?;
+        let base = memory.slice().address();
+        let this = Self {
+            device: device.clone(),
+            config,
+            precision,
+            input_projection: input_projection.map(|layer| layer.moved(base)),
+            blocks: blocks.into_iter().map(|block| block.moved(base)).collect(),
+            final_norm: final_norm.map(|norm| norm.moved(base)),
+            _memory: memory,
+        };
+        this.attention(1, 1)?;
+        Ok(this)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn attention(&self, batch: usize, len: usize) -> Result<Attention> {
+        let ModelConfig { hidden_size, num_heads, feature_map, .. } = self.config;
+        let dim = self.config.head_dim();
+        let packed = Strides::packed(len, 3 * hidden_size, dim);
+        let config = Config {
+            q_strides: packed,
+            k_strides: packed,
+            v_strides: packed,
+            feature_map,
+            precision: self.precision,
+            ..Config::new(batch, len, num_heads, dim, dim, self.config.normaliser())
+        };
+        Attention::new(&self.device, config)
+    }
+
+    fn sizes(&self, batch: usize, len: usize) -> Result<Sizes> {
+        let ModelConfig { hidden_size, .. } = self.config;
+        let (width, inner) = (self.config.attention_width(), self.config.inner_size());
+        let overflow = Error::Overflow { what: "the workspace" };
+        let rows = batch.checked_mul(len).ok_or(overflow)?;
+        // All pieces are at most so many elements, their sum four times that.
+        let most = rows.checked_mul(inner + 3 * hidden_size).filter(|all| *all <= isize::MAX as usize / 32);
+        most.ok_or(overflow)?;
+        // Counted in 32 bits by kernels and grids.
+        if rows > i32::MAX as usize {
+            return Err(overflow.into());
+        }
+        Ok(Sizes {
+            x: rows * hidden_size,
+            normed: rows * hidden_size,
+            wide: rows * inner.max(3 * hidden_size + width),
+            attention: self.attention(batch, len)?.workspace_len(),
+        })
+    }
+
+    /// Elements of workspace that [`Model::forward`] needs.
+    ///
+    /// # Errors
+    /// Sizes that overflow.
+    pub fn workspace_len(&self, batch: usize, len: usize) -> Result<usize> {
+        let Sizes { x, normed, wide, attention } = self.sizes(batch, len)?;
+        Ok(x + normed + wide + attention)
+    }
+
+    /// Elements of the output of [`Model::forward`]: `B x T x hidden` for all time steps, else `B x hidden`.
+    pub fn output_len(&self, batch: usize, len: usize) -> usize {
+        let rows = if self.config.output_mode == OutputMode::All { len } else { 1 };
+        batch.saturating_mul(rows).saturating_mul(self.config.output_size())
+    }
+
+    /// All tokens: input `[B, T, embed]` into output `[B, hidden]` or, in [`OutputMode::All`], `[B, T, hidden]`. Queued on the
+    /// stream.
+    ///
+    /// # Errors
+    /// Input, output or workspace of the wrong length; T = 0 where the output is one row for each sequence; those of the
+    /// driver.
+    pub fn forward(
+        &self,
+        batch: usize,
+        len: usize,
+        input: Slice<'_>,
+        output: SliceMut<'_>,
+        workspace: SliceMut<'_>,
+        stream: Stream,
+    ) -> Result<()> {
+        let ModelConfig { embed_dim, hidden_size, output_mode, .. } = self.config;
+        if len == 0 && output_mode != OutputMode::All {
+            return Err(Error::Zero { what: "T, for an output of one row" }.into());
+        }
+        let sizes = self.sizes(batch, len)?;
+        let rows = batch * len;
+        let input_len = rows.checked_mul(embed_dim).ok_or(Error::Overflow { what: "input" })?;
+        check_len("input", input_len, input.len())?;
+        check_len("output", self.output_len(batch, len), output.len())?;
+        check_room("workspace", self.workspace_len(batch, len)?, workspace.len())?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let attention = self.attention(batch, len)?;
+        let _current = self.device.current()?;
+        let (x, rest) = workspace.split_at(sizes.x);
+        let (normed, rest) = rest.split_at(sizes.normed);
+        let (mut wide, mut rest) = rest.split_at(sizes.wide);
+        let (x, normed, inner) = (x.address(), normed.address(), wide.address());
+        match &self.input_projection {
+            Some(layer) => self.dense(layer, rows, input.address(), x, Epilogue::Store, stream)?,
+            None => self.mean(input.address(), x, hidden_size, rows, 1, stream)?,
+        }
+        for block in &self.blocks {
+            self.norm(&block.attn_norm, rows, x, hidden_size, normed, stream)?;
+            self.dense(&block.attn_qkv, rows, normed, inner, Epilogue::Store, stream)?;
+            let width = self.config.attention_width();
+            let (qkv, mixed) = wide.reborrow().split_at(rows * 3 * hidden_size);
+            let mixed_at = mixed.address();
+            let q = qkv.as_slice();
+            let (k, v) = (q.from(width), q.from(2 * width));
+            let (state, workspace) = (State::Zero, rest.reborrow());
+            attention.forward(Forward { q, k, v, state, o: mixed, workspace }, stream)?;
+            self.dense(&block.attn_out, rows, mixed_at, x, Epilogue::Add, stream)?;
+            self.norm(&block.ffn_norm, rows, x, hidden_size, normed, stream)?;
+            self.dense(&block.ffn_up, rows, normed, inner, Epilogue::Gelu, stream)?;
+            self.dense(&block.ffn_down, rows, inner, x, Epilogue::Add, stream)?;
+        }
+        // The rows that are returned, and how far from each other they are.
+        let row = (hidden_size * size_of::<f32>()) as u64;
+        let (count, first, stride) = match output_mode {
+            OutputMode::LastTimestep => (batch, x + (len as u64 - 1) * row, len * hidden_size),
+            OutputMode::All | OutputMode::Mean => (rows, x, hidden_size),
+        };
+        let to = if output_mode == OutputMode::Mean { normed } else { output.address() };
+        match &self.final_norm {
+            Some(norm) => self.norm(norm, count, first, stride, to, stream)?,
+            None => self.mean(first, to, stride, count, 1, stream)?,
+        }
+        if output_mode == OutputMode::Mean {
+            self.mean(to, output.address(), len * hidden_size, batch, len, stream)?;
+        }
+        Ok(())
+    }
+
+    /// The same from and to this side's memory: allocates what [`Model::forward`] asks its callers to bring, and waits.
+    ///
+    /// # Errors
+    /// As for [`Model::forward`].
+    pub fn run(&self, batch: usize, len: usize, input: &[f32]) -> Result<Vec<f32>> {
+        let workspace_len = self.workspace_len(batch, len)?;
+        let input = Buffer::from_slice(&self.device, input)?;
+        let mut output = Buffer::zeros(&self.device, self.output_len(batch, len))?;
+        let mut workspace = Buffer::zeros(&self.device, workspace_len)?;
+        let (from, to) = (input.slice(), output.slice_mut());
+        self.forward(batch, len, from, to, workspace.slice_mut(), Stream::DEFAULT)?;
+        if output.is_empty() { Ok(vec![]) } else { output.read(Stream::DEFAULT) }
+    }
+
+    fn dense(
+        &self,
+        layer: &Dense,
+        rows: usize,
+        x: u64,
+        y: u64,
+        epilogue: Epilogue,
+        stream: Stream,
+    ) -> Result<()> {
+        const TILE: usize = 64;
+        let Dense { kernel, bias, inputs, outputs } = *layer;
+        let mut args = DenseArgs {
+            x,
+            kernel: kernel.address,
+            bias: bias.address,
+            y,
+            rows: rows as i64,
+            inputs: inputs as i32,
+            outputs: outputs as i32,
+            bias_kind: bias.kind as i32,
+            epilogue: epilogue as i32,
+        };
+        let grid = [rows.div_ceil(TILE) as u32, outputs.div_ceil(TILE) as u32, 1];
+        let kernel = Kernel::Dense { kind: kernel.kind, dot: self.precision == Precision::Bf16Dot };
+        // SAFETY: the arguments are dense.cu's; the parameters are this model's, rows have been checked.
+        unsafe { self.device.launch(kernel, grid, 128, 0, stream, [from_mut(&mut args).cast::<c_void>()]) }
+    }
+
+    fn norm(&self, norm: &Norm, rows: usize, x: u64, stride: usize, y: u64, stream: Stream) -> Result<()> {
+        let (mut x, mut y, mut gamma, mut beta) = (x, y, norm.gamma.address, norm.beta.address);
+        let (mut stride, mut rows, mut size) = (stride as i64, rows as i32, self.config.hidden_size as i32);
+        let (mut gamma_kind, mut beta_kind) = (norm.gamma.kind as i32, norm.beta.kind as i32);
+        let (mut eps, mut clip) = (norm.eps, i32::from(norm.clip));
+        let grid = [(rows as u32).div_ceil(8), 1, 1];
+        let arguments = [
+            from_mut(&mut x).cast::<c_void>(),
+            from_mut(&mut y).cast(),
+            from_mut(&mut gamma).cast(),
+            from_mut(&mut beta).cast(),
+            from_mut(&mut stride).cast(),
+            from_mut(&mut rows).cast(),
+            from_mut(&mut size).cast(),
+            from_mut(&mut gamma_kind).cast(),
+            from_mut(&mut beta_kind).cast(),
+            from_mut(&mut eps).cast(),
+            from_mut(&mut clip).cast(),
+        ];
+        // SAFETY: the arguments are norm.cu's; rows have been checked.
+        unsafe { self.device.launch(Kernel::LayerNorm, grid, 256, 0, stream, arguments) }
+    }
+
+    /// Means of `len` rows each, `stride` elements from one sequence to the next.
+    fn mean(&self, x: u64, y: u64, stride: usize, batch: usize, len: usize, stream: Stream) -> Result<()> {
+        let (mut x, mut y, mut stride, mut len) = (x, y, stride as i64, len as i64);
+        let mut size = self.config.hidden_size as i32;
+        let grid = [batch as u32, self.config.hidden_size.div_ceil(256) as u32, 1];
+        let arguments = [
+            from_mut(&mut x).cast::<c_void>(),
+            from_mut(&mut y).cast(),
+            from_mut(&mut stride).cast(),
+            from_mut(&mut len).cast(),
+            from_mut(&mut size).cast(),
+        ];
+        // SAFETY: the arguments are norm.cu's; rows have been checked.
+        unsafe { self.device.launch(Kernel::Mean, grid, 256, 0, stream, arguments) }
+    }
+}
