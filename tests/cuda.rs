@@ -257,6 +257,47 @@ fn close(a: &[f32], b: &[f32], what: &str) {
     assert!(error <= 2.0 * NORM_ERROR, "{what}: off by {error:e}");
 }
 
+/// Every way of giving a state and of asking for one: what is not asked for is not written, what is given is not changed.
+#[test]
+fn states() {
+    for device in devices() {
+        for (key, value) in [(24, 16), (64, 80)] {
+            for normaliser in normalisers(&[16, 64, 100]) {
+                let first = Case::new(Config::new(1, 40, 2, key, value, normaliser), 1);
+                let case = Case::new(Config::new(1, 50, 2, key, value, normaliser), 2);
+                let (from_zero, _) = Run::<f32>::new(&device, &case).whole();
+                let (_, before) = Run::<f32>::new(&device, &first).whole();
+                let mut carried = Run::<f32>::new(&device, &case);
+                carried.state = explained(Buffer::from_slice(&device, &before));
+                carried.carry(&device, 0..50, false);
+                for (initial, last) in [(false, false), (true, false), (true, true)] {
+                    let mut run = Run::<f32>::new(&device, &case);
+                    let given = explained(Buffer::from_slice(&device, &before));
+                    let state = match (initial, last) {
+                        (false, _) => cuda::State::Zero,
+                        (true, false) => cuda::State::Initial(given.slice()),
+                        (true, true) => cuda::State::InitialFinal(given.slice(), run.state.slice_mut()),
+                    };
+                    let (q, k, v) = (run.q.slice(), run.k.slice(), run.v.slice());
+                    let (o, workspace) = (run.o.slice_mut(), run.workspace.slice_mut());
+                    explained(
+                        run.attention.forward(cuda::Forward { q, k, v, state, o, workspace }, Stream::DEFAULT),
+                    );
+                    let name = format!("{normaliser:?}, initial {initial}, final {last}");
+                    let want = if initial { carried.outputs() } else { from_zero.clone() };
+                    assert_eq!(first_difference(&run.outputs(), &want), None, "{name}");
+                    assert!(untouched(&explained(given.read(Stream::DEFAULT)), &before), "{name}");
+                    if last {
+                        assert_eq!(first_difference(&run.states(), &carried.states()), None, "{name}");
+                    } else {
+                        assert!(untouched(&run.states(), &vec![SENTINEL; before.len()]), "{name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// In pieces, at once and token by token, on one state, beside the whole.
 #[test]
 fn streams() {
@@ -327,13 +368,20 @@ fn accuracy() {
         let want = oracle(&config, &case.q, &case.k, &case.v);
         let narrow_case = rounded::<E>(&case);
         let exact = oracle(&config, &narrow_case.q, &narrow_case.k, &narrow_case.v);
-        let rounding = norm_error(&widen(&narrow::<E>(&exact.iter().map(|x| *x as f32).collect::<Vec<_>>())), &want);
+        let rounding =
+            norm_error(&widen(&narrow::<E>(&exact.iter().map(|x| *x as f32).collect::<Vec<_>>())), &want);
         let dot = Config { precision: Precision::Bf16Dot, ..config };
         let error = norm_error(&Run::<E>::new(device, &case).whole().0, &want);
-        let of_dot = norm_error(&Run::<E>::new(device, &Case { config: dot, ..case.clone() }).whole().0, &want);
+        let of_dot =
+            norm_error(&Run::<E>::new(device, &Case { config: dot, ..case.clone() }).whole().0, &want);
         report(&format!(
             "{device:?}, {} {:?} {:?} K {}: {error:.2e}, {:.2} of rounding; with dot products of bf16 {:.2}",
-            E::NAME, config.feature_map, config.normaliser, config.key, error / rounding, of_dot / rounding
+            E::NAME,
+            config.feature_map,
+            config.normaliser,
+            config.key,
+            error / rounding,
+            of_dot / rounding
         ));
         assert!(error <= 1.5 * rounding);
     }
@@ -373,9 +421,11 @@ fn nan_stays_in_its_future() {
                             };
                             data[token * 2 * dim + 3] = bad;
                             let (o, _) = Run::<f32>::new(&device, &broken).whole();
-                            let name = format!("{bad} in {} at {token}, {:?}", ["q", "k", "v"][tensor], case.config);
+                            let name =
+                                format!("{bad} in {} at {token}, {:?}", ["q", "k", "v"][tensor], case.config);
                             for (b, t, h) in rows(&case.config) {
-                                let (got, want) = (row(&case.config, &o, (b, t, h)), row(&case.config, &clean, (b, t, h)));
+                                let (got, want) =
+                                    (row(&case.config, &o, (b, t, h)), row(&case.config, &clean, (b, t, h)));
                                 let reached = h == 0 && if tensor == 0 { t == token } else { t >= token };
                                 for (column, (got, want)) in got.iter().zip(want).enumerate() {
                                     let mine = reached && (tensor < 2 || column == 3);
@@ -384,7 +434,11 @@ fn nan_stays_in_its_future() {
                                         let kept = normaliser == Normaliser::None || t == token;
                                         assert!(got.is_nan() || !kept, "lost at {t}: {name}");
                                     } else if !mine {
-                                        assert_eq!(got.to_bits(), want.to_bits(), "column {column} at {t}, head {h}: {name}");
+                                        assert_eq!(
+                                            got.to_bits(),
+                                            want.to_bits(),
+                                            "column {column} at {t}, head {h}: {name}"
+                                        );
                                     }
                                 }
                             }
@@ -457,8 +511,7 @@ fn errors() {
     let mut run = Run::<f32>::new(device, &case);
     let (q, k, v) = (run.q.slice(), run.k.slice(), run.v.slice());
     let state = cuda::State::Final(run.state.slice_mut().split_at(3).0);
-    let args =
-        cuda::Forward { q, k, v, state, o: run.o.slice_mut(), workspace: run.workspace.slice_mut() };
+    let args = cuda::Forward { q, k, v, state, o: run.o.slice_mut(), workspace: run.workspace.slice_mut() };
     let want = run.attention.state_len();
     assert_eq!(
         run.attention.forward(args, Stream::DEFAULT),

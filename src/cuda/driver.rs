@@ -113,7 +113,9 @@ impl Driver {
         let functions = unsafe { Functions::load(&library) }?;
         let driver = Self { functions, _library: library };
         // SAFETY: any version may be asked before `init`.
-        let version = unsafe { driver.get("cuDriverGetVersion", |version| (driver.functions.driver_version)(version)) }?;
+        let version = unsafe {
+            driver.get("cuDriverGetVersion", |version| (driver.functions.driver_version)(version))
+        }?;
         if version < NEED {
             return Err(Error::DriverTooOld { version, need: NEED });
         }
@@ -132,7 +134,11 @@ impl Driver {
         // SAFETY: it writes a pointer to a static string, or null for a result that it does not know.
         unsafe {
             (self.functions.error_text)(code, &mut text);
-            if text.is_null() { "unknown error".into() } else { CStr::from_ptr(text).to_string_lossy().into() }
+            if text.is_null() {
+                "unknown error".into()
+            } else {
+                CStr::from_ptr(text).to_string_lossy().into()
+            }
         }
     }
 

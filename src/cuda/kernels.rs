@@ -40,12 +40,19 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
     /// Of q, k, v and o of a type; with operands rounded to bf16 or not; for rows of q and k of up to so many elements.
-    Prefill { kind: Kind, dot: bool, key: usize },
+    Prefill {
+        kind: Kind,
+        dot: bool,
+        key: usize,
+    },
     Decode,
     Scan,
     Snapshot,
     /// Of weights of a type, likewise.
-    Dense { kind: Kind, dot: bool },
+    Dense {
+        kind: Kind,
+        dot: bool,
+    },
     LayerNorm,
     Mean,
 }

@@ -136,6 +136,9 @@ pub enum Error {
     },
     /// The configuration, or what was asked of the model, is refused by the model itself.
     Model(crate::Error),
+    /// A GPU can't do what was asked, or there is none.
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::Error),
 }
 
 impl Error {
@@ -148,6 +151,13 @@ impl Error {
 impl From<crate::Error> for Error {
     fn from(error: crate::Error) -> Self {
         Error::Model(error)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl From<crate::cuda::Error> for Error {
+    fn from(error: crate::cuda::Error) -> Self {
+        Error::Cuda(error)
     }
 }
 
@@ -201,6 +211,8 @@ impl fmt::Display for Error {
                 write!(f, "an input of shape {shape:?}, expected [B, T, {embed}] or [T, {embed}]")
             }
             Error::Model(error) => write!(f, "{error}"),
+            #[cfg(feature = "cuda")]
+            Error::Cuda(error) => write!(f, "{error}"),
         }
     }
 }
@@ -211,6 +223,8 @@ impl core::error::Error for Error {
             Error::Io(error) => Some(error),
             Error::File { error, .. } => Some(&**error),
             Error::Model(error) => Some(error),
+            #[cfg(feature = "cuda")]
+            Error::Cuda(error) => Some(error),
             _ => None,
         }
     }

@@ -27,6 +27,8 @@ mod tensors;
 pub use error::Error;
 pub use model::ModelFile;
 pub use options::Options;
+#[cfg(feature = "cuda")]
+pub use run::forward_on_gpu;
 pub use run::{forward, logits, stream};
 pub use tensors::{Tensor, Tensors, write};
 

@@ -66,7 +66,8 @@ impl Emulator {
     pub(crate) fn get() -> &'static Self {
         static EMULATOR: OnceLock<Emulator> = OnceLock::new();
         // SAFETY: the emulator, which has no initialisers.
-        EMULATOR.get_or_init(|| Self(unsafe { Library::new(emulator_path()) }.expect("the emulator's library")))
+        EMULATOR
+            .get_or_init(|| Self(unsafe { Library::new(emulator_path()) }.expect("the emulator's library")))
     }
 
     fn call<F, R>(&self, name: &str, call: impl FnOnce(&F) -> R) -> R {

@@ -7,8 +7,9 @@ use chunkwise::files::{self, ModelFile, Options, Tensor};
 use chunkwise::nn::Model;
 
 use crate::compare::Distance;
-use crate::machine::{Machine, pretty};
+use crate::machine::{Machine, Place, pretty};
 use crate::out::Out;
+use crate::run::on_gpu;
 use crate::{Outcome, Verdict};
 
 /// UCI handwritten digits (CC BY 4.0, E. Alpaydin and C. Kaynak): a digit is 64 tokens, one pixel each.
@@ -17,7 +18,7 @@ static DIGITS: &[u8] = include_bytes!("digits.safetensors");
 const ALLOWED: f64 = 5e-5;
 const SIDE: usize = 8;
 
-pub(crate) fn run(machine: &Machine, out: &mut Out) -> Outcome {
+pub(crate) fn run(machine: &Machine, place: Place, out: &mut Out) -> Outcome {
     let file = ModelFile::parse(DIGITS, &Options::default())?;
     let (input, labels, want) = (file.tensor("input")?, file.tensor("labels")?, file.tensor("logits")?);
     let mut blocks = Vec::new();
@@ -31,6 +32,16 @@ pub(crate) fn run(machine: &Machine, out: &mut Out) -> Outcome {
     let by_forward = one_by_one(&model, &input, files::forward)?;
     let by_step = one_by_one(&model, &input, files::stream)?;
 
+    let gpu = match place {
+        Place::Cpu => None,
+        Place::Cuda(number) => {
+            let (output, time, name) = on_gpu(&model, &input, number)?;
+            let logits = files::logits(&model, &output)?.ok_or("the model in this program has no head")?;
+            let distance = Distance::new(&logits.data, &want.data).max_abs;
+            Some((self::answers(&logits), distance, time, name))
+        }
+    };
+
     let digits = answers.len();
     let right = |(answer, label): (&usize, &f32)| *answer as f32 == *label;
     let count = answers.iter().zip(&*labels.data).filter(|pair| right(*pair)).count();
@@ -41,7 +52,8 @@ pub(crate) fn run(machine: &Machine, out: &mut Out) -> Outcome {
     let all_well = distance.max_abs <= ALLOWED
         && [&self::answers(&want), &by_forward.answers, &by_step.answers]
             .iter()
-            .all(|others| **others == answers);
+            .all(|others| **others == answers)
+        && gpu.iter().all(|(others, distance, ..)| *others == answers && *distance <= ALLOWED);
 
     let config = model.config();
     writeln!(
@@ -77,6 +89,13 @@ pub(crate) fn run(machine: &Machine, out: &mut Out) -> Outcome {
         pretty(pixel),
         same(&by_step.answers)
     )?;
+    if let Some((others, distance, time, name)) = &gpu {
+        let (time, same) = (each(*time), same(others));
+        writeln!(
+            out,
+            "GPU        {time} a digit in one batch, logits within {distance:.1e}; {same}; {name}"
+        )?;
+    }
     writeln!(out, "runs on    {}", model.isa())?;
     writeln!(out, "{}", if all_well { "pass" } else { "FAIL" })?;
     Ok(if all_well { Verdict::Pass } else { Verdict::Fail })

@@ -15,6 +15,13 @@ pub(crate) fn run(out: &mut Out) -> Outcome {
     writeln!(out, "instruction sets  {}", names.join(", "))?;
     writeln!(out, "threads           {threads}")?;
     writeln!(out, "features          {}", features().join(", "))?;
+    #[cfg(feature = "cuda")]
+    match chunkwise::cuda::Device::open(0) {
+        Ok(device) => {
+            writeln!(out, "GPU               {device:?}, {} multiprocessors", device.multiprocessors())?
+        }
+        Err(error) => writeln!(out, "GPU               none: {error}")?,
+    }
     // Last: CHUNKWISE_ISA may name one that is not there.
     let chosen = Isa::choose()?;
     writeln!(out, "chosen            {chosen}, {} lanes of f32", chosen.lanes())?;
@@ -33,7 +40,11 @@ pub(crate) fn cpu() -> String {
 }
 
 fn features() -> Vec<&'static str> {
-    let all =
-        [("std", cfg!(feature = "std")), ("files", cfg!(feature = "files")), ("cli", cfg!(feature = "cli"))];
+    let all = [
+        ("std", cfg!(feature = "std")),
+        ("files", cfg!(feature = "files")),
+        ("cli", cfg!(feature = "cli")),
+        ("cuda", cfg!(feature = "cuda")),
+    ];
     all.into_iter().filter_map(|(name, on)| on.then_some(name)).collect()
 }

@@ -14,6 +14,29 @@ pub(crate) struct Machine {
     pub(crate) threads: Threads,
 }
 
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+/// `cpu`, `cuda` or `cuda:N`.
+pub(crate) fn place(name: &str) -> Result<Place, String> {
+    let number = match name.split_once(':') {
+        None if name == "cpu" => return Ok(Place::Cpu),
+        None if name == "cuda" => 0,
+        Some(("cuda", number)) => number.parse().map_err(|_| "a GPU is cuda:0, cuda:1, ...".to_string())?,
+        _ => return Err("a device is cpu, cuda or cuda:N".into()),
+    };
+    if cfg!(feature = "cuda") {
+        Ok(Place::Cuda(number))
+    } else {
+        Err("this program was built without the feature cuda".into())
+    }
+}
+
 #[derive(clap::Args)]
 pub(crate) struct Threads {
     /// Threads to use at most [default: as many as the machine runs at once]

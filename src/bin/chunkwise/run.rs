@@ -9,7 +9,7 @@ use chunkwise::nn::{Model, ModelConfig};
 
 use crate::compare::Distance;
 use crate::load::{Flags, Source};
-use crate::machine::{Machine, pretty};
+use crate::machine::{Machine, Place, place, pretty};
 use crate::out::Out;
 use crate::{Outcome, Verdict, demo};
 
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// One time step at a time
     #[arg(long, requires = "model")]
     stream: bool,
+    /// cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = place, conflicts_with = "stream")]
+    device: Place,
     #[command(flatten)]
     machine: Machine,
     #[command(
@@ -40,7 +43,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
-    let Some(path) = &args.model else { return demo::run(&args.machine, out) };
+    let Some(path) = &args.model else { return demo::run(&args.machine, args.device, out) };
     let source = Source::read(path, args.flags.weights.as_deref(), args.flags.options()?)?;
     let model_file = source.model()?;
     let mut blocks = Vec::new();
@@ -56,14 +59,16 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     let name = args.tensor.as_deref().unwrap_or("input");
     let input = tensors.tensor(name).map_err(|error| error.in_file(input_path))?;
 
-    let begin = Instant::now();
-    let output = if args.stream { files::stream(&model, &input) } else { files::forward(&model, &input) };
-    let (output, time) = (output.map_err(|error| error.in_file(input_path))?, begin.elapsed());
+    let ran = match args.device {
+        Place::Cpu => on_cpu(&model, &input, args.stream, threads),
+        Place::Cuda(number) => on_gpu(&model, &input, number),
+    };
+    let (output, time, place) = ran.map_err(|error| error.in_file(input_path))?;
     let logits = files::logits(&model, &output)?;
 
     writeln!(out, "model   {}", describe(model.config(), source.options()))?;
     writeln!(out, "input   {name} {:?}", input.shape)?;
-    writeln!(out, "time    {}", speed(&model, threads, args.stream, &input, time))?;
+    writeln!(out, "time    {}, {place}", speed(&model, args.stream, &input, time))?;
     let mut results = vec![("output", &output)];
     results.extend(logits.as_ref().map(|logits| ("logits", logits)));
     for (name, result) in &results {
@@ -94,11 +99,38 @@ fn describe(config: &ModelConfig, given: &Options) -> String {
     )
 }
 
-fn speed(model: &Model<'_>, threads: usize, stream: bool, input: &Tensor<'_>, time: Duration) -> String {
+fn speed(model: &Model<'_>, stream: bool, input: &Tensor<'_>, time: Duration) -> String {
     let tokens = input.data.len() / model.config().embed_dim;
     let each = time / u32::try_from(tokens.max(1)).unwrap_or(u32::MAX);
     let how = if stream { "step by step" } else { "at once" };
-    format!("{}, {} a token, {how}, {}, up to {threads} threads", pretty(time), pretty(each), model.isa())
+    format!("{}, {} a token, {how}", pretty(time), pretty(each))
+}
+
+/// An output, how long it took, and where it was computed.
+pub(crate) type Ran = (Tensor<'static>, Duration, String);
+
+fn on_cpu(model: &Model<'_>, input: &Tensor<'_>, stream: bool, threads: usize) -> files::Result<Ran> {
+    let begin = Instant::now();
+    let output = if stream { files::stream(model, input) } else { files::forward(model, input) };
+    Ok((output?, begin.elapsed(), format!("{}, up to {threads} threads", model.isa())))
+}
+
+/// Twice, for the first time compiles the kernels.
+#[cfg(feature = "cuda")]
+pub(crate) fn on_gpu(model: &Model<'_>, input: &Tensor<'_>, number: usize) -> files::Result<Ran> {
+    use chunkwise::{Precision, cuda};
+
+    let device = cuda::Device::open(number)?;
+    let model = cuda::Model::new(&device, model, Precision::F32)?;
+    files::forward_on_gpu(&model, input)?;
+    let begin = Instant::now();
+    let output = files::forward_on_gpu(&model, input)?;
+    Ok((output, begin.elapsed(), format!("{}, copies to it and back included", device.name())))
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn on_gpu(_: &Model<'_>, _: &Tensor<'_>, _: usize) -> files::Result<Ran> {
+    unreachable!("refused with the arguments")
 }
 
 fn first_values(tensor: &Tensor<'_>) -> String {

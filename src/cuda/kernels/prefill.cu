@@ -528,18 +528,15 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     if (a.stages) copy_wait<0>();
 
     float* of_chunk = last + sums_len;
-    float* to = !a.outputs ? segment : now.end < a.len ? 0 : apart ? of_chunk : last;
-    if (to) {
-      each_s(sums, [&](float& x, int at, bool inside) { store_if(inside, to + at, x); });
-      store_z(z, to + matrix);
-    }
-    if (per_chunk && to == of_chunk) {
-      store_z(finished_z, last + matrix);
-    } else if (per_chunk && to == last) {
-      each_place([&](int at) { of_chunk[at] = 0.0f; });
-      store_z(finished_z, of_chunk + matrix);
-    }
-    if (per_chunk && to && a.outputs && blockIdx.y == 0 && threadIdx.x == 0) of_chunk[sums_len] = (float)now.fill;
+    float* to = !a.outputs ? segment : !last || now.end < a.len ? 0 : apart ? of_chunk : last;
+    if (!to) return;
+    each_s(sums, [&](float& x, int at, bool inside) { store_if(inside, to + at, x); });
+    store_z(z, to + matrix);
+    if (!per_chunk || !a.outputs) return;
+    // The other sums: of the finished chunks, or of a chunk that has not begun.
+    if (!apart) each_place([&](int at) { of_chunk[at] = 0.0f; });
+    store_z(finished_z, (apart ? last : of_chunk) + matrix);
+    if (blockIdx.y == 0 && threadIdx.x == 0) of_chunk[sums_len] = (float)now.fill;
   }
 };
 

@@ -1,0 +1,170 @@
+//! The model on a GPU: the reference's own answers, the CPU's, and the program from outside. On the emulator, and on a GPU
+//! where there is one.
+
+mod cli_common;
+mod common;
+mod cuda_common;
+mod weights;
+
+use std::path::{Path, PathBuf};
+
+use chunkwise::cuda::{self, Device};
+use chunkwise::files::{self, ModelFile, Tensors};
+use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::{FeatureMap, Precision};
+use cli_common::{command, fine, finish, refused, scratch_file};
+use common::*;
+use cuda_common::{Emulator, devices, emulator_path};
+use half::{bf16, f16};
+
+/// The golden files that hold a whole model.
+const FILES: [&str; 14] = [
+    "fla_all_elu",
+    "fla_chunk1_elu",
+    "fla_hd128_elu",
+    "fla_heads3_of_32",
+    "fla_longer_than_built",
+    "fla_manychunks_elu",
+    "fla_odd_elu",
+    "fla_odd_identity",
+    "fla_rawinit_elu",
+    "fla_single_chunk_patched_elu",
+    "fla_small_elu",
+    "fla_small_relu",
+    "fla_tinyvar_elu",
+    "fla_tinyvar_elu_axon081",
+];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).with_extension("safetensors")
+}
+
+fn explained<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}: {}", Emulator::get().fault()))
+}
+
+/// How far the GPU may be from the reference, as a part of the output's norm: what the CPU's tests allow, or twice what the CPU
+/// is off where the model itself is ill-conditioned.
+const ALLOWED: f64 = 2e-5;
+
+#[test]
+fn the_references_answers() {
+    for device in devices() {
+        for name in FILES {
+            let bytes = files::read(golden(name)).expect("a golden file");
+            let tensors = Tensors::parse(&bytes).expect("safetensors");
+            let options = tensors.options().expect("options");
+            let other = options.weights_from.as_ref().map(|file| {
+                files::read(golden(name).with_file_name(file)).expect("the file with the parameters")
+            });
+            let file = ModelFile::parse(other.as_ref().unwrap_or(&bytes), &options).expect("a model");
+            let mut blocks = Vec::new();
+            let model = file.model(&mut blocks, None, 1).expect("a model");
+            let input = tensors.tensor("input").expect("an input");
+            let stored = tensors.tensor("output").expect("an output");
+            let want: Vec<f64> = stored.data.iter().copied().map(f64::from).collect();
+            let on_cpu = norm_error(&files::forward(&model, &input).expect("the CPU's").data, &want);
+            let model = explained(cuda::Model::new(&device, &model, Precision::F32));
+            let got = explained(files::forward_on_gpu(&model, &input));
+            assert_eq!(got.shape, stored.shape, "{name}");
+            let error = norm_error(&got.data, &want);
+            report(&format!("{name}: off by {error:.1e}, the CPU by {on_cpu:.1e}"));
+            assert!(error <= ALLOWED.max(2.0 * on_cpu), "{name}: off by {error:e}, the CPU by {on_cpu:e}");
+        }
+    }
+}
+
+/// A model of random weights in a type.
+fn with_model<E: Number, R>(config: &ModelConfig, run: impl FnOnce(&Model<'_>) -> R) -> R {
+    let mut flat = vec![0.0; config.parameters_len()];
+    init::init(config, 3, &mut flat).expect("a configuration");
+    let flat = narrow::<E>(&flat);
+    let mut blocks = vec![BlockWeights::EMPTY; config.num_layers];
+    let weights = Weights::from_flat(config, &flat, &mut blocks).expect("a flat model");
+    run(&Model::new(*config, weights, None, 1).expect("a model"))
+}
+
+/// Beside the CPU, whose types and options have their own tests.
+fn beside_the_cpu<E: Number>(device: &Device, config: &ModelConfig, batch: usize, len: usize) {
+    with_model::<E, _>(config, |model| {
+        let input = normals(1, batch * len * config.embed_dim);
+        let mut want = vec![f32::NAN; model.output_len(batch, len)];
+        let scratch = &mut vec![0.0; model.scratch_len(batch, len).expect("sizes")];
+        model.forward(batch, len, &input, &mut want, scratch).expect("the CPU's");
+        let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+        for (precision, most) in [(Precision::F32, 5e-6), (Precision::Bf16Dot, 2e-2)] {
+            let on_gpu = explained(cuda::Model::new(device, model, precision));
+            let got = explained(on_gpu.run(batch, len, &input));
+            let error = norm_error(&got, &want);
+            assert!(error <= most, "{} {precision:?} {batch} x {len}: off by {error:e}, {config:?}", E::NAME);
+        }
+    });
+}
+
+#[test]
+fn options_types_and_sizes() {
+    for device in devices() {
+        for (at, output_mode) in
+            [OutputMode::LastTimestep, OutputMode::All, OutputMode::Mean].into_iter().enumerate()
+        {
+            for final_norm in [false, true] {
+                let mut config =
+                    ModelConfig { hidden_size: 48, num_heads: 3, num_layers: 2, ..ModelConfig::new(10) };
+                (config.output_mode, config.final_norm) = (output_mode, final_norm);
+                config.feature_map = if final_norm { FeatureMap::Elu } else { FeatureMap::RELU };
+                (config.chunk_size, config.layer_norm_clip) = (16 + 48 * at, final_norm);
+                beside_the_cpu::<f32>(&device, &config, 2, 33);
+                // No projection; a remainder of hidden that no head has.
+                let config = ModelConfig { embed_dim: 48, num_heads: 5, ..config };
+                beside_the_cpu::<bf16>(&device, &config, 1, 70);
+                beside_the_cpu::<f16>(&device, &config, 3, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn refused_input() {
+    let device = &Emulator::get().open().expect("the emulator's device");
+    let config = ModelConfig { hidden_size: 8, num_heads: 2, num_layers: 1, ..ModelConfig::new(4) };
+    with_model::<f32, _>(&config, |model| {
+        let model = explained(cuda::Model::new(device, model, Precision::F32));
+        let error = |batch, len, input: &[f32]| model.run(batch, len, input).err().map(|e| e.to_string());
+        assert_eq!(error(1, 3, &[0.0; 11]).as_deref(), Some("input holds 11 elements, expected 12"));
+        assert_eq!(error(1, 0, &[]).as_deref(), Some("T, for an output of one row must be at least 1"));
+        let all = usize::MAX / 8;
+        assert!(error(all, 2, &[]).is_some_and(|text| text.contains("too large")));
+        assert_eq!(model.run(0, 3, &[]), Ok(vec![]));
+    });
+}
+
+/// `chunkwise run --device cuda`, with the emulator where the loader finds the driver.
+#[test]
+fn from_the_command_line() {
+    let folder = scratch_file("cuda_model");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let _ = std::fs::remove_file(folder.join("libcuda.so.1"));
+    std::fs::copy(emulator_path(), folder.join("libcuda.so.1")).expect("the emulator, by the driver's name");
+    let mut run = command();
+    run.env("LD_LIBRARY_PATH", &folder);
+    run.args(["run", "--device", "cuda", "--model"]).arg(golden("fla_small_elu"));
+    let run = finish(&mut run);
+    fine(&run);
+    assert!(run.out.contains("Emulated"), "{}", run.out);
+    assert!(run.out.contains("from the stored one"), "{}", run.out);
+    let mut info = command();
+    let info = finish(info.env("LD_LIBRARY_PATH", &folder).arg("info"));
+    assert!(info.out.contains("GPU               Device(Emulated"), "{}", info.out);
+
+    let mut none = command();
+    let none = none.env_remove("LD_LIBRARY_PATH").args(["run", "--device", "cuda", "--model"]);
+    let none = finish(none.arg(golden("fla_small_elu")));
+    if Device::open(0).is_err() {
+        refused(&none, &["no CUDA driver"]);
+    }
+    let bad = finish(command().args(["run", "--device", "rocm"]));
+    refused(&bad, &["rocm", "cpu, cuda or cuda:N"]);
+    let mut stream = command();
+    let stream = stream.args(["run", "--device", "cuda", "--stream", "--model"]).arg(golden("fla_small_elu"));
+    refused(&finish(stream), &["--device", "--stream"]);
+}
