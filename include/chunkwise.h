@@ -60,7 +60,8 @@ enum {
     CW_OPTION = 16,      /* an option of the model is needed and not given, or makes no sense */
     CW_IO = 17,          /* the file can not be read */
     CW_MODEL = 18,       /* the pointer is not to a model, or not to one that can be closed */
-    CW_PANIC = 19        /* a bug of the library: outputs and states are not to be used */
+    CW_PANIC = 19,       /* a bug of the library: outputs and states are not to be used */
+    CW_GPU = 20          /* the GPU or its driver refused, see chunkwise_cuda.h */
 };
 
 /* A sentence for each, never null, never freed. */

@@ -281,7 +281,8 @@ fn states() {
                     let (q, k, v) = (run.q.slice(), run.k.slice(), run.v.slice());
                     let (o, workspace) = (run.o.slice_mut(), run.workspace.slice_mut());
                     explained(
-                        run.attention.forward(cuda::Forward { q, k, v, state, o, workspace }, Stream::DEFAULT),
+                        run.attention
+                            .forward(cuda::Forward { q, k, v, state, o, workspace }, Stream::DEFAULT),
                     );
                     let name = format!("{normaliser:?}, initial {initial}, final {last}");
                     let want = if initial { carried.outputs() } else { from_zero.clone() };

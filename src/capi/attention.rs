@@ -205,6 +205,11 @@ impl Memory {
 impl cw_attention {
     /// With the shapes of a call.
     fn with(&self, call: &cw_call) -> Result<Attention> {
+        Ok(Attention::new(self.config(call)?)?)
+    }
+
+    /// The same, not yet checked.
+    pub(super) fn config(&self, call: &cw_call) -> Result<Config> {
         let [batch, len, heads, key] = call.q.dims()?;
         let [.., value] = call.v.dims()?;
         let same = [
@@ -230,7 +235,7 @@ impl cw_attention {
         if self.reserved != 0 {
             return Err(Status(CW_UNKNOWN));
         }
-        Ok(Attention::new(Config {
+        Ok(Config {
             q_strides: strides(&call.q)?,
             k_strides: strides(&call.k)?,
             v_strides: strides(&call.v)?,
@@ -242,7 +247,7 @@ impl cw_attention {
             isa: isa(self.isa)?,
             threads: self.threads as usize,
             ..Config::new(batch, len, heads, key, value, self.normaliser()?)
-        })?)
+        })
     }
 
     fn normaliser(&self) -> Result<Normaliser> {

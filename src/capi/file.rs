@@ -4,24 +4,17 @@
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr::null_mut;
 use std::boxed::Box;
-use std::string::{String, ToString};
+use std::string::ToString;
 use std::vec::Vec;
 
-use super::args::{check, copy, cw_model_config, cw_model_file, slice, slice_mut};
+use super::args::{check, copy, cw_model_config, cw_model_file, slice};
+use super::message::Message;
 use super::model::{Room, cw_model, run_on};
 use super::span::{self, Span, apart};
 use super::status::*;
 use super::{Result, fill, guard, size};
 use crate::files::{self, Error, ModelFile, Options};
 use crate::nn::{BlockWeights, Model};
-
-/// Where the words of an error go: cut to what there is room for, and ended by a zero.
-#[derive(Clone, Copy)]
-struct Message {
-    to: *mut c_char,
-    bytes: usize,
-    span: Span,
-}
 
 /// What a file is asked with, checked.
 struct Source {
@@ -36,8 +29,7 @@ struct Source {
 impl Source {
     fn new(file: &cw_model_file) -> Result<Self> {
         let (len, json_len) = (size(file.bytes_len)?, size(file.json_len)?);
-        let bytes = if file.message.is_null() { 0 } else { size(file.message_bytes)? };
-        let message = Message { to: file.message, bytes, span: span::of(file.message, bytes)? };
+        let message = Message::new(file.message, file.message_bytes)?;
         let json_len = if file.json.is_null() { 0 } else { json_len };
         let this = Self {
             bytes: file.bytes.cast(),
@@ -72,20 +64,10 @@ impl Source {
     }
 }
 
-impl Message {
-    /// Says what is wrong, and gives its code.
-    fn say(self, error: &Error) -> Status {
-        if self.bytes > 0 {
-            let text: String = error.to_string();
-            let room = self.bytes - 1;
-            let cut = (0..=room.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            // SAFETY: `bytes` of them were asked about, and the zero is one more than `cut`.
-            let to = unsafe { slice_mut(self.to.cast::<u8>(), cut + 1) };
-            to[..cut].copy_from_slice(&text.as_bytes()[..cut]);
-            to[cut] = 0;
-        }
-        code(error)
-    }
+/// An error as a status, and its words to where they are wanted.
+fn say(message: Message, error: &Error) -> Status {
+    message.say(error);
+    code(error)
 }
 
 fn code(error: &Error) -> Status {
@@ -112,7 +94,7 @@ pub unsafe extern "C" fn cw_model_file_config(
         unsafe { check(config)? };
         apart(&[span::of(config, 1)?, source.message.span], &[source.span])?;
         // SAFETY: asked about by `Source::new`.
-        let model = unsafe { source.parse() }.map_err(|error| source.message.say(&error))?;
+        let model = unsafe { source.parse() }.map_err(|error| say(source.message, &error))?;
         // SAFETY: checked above.
         unsafe { fill(config, model.config().into()) };
         Ok(())
@@ -135,7 +117,7 @@ pub unsafe extern "C" fn cw_model_load(
         let to = span::of(model, 1)?;
         // SAFETY: asked about by `Source::new`; the bytes stay as long as the model is used, by the caller's promise.
         let parsed: ModelFile<'static> =
-            unsafe { source.parse() }.map_err(|error| source.message.say(&error))?;
+            unsafe { source.parse() }.map_err(|error| say(source.message, &error))?;
         let room = Room::new(parsed.config(), memory, memory_bytes)?;
         apart(&[room.span, to, source.message.span], &[source.span])?;
         if !parsed.is_borrowed() {
@@ -144,7 +126,7 @@ pub unsafe extern "C" fn cw_model_load(
         // SAFETY: the room was checked, and is apart from all else.
         let handle = unsafe {
             room.fill(parsed.config(), isa, threads, |blocks| {
-                parsed.borrowed_weights(blocks).map_err(|error| source.message.say(&error))
+                parsed.borrowed_weights(blocks).map_err(|error| say(source.message, &error))
             })?
         };
         // SAFETY: not null and aligned, checked above.
@@ -204,16 +186,16 @@ pub unsafe extern "C" fn cw_model_open(
 
         let mut owner =
             Box::new(Owner { model: null_mut(), blocks: null_mut(), file: null_mut(), bytes: null_mut() });
-        let bytes = files::read(path).map_err(|error| message.say(&error))?;
+        let bytes = files::read(path).map_err(|error| say(message, &error))?;
         (source.bytes, source.len) = (bytes.as_ptr(), bytes.len());
         owner.bytes = Box::into_raw(Box::new(bytes));
         // SAFETY: the bytes do not move until `owner` frees them, the last of all.
-        let parsed = unsafe { source.parse() }.map_err(|error| message.say(&error.in_file(path)))?;
+        let parsed = unsafe { source.parse() }.map_err(|error| say(message, &error.in_file(path)))?;
         owner.file = Box::into_raw(Box::new(parsed));
         owner.blocks = Box::into_raw(Box::default());
         // SAFETY: neither moves nor is freed before the model is.
         let whole: Model<'static> = unsafe { (*owner.file).model(&mut *owner.blocks, isa, threads) }
-            .map_err(|error| message.say(&error))?;
+            .map_err(|error| say(message, &error))?;
         let handle = Box::into_raw(Box::new(cw_model::new(whole)));
         owner.model = handle;
         let owner = Box::into_raw(owner);

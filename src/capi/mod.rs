@@ -10,8 +10,12 @@
 
 pub mod args;
 pub mod attention;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "files")]
 pub mod file;
+#[cfg(any(feature = "cuda", feature = "files"))]
+mod message;
 pub mod model;
 #[cfg(all(feature = "panic-handler", not(feature = "std"), not(test)))]
 mod panic;

@@ -45,6 +45,7 @@ statuses! {
     CW_IO = 17, "the file can not be read";
     CW_MODEL = 18, "the pointer is not to a model, or not to one that can be closed";
     CW_PANIC = 19, "a bug of the library: outputs and states are not to be used";
+    CW_GPU = 20, "the GPU or its driver refused";
 }
 
 macro_rules! choices {

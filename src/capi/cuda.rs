@@ -1,0 +1,239 @@
+//! Attention on an NVIDIA GPU, for C: `include/chunkwise_cuda.h`.
+
+use core::ffi::{c_char, c_void};
+use std::boxed::Box;
+
+use half::{bf16, f16};
+
+use super::args::{check, cw_attention, cw_call, cw_sizes, cw_tensor};
+use super::message::Message;
+use super::span::{apart, needed, of};
+use super::status::*;
+use super::{CW_ABI_VERSION, FLOAT, Result, arguments, fill, guard};
+use crate::attention::Config;
+use crate::cuda::{Attention, DecodeStep, Device, Error, Forward, Slice, SliceMut, State, Stream};
+use crate::element::Element;
+use crate::part::Op;
+use crate::shape::Extent;
+
+/// A GPU; its mark says that it was opened and not yet closed.
+pub struct cw_cuda {
+    mark: u64,
+    device: Device,
+}
+
+const MARK: u64 = u64::from_le_bytes(*b"cw_cuda\0");
+
+impl cw_cuda {
+    unsafe fn get<'a>(cuda: *const Self) -> Result<&'a Self> {
+        of(cuda, 1)?;
+        // SAFETY: not null and aligned, just checked; that it is one is the caller's promise, which the mark checks.
+        let this = unsafe { &*cuda };
+        if this.mark == MARK { Ok(this) } else { Err(Status(CW_MODEL)) }
+    }
+}
+
+fn code(error: &Error) -> Status {
+    match error {
+        Error::Argument(error) => (*error).into(),
+        Error::OutOfMemory { .. } | Error::Driver { .. } => Status(CW_GPU),
+        _ => Status(CW_UNAVAILABLE),
+    }
+}
+
+/// A GPU by number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cuda_open(
+    ordinal: u32,
+    cuda: *mut *const cw_cuda,
+    message: *mut c_char,
+    message_bytes: u64,
+) -> i32 {
+    guard(|| {
+        let message = Message::new(message, message_bytes)?;
+        apart(&[of(cuda, 1)?, message.span], &[])?;
+        let device = Device::open(ordinal as usize).map_err(|error| {
+            message.say(&error);
+            code(&error)
+        })?;
+        let opened = Box::into_raw(Box::new(cw_cuda { mark: MARK, device }));
+        // SAFETY: not null and aligned, just checked; the caller promises that it can be written.
+        unsafe { cuda.write(opened) };
+        Ok(())
+    })
+}
+
+/// Lets it go.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cuda_close(cuda: *const cw_cuda) -> i32 {
+    guard(|| {
+        if cuda.is_null() {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise, passed on.
+        unsafe { cw_cuda::get(cuda)? };
+        // SAFETY: `cw_cuda_open` made it, and its mark was there.
+        let mut this = unsafe { Box::from_raw(cuda.cast_mut()) };
+        this.mark = 0;
+        Ok(())
+    })
+}
+
+/// What to bring.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cuda_sizes(
+    cuda: *const cw_cuda,
+    attention: *const cw_attention,
+    call: *const cw_call,
+    sizes: *mut cw_sizes,
+    message: *mut c_char,
+    message_bytes: u64,
+) -> i32 {
+    guard(|| {
+        let message = Message::new(message, message_bytes)?;
+        // SAFETY: the caller's promise, passed on.
+        let (attention, call) = unsafe { arguments(attention, call)? };
+        // SAFETY: likewise.
+        let cuda = unsafe {
+            check(sizes)?;
+            cw_cuda::get(cuda)?
+        };
+        let attention = Attention::new(&cuda.device, attention.config(&call)?).map_err(|error| {
+            message.say(&error);
+            code(&error)
+        })?;
+        let value = cw_sizes {
+            size: size_of::<cw_sizes>() as u32,
+            abi: CW_ABI_VERSION,
+            state_bytes: (attention.state_len() * FLOAT) as u64,
+            state_align: align_of::<f32>() as u64,
+            forward_scratch_bytes: (attention.workspace_len() * FLOAT) as u64,
+            decode_scratch_bytes: 0,
+            scratch_align: align_of::<f32>() as u64,
+        };
+        // SAFETY: checked above.
+        unsafe { fill(sizes, value) };
+        Ok(())
+    })
+}
+
+/// All tokens of all heads.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cuda_forward(
+    cuda: *const cw_cuda,
+    attention: *const cw_attention,
+    call: *const cw_call,
+    stream: *mut c_void,
+    message: *mut c_char,
+    message_bytes: u64,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    guard(|| unsafe {
+        run(Op::Forward, cuda, attention, call, stream, Message::new(message, message_bytes)?)
+    })
+}
+
+/// One token of all heads.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cuda_decode(
+    cuda: *const cw_cuda,
+    attention: *const cw_attention,
+    call: *const cw_call,
+    stream: *mut c_void,
+    message: *mut c_char,
+    message_bytes: u64,
+) -> i32 {
+    // SAFETY: the caller's promise, passed on.
+    guard(|| unsafe { run(Op::Decode, cuda, attention, call, stream, Message::new(message, message_bytes)?) })
+}
+
+unsafe fn run(
+    op: Op,
+    cuda: *const cw_cuda,
+    attention: *const cw_attention,
+    call: *const cw_call,
+    stream: *mut c_void,
+    message: Message,
+) -> Result<()> {
+    // SAFETY: the caller's promise, passed on.
+    let (attention, call, cuda) = unsafe {
+        let (attention, call) = arguments(attention, call)?;
+        (attention, call, cw_cuda::get(cuda)?)
+    };
+    let config = attention.config(&call)?;
+    let failed = |error: Error| {
+        message.say(&error);
+        code(&error)
+    };
+    let attention = Attention::new(&cuda.device, config).map_err(failed)?;
+    if [&call.k, &call.v, &call.o].iter().any(|tensor| tensor.dtype != call.q.dtype) {
+        return Err(Status(CW_UNAVAILABLE));
+    }
+    if op == Op::Decode {
+        if call.state_in.is_null() || call.state_out.is_null() {
+            return Err(Status(CW_NULL));
+        }
+        if config.len != 1 || call.state_in != call.state_out.cast_const() {
+            return Err(Status(CW_SHAPE));
+        }
+    }
+    // SAFETY: a stream of this device, by the caller's promise.
+    let stream = unsafe { Stream::from_raw(stream) };
+    // SAFETY: the caller's promise, passed on.
+    let result = unsafe {
+        match call.q.dtype {
+            CW_BF16 => launch::<bf16>(op, &attention, &call, stream)?,
+            CW_F16 => launch::<f16>(op, &attention, &call, stream)?,
+            _ => launch::<f32>(op, &attention, &call, stream)?,
+        }
+    };
+    result.map_err(failed)
+}
+
+/// Addresses are asked what those of this side's memory are asked: null, aligned, apart. The device's memory is not looked at.
+unsafe fn launch<E: Element>(
+    op: Op,
+    attention: &Attention,
+    call: &cw_call,
+    stream: Stream,
+) -> Result<crate::cuda::Result<()>> {
+    let Config { batch, len, heads, key, value, q_strides, k_strides, v_strides, o_strides, .. } =
+        *attention.config();
+    let reach = |dim, strides| Extent { batch, len, heads, dim }.reach(strides, "a tensor");
+    let (q, k, v, o) =
+        (reach(key, q_strides)?, reach(key, k_strides)?, reach(value, v_strides)?, reach(value, o_strides)?);
+    let (all, scratch) =
+        (attention.state_len(), if op == Op::Forward { attention.workspace_len() } else { 0 });
+    let carried = call.state_in == call.state_out.cast_const();
+    let state = |at: *const f32| {
+        if at.is_null() { Ok(Default::default()) } else { needed(at, call.state_bytes, all) }
+    };
+    let read = [
+        call.q.span(q)?,
+        call.k.span(k)?,
+        call.v.span(v)?,
+        if carried { Default::default() } else { state(call.state_in)? },
+    ];
+    let scratch_span = needed(call.scratch.cast::<f32>(), call.scratch_bytes, scratch)?;
+    apart(&[call.o.span(o)?, state(call.state_out)?, scratch_span], &read)?;
+    // SAFETY: that they are device addresses of such memory is the caller's promise.
+    unsafe {
+        let input = |tensor: &cw_tensor, len| Slice::<E>::from_raw(tensor.data.addr() as u64, len);
+        let (q, k, v) = (input(&call.q, q), input(&call.k, k), input(&call.v, v));
+        let o = SliceMut::<E>::from_raw(call.o.data.addr() as u64, o);
+        let initial = || Slice::from_raw(call.state_in.addr() as u64, all);
+        let last = || SliceMut::from_raw(call.state_out.addr() as u64, all);
+        if op == Op::Decode {
+            return Ok(attention.decode(DecodeStep { q, k, v, state: last(), o }, stream));
+        }
+        let state = match (call.state_in.is_null(), call.state_out.is_null()) {
+            (true, true) => State::Zero,
+            (true, false) => State::Final(last()),
+            (false, true) => State::Initial(initial()),
+            (false, false) if carried => State::Carried(last()),
+            (false, false) => State::InitialFinal(initial(), last()),
+        };
+        let workspace = SliceMut::from_raw(call.scratch.addr() as u64, scratch);
+        Ok(attention.forward(Forward { q, k, v, state, o, workspace }, stream))
+    }
+}
