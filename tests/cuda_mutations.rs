@@ -300,9 +300,10 @@ fn plans(kernel: Kernel) -> Vec<Plan> {
     let case = plans[0].case.clone();
     // Sums alone have a barrier of their own.
     plans.push(Plan::of(kernel, "sums", case.clone(), 2, true));
-    // A row that is not finite, which one warp finds and all must hear of.
+    // Rows that are not finite, which some warps find and all must hear of: in both halves of the 16 x 16 on the diagonal.
     let mut case = case;
     case.v[(kernel.tokens + 5) * VALUE + 3] = f32::INFINITY;
+    case.v[(kernel.tokens + 12) * VALUE + 6] = f32::INFINITY;
     plans.push(Plan::of(kernel, INFINITY, case, 2, false));
     if !kernel.narrow {
         // With a normaliser what the scores lack is lacking in their sum too: without one it shows.
@@ -527,4 +528,66 @@ fn products_of_bf16_dot() {
 #[test]
 fn products_of_f32() {
     products(F32);
+}
+
+/// Comparisons that are off by one: of rows and columns at the mask's diagonal, of a tile's rows, of the tensor's ends. Each
+/// that changes a bit of a result must be noticed. Those of no effect are of what these launches do not reach, or stop loops
+/// whose steps are larger than one.
+fn comparisons(kernel: Kernel) {
+    let change = |line: &str| {
+        let moved = |(old, new): (&str, &str)| line.contains(old).then(|| line.replace(old, new));
+        let pairs = [
+            ("setp.gt.", "setp.ge."),
+            ("setp.ge.", "setp.gt."),
+            ("setp.lt.", "setp.le."),
+            ("setp.le.", "setp.lt."),
+        ];
+        let of_numbers = [".s32", ".u32"].iter().any(|kind| line.contains(kind));
+        pairs.into_iter().filter_map(moved).filter(|_| of_numbers).collect()
+    };
+    let mut plans = plans(kernel);
+    plans.retain(|plan| plan.name == INFINITY || plan.name == "two passes");
+    let launch = |entry: &Entry, plan: &Plan| plan.launch(entry, Policy::Ascending);
+    let shipped = entry(&kernel.lines()).expect("what is shipped");
+    let right: Vec<_> = plans.iter().map(|plan| launch(&shipped, plan).expect("no fault")).collect();
+    let mutations = Mutation::all(kernel, change);
+    let (mut noticed, mut equal, mut of_lanes, mut missed) = (0, 0, 0, Vec::new());
+    for mutation in &mutations {
+        let entry = mutation.plant(kernel);
+        let mut differs = false;
+        let found = plans.iter().zip(&right).any(|(plan, right)| match launch(&entry, plan) {
+            Err(_) => true,
+            Ok(got) => {
+                differs |= first_difference(&got, right).is_some();
+                plan.error(&got) > plan.allowed()
+            }
+        });
+        // The mask compares a lane's row with its columns, which are unsigned; other comparisons of unsigned numbers are with
+        // constants, where loops end.
+        let is_of_lanes = mutation.old.contains(".u32") && mutation.old.matches("%r").count() == 2;
+        of_lanes += usize::from(is_of_lanes);
+        match (found, differs || is_of_lanes) {
+            (true, _) => noticed += 1,
+            (false, true) => missed.push(mutation.to_string()),
+            (false, false) => equal += 1,
+        }
+    }
+    report(&format!(
+        "{}: comparisons: {} moved by one, {noticed} noticed, {of_lanes} of the mask among them, {equal} without \
+         effect on any bit",
+        kernel.name,
+        mutations.len()
+    ));
+    assert_missed(&missed, &[]);
+    assert!(of_lanes >= 5, "only {of_lanes} comparisons of the mask were found");
+}
+
+#[test]
+fn comparisons_of_bf16_dot() {
+    comparisons(BF16_DOT);
+}
+
+#[test]
+fn comparisons_of_f32() {
+    comparisons(F32);
 }
