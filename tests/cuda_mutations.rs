@@ -479,10 +479,10 @@ fn barriers_of_f32() {
 
 /// Every wait for copies is needed, and for as many as it says.
 fn waits(kernel: Kernel) {
-    let change = |line: &str| match line.split_once("cp.async.wait_group") {
-        Some((before, "\t0;" | " 0;")) => vec![String::new(), format!("{before}cp.async.wait_group 1;")],
-        Some((before, _)) => vec![String::new(), format!("{before}cp.async.wait_group 2;")],
-        None => Vec::new(),
+    let change = |line: &str| {
+        let Some((before, count)) = line.split_once("cp.async.wait_group") else { return Vec::new() };
+        let count: u32 = count.trim_matches([' ', '\t', ';']).parse().expect("a number of groups");
+        vec![String::new(), format!("{before}cp.async.wait_group {};", count + 1)]
     };
     let mutations = Mutation::all(kernel, change);
     let missed = missed(kernel, &plans(kernel), &mutations, "waits");
