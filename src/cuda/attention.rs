@@ -17,6 +17,8 @@ use crate::state::{Layout, Normaliser};
 
 /// The most elements of a row of q and k.
 const MOST_KEY: usize = 256;
+/// The most elements of a row of v: panels, and blocks of a scan over S, are counted in 16 bits.
+const MOST_VALUE: usize = 1 << 15;
 
 /// The state that goes into and out of [`Attention::forward`], as [`crate::State`].
 #[derive(Debug)]
@@ -214,14 +216,14 @@ impl Attention {
     /// does, [`Precision::Bf16Dot`] rounds phi, scores and the state to bf16 for them, as fla does.
     ///
     /// # Errors
-    /// As for [`crate::Attention::new`]; the compensated state, and K or V above 256 and 2^20, which the kernels don't have.
+    /// As for [`crate::Attention::new`]; the compensated state, and K above 256 and V above 2^15, which the kernels don't have.
     pub fn new(device: &Device, config: Config) -> Result<Self> {
         let layout = config.check()?;
         if config.compensated {
             return Err(Error::Unsupported { what: "the compensated state" });
         }
-        if config.key > MOST_KEY || config.value > 1 << 20 {
-            return Err(Error::Unsupported { what: "K above 256 or V above 2^20" });
+        if config.key > MOST_KEY || config.value > MOST_VALUE {
+            return Err(Error::Unsupported { what: "K above 256 or V above 2^15" });
         }
         let heads = config.batch.checked_mul(config.heads).filter(|heads| *heads <= i32::MAX as usize);
         if heads.is_none() {

@@ -101,13 +101,7 @@ template <class E, int TX, int TW> struct Dense {
           u32 of_x[TX][4];
           load_a(of_x, xs, row + m * 16, k, lane);
 #pragma unroll
-          for (int n = 0; n < 4; n++) {
-            // Added in f32: tensor cores truncate.
-            float sum[4] = {0, 0, 0, 0};
-            mma_terms(sum, of_x, b[n]);
-#pragma unroll
-            for (int i = 0; i < 4; i++) y[m][n][i] += sum[i];
-          }
+          for (int n = 0; n < 4; n++) add_product(y[m][n], of_x, b[n]);
         }
       }
       __syncthreads();

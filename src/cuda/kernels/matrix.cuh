@@ -52,14 +52,24 @@ DEVICE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The pairs of terms of a product, the large ones first.
-template <int TA, int TB> DEVICE void mma_terms(float (&c)[4], const u32 (&a)[TA][4], const u32 (&b)[TB][2]) {
+// c += a b, summed in c by the tensor core where both are one term: it truncates as it adds.
+//
+// Of more terms, and wherever many products are added one after the other, the pairs of terms are summed by themselves, the
+// large ones first, and then added in f32, which rounds.
+template <int TA, int TB> DEVICE void add_product(float (&c)[4], const u32 (&a)[TA][4], const u32 (&b)[TB][2]) {
   constexpr int MOST = TA > TB ? TA : TB;
+  float sum[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int i = 0; i < TA; i++)
 #pragma unroll
     for (int j = 0; j < TB; j++)
-      if (i + j < MOST) mma(c, a[i], b[j][0], b[j][1]);
+      if (i + j < MOST) mma(sum, a[i], b[j][0], b[j][1]);
+#pragma unroll
+  for (int i = 0; i < 4; i++) c[i] += sum[i];
+}
+template <int TA, int TB> DEVICE void mma_terms(float (&c)[4], const u32 (&a)[TA][4], const u32 (&b)[TB][2]) {
+  if (TA == 1 && TB == 1) mma(c, a[0], b[0][0], b[0][1]);
+  else add_product(c, a, b);
 }
 
 // 16 x 16 of A, from rows `row`, columns `column` of a matrix that holds A, or A transposed.

@@ -393,15 +393,10 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
         u32 ks[TA][4];
         load_a_transposed(ks, k_operand(), (row * MT + m) * 16, tokens, lane);
 #pragma unroll
-        for (int n = 0; n < NT; n++) {
-          float sum[4] = {0, 0, 0, 0};
-          mma_terms(sum, ks, vs[n]);
-#pragma unroll
-          for (int i = 0; i < 4; i++) sums[m][n][i] += sum[i];
-        }
+        for (int n = 0; n < NT; n++) add_product(sums[m][n], ks, vs[n]);
         if (normalised()) {
           float sum[4] = {0, 0, 0, 0};
-          mma_terms(sum, ks, ones);
+          add_product(sum, ks, ones);
           float* at = z + (row * MT + m) * 16 + g;
           if (group == 0 && t == 0) at[0] += sum[0], at[8] += sum[2];
         }

@@ -1,0 +1,711 @@
+//! Every way in which a GPU's driver can fail, as the emulator plays it: what is returned, in whose words, and that nothing
+//! stays allocated, loaded, retained or current afterwards.
+
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![allow(
+    unsafe_code,
+    reason = "bad addresses of device memory, and the driver's own functions beside the library's"
+)]
+mod common;
+mod cuda_common;
+
+use std::ffi::c_int;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use chunkwise::cuda::{self, Attention, Buffer, DecodeStep, Device, Error, Forward, Slice, State, Stream};
+use chunkwise::{Config, Normaliser, Precision};
+use common::*;
+use cuda_common::{Emulator, Live, emulator_path};
+use half::bf16;
+use libloading::Library;
+
+/// The emulator, as at its start, for one test at a time: its state is of the process.
+struct Alone {
+    emulator: &'static Emulator,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Alone {
+    fn new() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        // A test that fails leaves nothing that the reset does not undo.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let emulator = Emulator::get();
+        emulator.reset();
+        Self { emulator, _turn: turn }
+    }
+}
+
+impl std::ops::Deref for Alone {
+    type Target = Emulator;
+    fn deref(&self) -> &Emulator {
+        self.emulator
+    }
+}
+
+/// Opens a library as the driver.
+fn open(path: impl AsRef<Path>, ordinal: usize) -> cuda::Result<Device> {
+    // SAFETY: the emulator, or libraries of the system whose initialisers do no harm.
+    unsafe { Device::open_with(path.as_ref(), ordinal) }
+}
+
+fn refused(path: impl AsRef<Path>, ordinal: usize) -> Error {
+    open(path, ordinal).expect_err("it must be refused")
+}
+
+/// The functions of the driver that the library uses: read from its source, so that none is forgotten.
+fn functions() -> Vec<&'static str> {
+    let source = include_str!("../src/cuda/driver.rs");
+    let (_, list) = source.split_once("\nfunctions! {").expect("the list of functions");
+    let (list, _) = list.split_once("\n}").expect("its end");
+    let functions: Vec<_> = list.lines().filter_map(|line| line.split('"').nth(1)).collect();
+    assert!(functions.len() >= 22 && functions.iter().all(|name| name.starts_with("cu")), "{functions:?}");
+    functions
+}
+
+/// A function as errors name it.
+fn without_version(function: &str) -> &str {
+    function.strip_suffix("_v2").unwrap_or(function)
+}
+
+/// One sentence, with the words it must have.
+fn assert_says(error: &Error, words: &[&str]) {
+    let text = error.to_string();
+    assert!(words.iter().all(|word| text.contains(word)), "{text:?} lacks one of {words:?}");
+    assert!(
+        !text.contains('\n') && !text.ends_with([':', ' ']) && text.len() > 10,
+        "{text:?} is no sentence"
+    );
+    let as_std: &dyn std::error::Error = error;
+    assert_eq!(as_std.to_string(), text);
+}
+
+// --- opening
+
+#[test]
+fn no_driver() {
+    let emulator = Alone::new();
+    let error = refused("/nowhere/libcuda.so.1", 0);
+    let Error::NoDriver { text } = &error else { panic!("{error:?}") };
+    assert!(text.contains("/nowhere/libcuda.so.1"), "the loader's words are lost: {text:?}");
+    assert_says(&error, &["no CUDA driver", text]);
+    // A file that is no library.
+    let error = refused(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"), 0);
+    let Error::NoDriver { text } = &error else { panic!("{error:?}") };
+    assert!(text.contains("Cargo.toml"), "the loader's words are lost: {text:?}");
+    assert_eq!(emulator.live(), Live::default());
+}
+
+#[test]
+fn not_the_driver() {
+    let _alone = Alone::new();
+    for library in ["libm.so.6", "libc.so.6"] {
+        let error = refused(library, 0);
+        let Error::MissingSymbol { symbol, text } = &error else { panic!("{error:?}") };
+        assert_eq!(*symbol, functions()[0], "the first that is missing");
+        assert!(text.contains("cuInit"), "the loader's words are lost: {text:?}");
+        assert_says(&error, &["cuInit", text]);
+    }
+}
+
+#[test]
+fn driver_too_old() {
+    let emulator = Alone::new();
+    for version in [0, 10_020, 10_990] {
+        emulator.driver_version(version);
+        let error = refused(emulator_path(), 0);
+        assert_eq!(error, Error::DriverTooOld { version, need: 11_000 });
+    }
+    emulator.driver_version(10_020);
+    assert_says(&refused(emulator_path(), 0), &["CUDA 10.2", "CUDA 11.0"]);
+    assert_eq!(emulator.calls("cuInit"), 0, "nothing was started");
+    emulator.driver_version(11_000);
+    assert!(open(emulator_path(), 0).is_ok(), "the least that is needed is enough");
+}
+
+#[test]
+fn no_device() {
+    let emulator = Alone::new();
+    let words = "no CUDA-capable device is detected";
+    // As NVIDIA's driver says it: already at its start.
+    emulator.device(0, (9, 0), 132, 232_448);
+    let error = refused(emulator_path(), 0);
+    assert_eq!(error, Error::NoDevice { ordinal: 0, count: 0, text: words.into() });
+    assert_says(&error, &["no CUDA device 0", "there are 0", words]);
+    emulator.reset();
+    emulator.fail("cuInit", 100, 0);
+    assert_eq!(refused(emulator_path(), 0), error);
+
+    // Fewer than asked for, after a start that went well.
+    emulator.reset();
+    drop(open(emulator_path(), 0).expect("there is one"));
+    emulator.device(2, (9, 0), 132, 232_448);
+    for ordinal in [2, 3, i32::MAX as usize, i32::MAX as usize + 1, usize::MAX] {
+        let error = refused(emulator_path(), ordinal);
+        assert_eq!(error, Error::NoDevice { ordinal, count: 2, text: String::new() });
+        assert_says(&error, &[&format!("no CUDA device {ordinal}"), "there are 2"]);
+    }
+    assert_eq!(open(emulator_path(), 1).map(|device| device.multiprocessors()), Ok(132));
+    assert_eq!(emulator.live(), Live::default());
+}
+
+#[test]
+fn capability_too_low() {
+    let emulator = Alone::new();
+    for capability in [(7, 5), (7, 9), (6, 1), (0, 0)] {
+        emulator.device(1, capability, 40, 65_536);
+        let error = refused(emulator_path(), 0);
+        let name = format!("Emulated sm_{}{}", capability.0, capability.1);
+        assert_eq!(error, Error::Capability { name: name.clone(), capability });
+        let dotted = format!("{}.{}", capability.0, capability.1);
+        assert_says(&error, &[&name, &dotted, "8.0"]);
+    }
+    assert_eq!(emulator.calls("cuDevicePrimaryCtxRetain"), 0, "a context was made for nothing");
+    emulator.device(1, (8, 0), 108, 166_912);
+    let device = emulator.open().expect("the least that is needed is enough");
+    assert_eq!(
+        (device.capability(), device.multiprocessors(), device.shared_memory()),
+        ((8, 0), 108, 166_912)
+    );
+    assert_eq!(device.name(), "Emulated sm_80");
+    assert_eq!(format!("{device:?}"), "Device(Emulated sm_80, compute capability 8.0)");
+}
+
+// --- memory and modules
+
+#[test]
+fn out_of_memory() {
+    let emulator = Alone::new();
+    emulator.memory(4000);
+    let device = emulator.open().expect("a device");
+    let held = Buffer::<f32>::from_slice(&device, &[1.0; 500]).expect("2000 bytes");
+    for bytes in [2004, 1 << 40] {
+        let error = Buffer::<f32>::zeros(&device, bytes / 4).expect_err("more than there is");
+        assert_eq!(error, Error::OutOfMemory { bytes, text: "out of memory".into() });
+        assert_says(&error, &[&bytes.to_string(), "out of memory"]);
+    }
+    let error = Buffer::from_slice(&device, &[0f32; 501]).expect_err("more than there is");
+    assert_eq!(error, Error::OutOfMemory { bytes: 2004, text: "out of memory".into() });
+    // More than can be said.
+    let error = Buffer::<f32>::zeros(&device, usize::MAX / 2).expect_err("more than there is");
+    assert_eq!(error, chunkwise::Error::Overflow { what: "the buffer" }.into());
+    assert_says(&error, &["the buffer"]);
+    // What fits, still fits; what was held is unharmed.
+    let rest = Buffer::<f32>::zeros(&device, 500).expect("the rest");
+    assert_eq!(held.read(Stream::DEFAULT), Ok(vec![1.0; 500]));
+    assert_eq!(rest.read(Stream::DEFAULT), Ok(vec![0.0; 500]));
+    drop(rest);
+    assert!(Buffer::<f32>::zeros(&device, 500).is_ok(), "what was freed can be had again");
+    drop((held, device));
+    assert_eq!(emulator.live(), Live::default());
+}
+
+#[test]
+fn unsupported_ptx() {
+    let emulator = Alone::new();
+    let codes = [
+        (209, "no kernel image is available for execution on the device"),
+        (218, "a PTX JIT compilation failed"),
+        (222, "the provided PTX was compiled with an unsupported toolchain."),
+        // The emulator has no words for it.
+        (221, "unknown error"),
+    ];
+    for (code, words) in codes {
+        let mut things = Things::default();
+        things.all(&emulator).expect("nothing is wrong yet");
+        emulator.reset();
+        let mut things = Things::default();
+        emulator.fail("cuModuleLoadDataEx", code, 0);
+        let error = things.all(&emulator).expect_err("no module");
+        assert_eq!(error, Error::UnsupportedPtx { module: "prefill_bf16_dot".into(), text: words.into() });
+        assert_says(&error, &["prefill_bf16_dot", words]);
+        // The second module, of decode.
+        emulator.fail("cuModuleLoadDataEx", 0, 0);
+        emulator.fail("cuModuleLoadDataEx", code, 1);
+        let error = things.all(&emulator).expect_err("no second module");
+        assert_eq!(error, Error::UnsupportedPtx { module: "decode".into(), text: words.into() });
+        // It is tried again, and works once it can.
+        emulator.fail("cuModuleLoadDataEx", 0, 0);
+        assert!(things.all(&emulator).is_ok(), "{code} is remembered");
+        drop(things);
+        assert_eq!(emulator.live(), Live::default());
+        emulator.reset();
+    }
+}
+
+/// The log of the driver's compiler is passed on: here that of a driver that became older than the kernels.
+#[test]
+fn unsupported_ptx_log() {
+    let emulator = Alone::new();
+    let mut things = Things::default();
+    things.open(&emulator).expect("a device");
+    emulator.driver_version(10_020);
+    let error = things.all(&emulator).expect_err("too new a text");
+    let Error::UnsupportedPtx { module, text } = &error else { panic!("{error:?}") };
+    assert_eq!(module, "prefill_bf16_dot");
+    assert!(text.starts_with("the provided PTX was compiled with an unsupported toolchain. "), "{text}");
+    assert!(text.ends_with("PTX ISA 7.0 is newer than the driver"), "the log is lost: {text}");
+    assert_says(&error, &[module, text]);
+    drop(things);
+    assert_eq!(emulator.live(), Live::default());
+}
+
+// --- each function, at each of its calls
+
+const KEY: usize = 8;
+/// Two panels of columns, so that a carried state's sums are copied before they are overwritten.
+const VALUE: usize = 72;
+/// Two segments' tokens.
+const LEN: usize = 512;
+
+/// What a program holds of a device: filled step by step, so that what failed leaves the rest alive.
+#[derive(Default)]
+struct Things {
+    device: Option<Device>,
+    inputs: Vec<Buffer<bf16>>,
+    outputs: Option<Buffer<bf16>>,
+    state: Option<Buffer>,
+    workspace: Option<Buffer>,
+}
+
+impl Things {
+    fn config(len: usize) -> Config {
+        let global = Normaliser::Global { eps: 1e-6 };
+        Config { precision: Precision::Bf16Dot, ..Config::new(1, len, 1, KEY, VALUE, global) }
+    }
+
+    fn open(&mut self, emulator: &Emulator) -> cuda::Result<Device> {
+        if self.device.is_none() {
+            self.device = Some(emulator.open()?);
+        }
+        Ok(self.device.clone().expect("just opened"))
+    }
+
+    /// Every call of the library, so that every function and every kernel of attention is used. Returns the outputs and the
+    /// state. May be called again after a failure.
+    fn all(&mut self, emulator: &Emulator) -> cuda::Result<(Vec<f32>, Vec<f32>)> {
+        let device = self.open(emulator)?;
+        self.inputs.clear();
+        let case = Case::new(Self::config(LEN), 4);
+        for tensor in [&case.q, &case.k, &case.v] {
+            self.inputs.push(Buffer::from_slice(&device, &narrow::<bf16>(tensor))?);
+        }
+        let whole = Attention::new(&device, Self::config(LEN))?.with_segments(2);
+        assert_eq!(whole.segments(), 2, "the scan would not be launched");
+        let piece = Attention::new(&device, Self::config(64))?.with_segments(1);
+        let [q, k, v] = [0, 1, 2].map(|tensor| self.inputs[tensor].slice());
+        let o = self.outputs.insert(Buffer::zeros(&device, LEN * VALUE)?);
+        let state = self.state.insert(Buffer::zeros(&device, whole.state_len())?);
+        let workspace = self.workspace.insert(Buffer::zeros(&device, whole.workspace_len())?);
+        state.write(&vec![0.5; whole.state_len()], Stream::DEFAULT)?;
+        for attention in [&whole, &piece] {
+            let (o, workspace) = (o.slice_mut(), workspace.slice_mut());
+            let state = State::Carried(state.slice_mut());
+            attention.forward(Forward { q, k, v, state, o, workspace }, Stream::DEFAULT)?;
+        }
+        let (state_mut, o_mut) = (state.slice_mut(), o.slice_mut());
+        whole.decode(DecodeStep { q, k, v, state: state_mut, o: o_mut }, Stream::DEFAULT)?;
+        device.synchronize(Stream::DEFAULT)?;
+        Ok((widen(&o.read(Stream::DEFAULT)?), state.read(Stream::DEFAULT)?))
+    }
+}
+
+/// What a clean run returns, and how often it calls each function, before and until the end of its drop.
+struct Clean {
+    results: (Vec<f32>, Vec<f32>),
+    calls: Vec<(&'static str, u64, u64)>,
+}
+
+impl Clean {
+    fn run(emulator: &Emulator) -> Self {
+        emulator.reset();
+        let mut things = Things::default();
+        let results = things.all(emulator).unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
+        assert!(results.0.iter().chain(&results.1).all(|x| x.is_finite()));
+        let before: Vec<_> = functions().iter().map(|name| emulator.calls(name)).collect();
+        assert_eq!(emulator.counters().launches, 6, "sums, scan, outputs; snapshot, outputs; decode");
+        drop(things);
+        assert_eq!(emulator.live(), Live::default());
+        let of = |(name, before): (&'static str, u64)| (name, before, emulator.calls(name));
+        Self { results, calls: functions().into_iter().zip(before).map(of).collect() }
+    }
+}
+
+/// Functions whose failure nobody can be told of: those of drops, and the text of an error.
+const SILENT: [&str; 5] = [
+    "cuCtxPopCurrent_v2",
+    "cuMemFree_v2",
+    "cuModuleUnload",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuGetErrorString",
+];
+
+/// From its k-th call on each function fails, for each k: the call that needed it says so, and what was made is let go.
+#[test]
+fn every_call_fails() {
+    let emulator = Alone::new();
+    let clean = Clean::run(&emulator);
+    let mut tried = 0;
+    for &(function, calls, _) in clean.calls.iter().filter(|(function, ..)| !SILENT.contains(function)) {
+        assert!(calls > 0, "{function} is never called");
+        for (turn, code, text) in [
+            (0, 999, "unknown error"),
+            (1, 1, "invalid argument"),
+            (2, 700, "an illegal memory access was encountered"),
+        ] {
+            // All codes are alike: one for each place, all at the first and the last.
+            let places = (0..calls).filter(|k| *k == 0 || *k + 1 == calls || k % 3 == turn);
+            for k in places {
+                tried += 1;
+                emulator.reset();
+                emulator.fail(function, code, k);
+                let mut things = Things::default();
+                let result = things.all(&emulator);
+                let call = without_version(function);
+                let name = format!("call {k} of {function}");
+                assert_eq!(result, Err(Error::Driver { call, code, text: text.into() }), "{name}");
+                assert_says(&result.expect_err("as above"), &[call, &code.to_string(), text]);
+                emulator.fail(function, 0, 0);
+                // Of a buffer that could not be filled its context could not be entered to free it either.
+                let lost = if function == "cuCtxPushCurrent_v2" { emulator.live().allocations } else { 0 };
+                let held = things.inputs.len() as u64
+                    + u64::from(things.outputs.is_some())
+                    + u64::from(things.state.is_some())
+                    + u64::from(things.workspace.is_some());
+                drop(things);
+                let lost = lost.saturating_sub(held);
+                let live = emulator.live();
+                assert_eq!(
+                    Live { bytes: 0, allocations: live.allocations - lost, ..live },
+                    Live::default(),
+                    "{name}"
+                );
+                assert!(lost <= 1, "{name} lost {lost} buffers");
+            }
+        }
+    }
+    let places: u64 =
+        clean.calls.iter().filter(|(f, ..)| !SILENT.contains(f)).map(|(_, calls, _)| calls).sum();
+    report(&format!("{tried} failures of the driver's calls, at {places} places"));
+    assert!(tried >= places, "a place was left out");
+}
+
+/// After a failure that has passed the same objects work, and give the same.
+#[test]
+fn failures_pass() {
+    let emulator = Alone::new();
+    let clean = Clean::run(&emulator);
+    for function in [
+        "cuModuleGetFunction",
+        "cuFuncSetAttribute",
+        "cuLaunchKernel",
+        "cuStreamSynchronize",
+        "cuMemAlloc_v2",
+    ] {
+        for k in [0, 1, 3] {
+            emulator.reset();
+            emulator.fail(function, 999, k);
+            let mut things = Things::default();
+            // The attribute is set once.
+            assert_eq!(things.all(&emulator).is_err(), function != "cuFuncSetAttribute" || k == 0);
+            emulator.fail(function, 0, 0);
+            let results = things.all(&emulator).expect("it has passed");
+            assert_eq!(first_difference(&results.0, &clean.results.0), None, "{function} {k}");
+            assert_eq!(first_difference(&results.1, &clean.results.1), None, "{function} {k}");
+            drop(things);
+            assert_eq!(emulator.live(), Live::default(), "{function} {k}");
+        }
+    }
+}
+
+/// What fails in drops only: results are there, nothing panics, and what is left is what could not be let go.
+#[test]
+fn drops_fail() {
+    let emulator = Alone::new();
+    let clean = Clean::run(&emulator);
+    for &(function, before, calls) in
+        clean.calls.iter().filter(|(f, ..)| SILENT.contains(f) || *f == "cuCtxPushCurrent_v2")
+    {
+        let silent = SILENT.contains(&function);
+        if function == "cuGetErrorString" {
+            assert_eq!(calls, 0, "nothing failed in the clean run");
+            continue;
+        }
+        assert!(calls > 0, "{function} is never called");
+        for k in if silent { 0 } else { before }..calls {
+            emulator.reset();
+            emulator.fail(function, 999, k);
+            let mut things = Things::default();
+            let results = things.all(&emulator).expect("only drops fail");
+            assert_eq!(first_difference(&results.0, &clean.results.0), None, "{function}");
+            assert_eq!(first_difference(&results.1, &clean.results.1), None, "{function}");
+            // Those that failed, of the same number of calls as without failures.
+            drop(things);
+            assert_eq!(emulator.calls(function), calls, "{function} was given up, or tried again");
+            let failed = calls - k;
+            let live = emulator.live();
+            let want = match function {
+                "cuCtxPopCurrent_v2" => Live { pushed: failed, ..Live::default() },
+                "cuMemFree_v2" => Live { allocations: failed, bytes: live.bytes, ..Live::default() },
+                "cuModuleUnload" => Live { modules: failed, ..Live::default() },
+                "cuDevicePrimaryCtxRelease_v2" => Live { retained: failed, ..Live::default() },
+                // Six buffers are dropped before the device; without its context nothing can be freed.
+                _ => Live { allocations: failed - 1, bytes: live.bytes, modules: 2, ..Live::default() },
+            };
+            assert_eq!(live, want, "{function} from call {k} on");
+        }
+    }
+}
+
+/// A driver that can't even say what is wrong.
+#[test]
+fn no_words() {
+    let emulator = Alone::new();
+    emulator.fail("cuGetErrorString", 1, 0);
+    emulator.fail("cuLaunchKernel", 999, 0);
+    let mut things = Things::default();
+    let error = things.all(&emulator).expect_err("no launch");
+    assert_eq!(error, Error::Driver { call: "cuLaunchKernel", code: 999, text: "unknown error".into() });
+    // A number that the driver does not know.
+    emulator.fail("cuGetErrorString", 0, 0);
+    emulator.fail("cuLaunchKernel", 123_456, 0);
+    let error = things.all(&emulator).expect_err("no launch");
+    assert_eq!(error, Error::Driver { call: "cuLaunchKernel", code: 123_456, text: "unknown error".into() });
+    assert_says(&error, &["cuLaunchKernel", "123456", "unknown error"]);
+}
+
+/// The variants that no driver is needed for.
+#[test]
+fn own_words() {
+    let _alone = Alone::new();
+    assert_says(&Error::Unsupported { what: "the compensated state" }, &["GPU", "the compensated state"]);
+    let argument = chunkwise::Error::Zero { what: "heads" };
+    assert_says(&argument.into(), &[&argument.to_string()]);
+    assert_says(&Error::NoDevice { ordinal: 3, count: 1, text: String::new() }, &["device 3", "there are 1"]);
+}
+
+// --- kernels that go wrong
+
+/// A kernel's fault is said by the next call that waits, and by all after it; a device that is opened anew works.
+#[test]
+fn kernel_faults() {
+    let emulator = Alone::new();
+    let clean = Clean::run(&emulator);
+    for (bad, code, text) in [
+        ("nothing is there", 700, "an illegal memory access was encountered"),
+        ("longer than the memory", 700, "an illegal memory access was encountered"),
+        ("odd", 716, "misaligned address"),
+    ] {
+        emulator.reset();
+        let mut things = Things::default();
+        things.all(&emulator).expect("nothing is wrong yet");
+        let device = things.device.clone().expect("opened");
+        let attention = Attention::new(&device, Things::config(LEN)).expect("legal");
+        let short = Buffer::<bf16>::zeros(&device, 64 * KEY).expect("memory");
+        let address = match bad {
+            "odd" => things.inputs[0].slice().address() + 1,
+            "longer than the memory" => short.slice().address(),
+            _ => 4096,
+        };
+        // SAFETY: it is not: the emulator finds out.
+        let q = unsafe { Slice::from_raw(address, LEN * KEY) };
+        let (k, v) = (things.inputs[1].slice(), things.inputs[2].slice());
+        let (o, workspace) =
+            (things.outputs.as_mut().expect("made"), things.workspace.as_mut().expect("made"));
+        let args =
+            Forward { q, k, v, state: State::Zero, o: o.slice_mut(), workspace: workspace.slice_mut() };
+        assert_eq!(attention.forward(args, Stream::DEFAULT), Ok(()), "launches do not wait");
+        let words = emulator.fault();
+        assert!(words.contains("prefill_64"), "the emulator says: {words}");
+
+        let failed = |call| Error::Driver { call, code, text: text.into() };
+        let error = device.synchronize(Stream::DEFAULT).expect_err("the kernel went wrong");
+        assert_eq!(error, failed("cuStreamSynchronize"));
+        assert_says(&error, &["cuStreamSynchronize", &code.to_string(), text]);
+        assert_eq!(o.read(Stream::DEFAULT), Err(failed("cuMemcpyDtoHAsync")));
+        assert_eq!(short.read(Stream::DEFAULT), Err(failed("cuMemcpyDtoHAsync")));
+        assert_eq!(Buffer::<f32>::zeros(&device, 1).err(), Some(failed("cuMemAlloc")));
+        drop((short, attention, device, things));
+        assert_eq!(emulator.live(), Live::default(), "{bad}: after {words}");
+
+        let mut things = Things::default();
+        let results = things.all(&emulator).expect("a device that is opened anew");
+        assert_eq!(first_difference(&results.0, &clean.results.0), None);
+        drop(things);
+        assert_eq!(emulator.live(), Live::default());
+    }
+}
+
+// --- the program around
+
+/// The driver's own functions, as another library of the same program calls them.
+struct Host(Library);
+
+impl Host {
+    fn new() -> Self {
+        // SAFETY: the emulator.
+        Self(unsafe { Library::new(emulator_path()) }.expect("the emulator's library"))
+    }
+
+    /// A context of its own, of another device, kept.
+    fn retain(&self, device: c_int) -> usize {
+        let mut context = 0;
+        // SAFETY: the functions' types, and a pointer to a handle.
+        unsafe {
+            let retain = self.0.get::<extern "C" fn(&mut usize, c_int) -> c_int>(b"cuDevicePrimaryCtxRetain");
+            assert_eq!(retain.expect("it has it")(&mut context, device), 0);
+        }
+        context
+    }
+
+    fn set(&self, context: usize) {
+        // SAFETY: the function's type.
+        let set = unsafe { self.0.get::<extern "C" fn(usize) -> c_int>(b"cuCtxSetCurrent") };
+        assert_eq!(set.expect("it has it")(context), 0);
+    }
+
+    fn current(&self) -> usize {
+        let mut context = usize::MAX;
+        // SAFETY: the function's type, and a pointer to a handle.
+        let get = unsafe { self.0.get::<extern "C" fn(&mut usize) -> c_int>(b"cuCtxGetCurrent") };
+        assert_eq!(get.expect("it has it")(&mut context), 0);
+        context
+    }
+}
+
+/// The context that the program had current is current after every call, whether it failed or not.
+#[test]
+fn contexts_are_left_alone() {
+    let emulator = Alone::new();
+    emulator.device(2, (9, 0), 132, 232_448);
+    let host = Host::new();
+    let device = emulator.open().expect("a device");
+    assert_eq!(host.current(), 0, "opening made a context current");
+    let theirs = host.retain(1);
+    for context in [0, theirs] {
+        host.set(context);
+        let mut things = Things::default();
+        assert!(things.all(&emulator).is_ok());
+        assert_eq!(host.current(), context, "after all that went well");
+        for function in [
+            "cuMemAlloc_v2",
+            "cuLaunchKernel",
+            "cuStreamSynchronize",
+            "cuModuleGetFunction",
+            "cuCtxPushCurrent_v2",
+        ] {
+            let mut fresh = Things::default();
+            emulator.fail(function, 999, 0);
+            assert!(fresh.all(&emulator).is_err(), "{function}");
+            emulator.fail(function, 0, 0);
+            assert_eq!(host.current(), context, "after {function} failed");
+            drop(fresh);
+            assert_eq!(host.current(), context, "after the drop of what was there when {function} failed");
+        }
+        drop(things);
+        assert_eq!(host.current(), context, "after drops");
+    }
+    drop(device);
+    assert_eq!(host.current(), theirs);
+    // The program's own context, and nothing of ours.
+    assert_eq!(emulator.live(), Live { retained: 1, ..Live::default() });
+    emulator.reset();
+}
+
+/// One device on four threads at once, which let it go in every order; each module is loaded once.
+#[test]
+fn threads() {
+    let emulator = Alone::new();
+    let clean = Clean::run(&emulator);
+    let (emulator, clean) = (emulator.emulator, &clean);
+    for order in 0..4 {
+        emulator.reset();
+        let device = emulator.open().expect("a device");
+        let clones: Vec<_> = (0..4).map(|_| device.clone()).collect();
+        let late = (order % 2 == 0).then_some(device);
+        std::thread::scope(|scope| {
+            for (number, device) in clones.into_iter().enumerate() {
+                scope.spawn(move || {
+                    let mut things = Things { device: Some(device), ..Things::default() };
+                    let results =
+                        things.all(emulator).unwrap_or_else(|e| panic!("{e}: {}", emulator.fault()));
+                    assert_eq!(first_difference(&results.0, &clean.results.0), None, "thread {number}");
+                    assert_eq!(first_difference(&results.1, &clean.results.1), None, "thread {number}");
+                    // Threads end one after the other, from one end or from the other.
+                    let turn = if order < 2 { number } else { 3 - number };
+                    std::thread::sleep(std::time::Duration::from_millis(5 * turn as u64));
+                    if number % 2 == 0 {
+                        // The device before its buffers, which keep it.
+                        things.device = None;
+                    }
+                });
+            }
+        });
+        assert_eq!(emulator.calls("cuModuleLoadDataEx"), 2, "modules of the device");
+        assert_eq!(emulator.live().retained, u64::from(late.is_some()));
+        drop(late);
+        assert_eq!(emulator.live(), Live::default());
+    }
+}
+
+// --- the GPUs that there are
+
+/// Outputs and state of a case on a device.
+fn on<E: Number>(device: &Device, case: &Case) -> cuda::Result<(Vec<f32>, Vec<f32>)> {
+    let attention = Attention::new(device, case.config)?.with_segments(1);
+    let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| Buffer::from_slice(device, &narrow::<E>(x)));
+    let (q, k, v) = (q?, k?, v?);
+    let mut o = Buffer::<E>::zeros(device, case.output().len())?;
+    let mut state = Buffer::<f32>::zeros(device, attention.state_len())?;
+    let mut workspace = Buffer::<f32>::zeros(device, attention.workspace_len())?;
+    let args = Forward {
+        q: q.slice(),
+        k: k.slice(),
+        v: v.slice(),
+        state: State::Final(state.slice_mut()),
+        o: o.slice_mut(),
+        workspace: workspace.slice_mut(),
+    };
+    attention.forward(args, Stream::DEFAULT)?;
+    Ok((widen(&o.read(Stream::DEFAULT)?), state.read(Stream::DEFAULT)?))
+}
+
+/// Each GPU that is supported has shared memory enough for every kernel; how many tiles are copied ahead in it is not seen in
+/// the results.
+#[test]
+fn shared_memory_of_gpus() {
+    fn of<E: Number>(emulator: &Emulator, key: usize, precision: Precision) {
+        let normaliser = Normaliser::per_chunk(64);
+        let case = Case::new(Config { precision, ..Config::new(1, 70, 1, key, key, normaliser) }, 8);
+        let mut first: Option<(Vec<f32>, Vec<f32>)> = None;
+        let mut copied = Vec::new();
+        for (capability, shared) in
+            [((8, 0), 166_912), ((8, 6), 101_376), ((9, 0), 232_448), ((12, 0), 101_376)]
+        {
+            emulator.reset();
+            emulator.device(1, capability, 20, shared);
+            let device = emulator.open().expect("a device");
+            let name = format!("{device:?}, {}, {precision:?}, K = V = {key}", E::NAME);
+            let (o, state) =
+                on::<E>(&device, &case).unwrap_or_else(|e| panic!("{e}: {}: {name}", emulator.fault()));
+            assert!(o.iter().chain(&state).all(|x| x.is_finite()), "{name}");
+            copied.push(emulator.counters().cp_async > 0);
+            let (first_o, first_state) = first.get_or_insert_with(|| (o.clone(), state.clone()));
+            assert_eq!(first_difference(first_o, &o), None, "{name}");
+            assert_eq!(first_difference(first_state, &state), None, "{name}, state");
+        }
+        assert!(copied[2], "nothing is copied ahead where there is most room: {} K {key}", E::NAME);
+        report(&format!(
+            "{}, {precision:?}, K = V = {key}: copied ahead on 8.0, 8.6, 9.0, 12.0: {copied:?}",
+            E::NAME
+        ));
+    }
+    let emulator = Alone::new();
+    for key in [64, 128, 256] {
+        for precision in [Precision::F32, Precision::Bf16Dot] {
+            of::<f32>(&emulator, key, precision);
+            of::<bf16>(&emulator, key, precision);
+        }
+    }
+}

@@ -1,0 +1,593 @@
+//! Whether the tests would notice: the PTX that is shipped with one fault planted in it, a barrier or a wait taken away, a
+//! mask or an operand turned, must fault in the emulator or give another result. Which faults do neither is listed, with why.
+
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![allow(unsafe_code, reason = "a kernel runs on memory by its address")]
+mod common;
+
+use chunkwise::{Config, FeatureMap, Normaliser};
+use common::*;
+use cuda_emulator::isa::Entry;
+use cuda_emulator::launch::{Grid, Options, Policy, launch};
+use cuda_emulator::memory::{Buffer, Map};
+use cuda_emulator::parse;
+use half::bf16;
+
+/// Orders in which a fault may show: a race that one hides, another may not.
+const ORDERS: [Policy; 3] = [Policy::Ascending, Policy::Descending, Policy::Random];
+
+/// Columns of K and V. Those of V leave a part of the panel empty.
+const KEY: usize = 64;
+const VALUE: usize = 40;
+
+/// Plans that are told from the others.
+const THREE_TERMS: &str = "three terms";
+const INFINITY: &str = "an infinity";
+
+/// The error of a kernel of f32 where all numbers are positive and all cuts of tensor cores, as the emulator makes them, add up:
+/// as large as a product of third terms, so that one that is lacking shows only beside the kernel's own result.
+const CUTS: f64 = 1e-5;
+
+/// `Args` of prefill.cu.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PrefillArgs {
+    q: u64,
+    k: u64,
+    v: u64,
+    o: u64,
+    initial: u64,
+    sums: u64,
+    last: u64,
+    finished: u64,
+    segments: u64,
+    strides: [[i64; 3]; 4],
+    state_len: i64,
+    len: i64,
+    segment_len: i64,
+    heads: i32,
+    key: i32,
+    value: i32,
+    chunk: i32,
+    normaliser: i32,
+    feature_map: i32,
+    outputs: i32,
+    aligned: i32,
+    paired: i32,
+    stages: i32,
+    eps: f32,
+    map_eps: f32,
+    scale: f32,
+}
+
+impl PrefillArgs {
+    fn bytes(self) -> Vec<u8> {
+        // SAFETY: a struct of numbers without padding: 9 + 12 + 3 of eight bytes, then 13 of four, and four at the end.
+        let bytes =
+            unsafe { std::slice::from_raw_parts((&raw const self).cast::<u8>(), size_of::<Self>() - 4) };
+        let mut bytes = bytes.to_vec();
+        bytes.resize(size_of::<Self>(), 0);
+        bytes
+    }
+}
+
+/// A kernel: the text of `prefill_64`, and how attention.rs cuts it.
+#[derive(Clone, Copy)]
+struct Kernel {
+    name: &'static str,
+    text: &'static str,
+    /// Whether q, k, v and o are of bf16, with dot products of bf16; f32 otherwise, three terms to each number.
+    narrow: bool,
+    /// Tokens in a tile.
+    tokens: usize,
+    shared: usize,
+    stage: usize,
+}
+
+const BF16_DOT: Kernel = Kernel {
+    name: "prefill_bf16_dot",
+    text: include_str!("../src/cuda/ptx/sm_80/prefill_bf16_dot.ptx"),
+    narrow: true,
+    tokens: 64,
+    shared: 2 * (64 * 3 * 64 + 64 * 65) + 8 * 64,
+    stage: 64 * 3 * 64 * 2,
+};
+
+const F32: Kernel = Kernel {
+    name: "prefill_f32",
+    text: include_str!("../src/cuda/ptx/sm_80/prefill_f32.ptx"),
+    narrow: false,
+    tokens: 32,
+    shared: 2 * (32 * 9 * 64 + 3 * 64 * 65) + 8 * 64,
+    stage: 32 * 3 * 64 * 4,
+};
+
+impl Kernel {
+    /// The lines of its first entry: the others of the module would only be parsed.
+    fn lines(&self) -> Vec<String> {
+        let (text, _) =
+            self.text.split_once(".visible .entry prefill_128").expect("a module of three entries");
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// What a launch is given, and what it must give.
+struct Plan {
+    kernel: Kernel,
+    name: &'static str,
+    case: Case,
+    stages: usize,
+    /// Only the first segment's sums are asked for, not outputs.
+    sums: bool,
+    want: Vec<f64>,
+    size: Vec<f64>,
+}
+
+/// Tokens of the segment whose sums are asked for.
+fn segment_len(kernel: &Kernel) -> usize {
+    2 * kernel.tokens
+}
+
+/// What became of a launch.
+enum Verdict {
+    Fault(String),
+    Wrong(f64),
+    /// As good as it should be; the numbers.
+    Right(Vec<f32>),
+}
+
+impl Verdict {
+    fn is_right(&self) -> bool {
+        matches!(self, Verdict::Right(_))
+    }
+}
+
+impl Plan {
+    fn new(kernel: Kernel, name: &'static str, normaliser: Normaliser, stages: usize) -> Self {
+        // Three whole tiles, so that stages are used again, and a part of one.
+        let len = 3 * kernel.tokens + kernel.tokens / 2 + 3;
+        let mut config = Config::new(1, len, 1, KEY, VALUE, normaliser);
+        config.feature_map = FeatureMap::Elu;
+        Self::of(kernel, name, Case::new(config, 11), stages, false)
+    }
+
+    fn of(kernel: Kernel, name: &'static str, mut case: Case, stages: usize, sums: bool) -> Self {
+        if kernel.narrow {
+            for x in [&mut case.q, &mut case.k, &mut case.v] {
+                *x = widen(&narrow::<bf16>(x));
+            }
+        }
+        let of = |case: &Case| {
+            if sums {
+                let mut oracle = Oracle::new(&case.config);
+                oracle.run(&case.q, &case.k, &case.v, 0..segment_len(&kernel));
+                return oracle.state();
+            }
+            let (o, state) = case.oracle();
+            [o, state].concat()
+        };
+        let (want, size) = (of(&case), of(&case.without_cancellation()));
+        Self { kernel, name, case, stages, sums, want, size }
+    }
+
+    fn elements(&self, x: &[f32]) -> Buffer {
+        let bytes: Vec<u8> = if self.kernel.narrow {
+            x.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+        } else {
+            x.iter().flat_map(|x| x.to_le_bytes()).collect()
+        };
+        let buffer = Buffer::new(bytes.len(), 256, 0xff);
+        buffer.copy_from(&bytes);
+        buffer
+    }
+
+    fn numbers(&self, buffer: &Buffer, narrow: bool) -> Vec<f32> {
+        let mut bytes = vec![0; buffer.len()];
+        buffer.copy_to(&mut bytes);
+        if narrow {
+            bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        } else {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
+    }
+
+    /// A launch of an entry: o and the state, or the segment's sums.
+    fn launch(&self, entry: &Entry, policy: Policy) -> Result<Vec<f32>, String> {
+        let Config { len, normaliser, feature_map, scale, .. } = self.case.config;
+        let (normaliser, chunk, eps) = match normaliser {
+            Normaliser::None => (0, 0, 0.0),
+            Normaliser::Global { eps } => (1, 0, eps),
+            Normaliser::PerChunk { chunk, eps } => (2, chunk as i32, eps),
+            other => panic!("{other:?} is new"),
+        };
+        let [q, k, v] = [&self.case.q, &self.case.k, &self.case.v].map(|x| self.elements(x));
+        let o = self.elements(&self.case.output());
+        let state = self.case.attention().state_len();
+        let last = Buffer::new(state * 4, 256, 0xff);
+        let segments = Buffer::new(2 * (KEY * VALUE + KEY) * 4, 256, 0xff);
+        let [keys, values] = [KEY, VALUE].map(|dim| [len as i64 * dim as i64, dim as i64, dim as i64]);
+        let args = PrefillArgs {
+            q: q.address(),
+            k: k.address(),
+            v: v.address(),
+            o: o.address(),
+            initial: 0,
+            sums: 0,
+            last: if self.sums { 0 } else { last.address() },
+            finished: 0,
+            segments: if self.sums { segments.address() } else { 0 },
+            strides: [keys, keys, values, values],
+            state_len: state as i64,
+            len: len as i64,
+            segment_len: if self.sums { segment_len(&self.kernel) } else { len.next_multiple_of(64) } as i64,
+            heads: 1,
+            key: KEY as i32,
+            value: VALUE as i32,
+            chunk,
+            normaliser,
+            feature_map: if feature_map == FeatureMap::Identity { 2 } else { 0 },
+            outputs: i32::from(!self.sums),
+            aligned: 1,
+            paired: 1,
+            stages: self.stages as i32,
+            eps,
+            map_eps: 0.0,
+            scale,
+        };
+        let dynamic_shared = (self.kernel.shared + self.stages * self.kernel.stage) as u32;
+        let grid = Grid { blocks: [1, 1, 1], threads: [256, 1, 1], dynamic_shared };
+        let options = Options { policy, seed: 3, budget: 1 << 24, ..Options::default() };
+        let map = Map::new([&q, &k, &v, &o, &last, &segments].map(|b| (b.address(), b.len() as u64)));
+        let mut params = args.bytes();
+        params.truncate(entry.param_bytes);
+        // SAFETY: the map names these buffers, which only this launch has.
+        let (_, result) = unsafe { launch(entry, &params, map, grid, options) };
+        result.map_err(|fault| fault.text)?;
+        if self.sums {
+            return Ok(self.numbers(&segments, false)[..KEY * VALUE + KEY].to_vec());
+        }
+        Ok([self.numbers(&o, self.kernel.narrow), self.numbers(&last, false)].concat())
+    }
+
+    /// The worst element beside the oracle's; what is not finite there must not be finite here, and the other way round.
+    fn error(&self, got: &[f32]) -> f64 {
+        let (mut numbers, mut want, mut size) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, number) in got.iter().enumerate() {
+            if number.is_finite() != self.want[i].is_finite() {
+                return f64::INFINITY;
+            }
+            if number.is_finite() {
+                numbers.push(*number);
+                want.push(self.want[i]);
+                size.push(self.size[i]);
+            }
+        }
+        element_error(&numbers, &want, &size)
+    }
+
+    /// What the rounding of operands and of outputs may cost: as `allowed` in cuda.rs.
+    fn allowed(&self) -> f64 {
+        let bound = element_bound(&self.case.config);
+        match self.kernel.narrow {
+            true => bound + 1.0 / 256.0 + 6.0 / 512.0,
+            // Beside the kernel as it is shipped.
+            false if self.name == THREE_TERMS => 2f64.powi(-22),
+            false => bound,
+        }
+    }
+
+    fn judge(&self, entry: &Entry, policy: Policy) -> Verdict {
+        match self.launch(entry, policy) {
+            Err(fault) => Verdict::Fault(fault),
+            Ok(numbers) => {
+                let error = self.error(&numbers);
+                if error <= self.allowed() { Verdict::Right(numbers) } else { Verdict::Wrong(error) }
+            }
+        }
+    }
+}
+
+/// Launches that between them reach every barrier and wait of a kernel, with what each is for.
+fn plans(kernel: Kernel) -> Vec<Plan> {
+    let global = Normaliser::Global { eps: 1e-6 };
+    let mut plans = vec![
+        Plan::new(kernel, "two stages", global, 2),
+        Plan::new(kernel, "one stage", global, 1),
+        Plan::new(kernel, "no stages", global, 0),
+        // Chunks that are not tiles: outputs take a second pass, through S of the finished chunks.
+        Plan::new(kernel, "two passes", Normaliser::per_chunk(100), 2),
+    ];
+    let case = plans[0].case.clone();
+    // Sums alone have a barrier of their own.
+    plans.push(Plan::of(kernel, "sums", case.clone(), 2, true));
+    // Rows that are not finite, which some warps find and all must hear of: in both halves of the 16 x 16 on the diagonal.
+    let mut case = case;
+    case.v[(kernel.tokens + 5) * VALUE + 3] = f32::INFINITY;
+    case.v[(kernel.tokens + 12) * VALUE + 6] = f32::INFINITY;
+    plans.push(Plan::of(kernel, INFINITY, case, 2, false));
+    if !kernel.narrow {
+        // With a normaliser what the scores lack is lacking in their sum too: without one it shows.
+        for normaliser in [Normaliser::None, global] {
+            let config = Config { normaliser, ..plans[0].case.config };
+            let mut plan = Plan::of(kernel, THREE_TERMS, of_three_terms(config), 2, false);
+            let shipped = entry(&kernel.lines()).expect("what is shipped");
+            let got = plan.launch(&shipped, Policy::Ascending).expect("no fault");
+            let error = plan.error(&got);
+            assert!(error <= CUTS, "off by {error:e} where all cuts of tensor cores add up, {normaliser:?}");
+            plan.want = got.iter().copied().map(f64::from).collect();
+            plans.push(plan);
+        }
+    }
+    plans
+}
+
+/// Whether all three bf16 whose sum a number is are large and positive, so that a product without one is off by more than is
+/// allowed, on the side to which the cuts of tensor cores go.
+fn has_three_terms(x: f32) -> bool {
+    let first = bf16::from_f32(x).to_f32();
+    let second = bf16::from_f32(x - first).to_f32();
+    let third = x - first - second;
+    second / x >= 1.7e-3 && third / x >= 3e-6
+}
+
+/// Tensors whose third terms do not cancel in sums, nor do those of the scores, of S and of z: of three numbers and powers of
+/// two, which differ from token to token in k, and from column to column in v, so that a transposed one shows.
+fn of_three_terms(config: Config) -> Case {
+    let config = Config { feature_map: FeatureMap::Identity, ..config };
+    let find = |fits: &dyn Fn(f32) -> bool| {
+        let mut numbers = (0..1 << 23).map(|i| 1.0 + i as f32 / (1 << 23) as f32);
+        numbers.find(|x| has_three_terms(*x) && fits(*x)).expect("such a number")
+    };
+    // The sum of k's powers over eight tokens.
+    let eight = 21845.0;
+    let q = find(&|_| true);
+    let k = find(&|k| has_three_terms(q * k) && has_three_terms(eight * k));
+    let v = find(&|v| has_three_terms(eight * k * v));
+    let mut case = Case::new(config, 11);
+    case.q.fill(q);
+    for (token, row) in case.k.chunks_exact_mut(KEY).enumerate() {
+        row.fill(k * 4f32.powi(token as i32 % 8));
+    }
+    for row in case.v.chunks_exact_mut(VALUE) {
+        for (column, x) in row.iter_mut().enumerate() {
+            *x = v * 2f32.powi(column as i32 % 8);
+        }
+    }
+    case
+}
+
+/// A fault to plant: a line, and what it becomes.
+struct Mutation {
+    line: usize,
+    old: String,
+    new: String,
+}
+
+impl Mutation {
+    /// All of a kernel that `change` makes of single lines.
+    fn all(kernel: Kernel, change: impl Fn(&str) -> Vec<String>) -> Vec<Self> {
+        let of_line = |(line, old): (usize, String)| {
+            let made: Vec<_> =
+                change(&old).into_iter().map(|new| Self { line, old: old.clone(), new }).collect();
+            made
+        };
+        kernel.lines().into_iter().enumerate().flat_map(of_line).collect()
+    }
+
+    fn plant(&self, kernel: Kernel) -> Entry {
+        let mut lines = kernel.lines();
+        lines[self.line].clone_from(&self.new);
+        entry(&lines).unwrap_or_else(|error| panic!("{self}: {error}"))
+    }
+}
+
+impl std::fmt::Display for Mutation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (old, new) = (self.old.trim(), self.new.trim());
+        write!(f, "line {}, {old} -> {}", self.line + 1, if new.is_empty() { "nothing" } else { new })
+    }
+}
+
+fn entry(lines: &[String]) -> Result<Entry, String> {
+    let module = parse::module(&lines.join("\n"))?;
+    module.entries.into_iter().next().ok_or_else(|| "no entry".to_owned())
+}
+
+/// Plants each fault; those that neither fault nor differ in any plan under any order.
+fn missed(kernel: Kernel, plans: &[Plan], mutations: &[Mutation], what: &str) -> Vec<String> {
+    assert!(!mutations.is_empty(), "no {what} in {}", kernel.name);
+    let (mut missed, mut faults, mut wrong) = (Vec::new(), 0, 0);
+    for mutation in mutations {
+        let entry = mutation.plant(kernel);
+        let tries = ORDERS.iter().flat_map(|order| plans.iter().map(move |plan| (plan, *order)));
+        match tries.map(|(plan, order)| plan.judge(&entry, order)).find(|verdict| !verdict.is_right()) {
+            Some(Verdict::Fault(_)) => faults += 1,
+            Some(_) => wrong += 1,
+            None => missed.push(mutation.to_string()),
+        }
+    }
+    report(&format!(
+        "{}: {what}: {} faults planted, {} noticed: {faults} by a check of the emulator, {wrong} by the result",
+        kernel.name,
+        mutations.len(),
+        faults + wrong
+    ));
+    missed
+}
+
+/// What was missed is what may be, no more and no less.
+fn assert_missed(missed: &[String], allowed: &[&str]) {
+    let fits = missed.len() == allowed.len() && missed.iter().zip(allowed).all(|(m, a)| m.contains(a));
+    assert!(fits, "missed: {missed:#?}, but may be: {allowed:#?}");
+}
+
+/// As shipped, in every order: right, in the same bits.
+#[test]
+fn unharmed() {
+    for kernel in [BF16_DOT, F32] {
+        let entry = entry(&kernel.lines()).expect("what is shipped");
+        assert_eq!(entry.param_bytes, 248, "PrefillArgs is no longer what the kernel takes");
+        for plan in plans(kernel) {
+            let mut first = None;
+            for order in ORDERS {
+                match plan.judge(&entry, order) {
+                    Verdict::Right(numbers) => {
+                        let first = first.get_or_insert_with(|| numbers.clone());
+                        assert_eq!(first_difference(first, &numbers), None, "{order:?}, {}", plan.name);
+                    }
+                    Verdict::Wrong(error) => {
+                        panic!("off by {error:e}: {}, {}, {order:?}", kernel.name, plan.name)
+                    }
+                    Verdict::Fault(fault) => panic!("{fault}: {}, {}, {order:?}", kernel.name, plan.name),
+                }
+            }
+            if !plan.sums && plan.name != INFINITY {
+                let (o, state) = plan.case.whole_and_state();
+                let error = plan.error(&[o, state].concat());
+                let allowed = if plan.name == THREE_TERMS { CUTS } else { plan.allowed() };
+                assert!(
+                    error <= allowed,
+                    "the CPU's are off by {error:e}, allowed {allowed:e}: {}",
+                    plan.name
+                );
+            }
+        }
+    }
+}
+
+/// Every barrier is needed. That of the votes goes in two ways: with the barrier, and the vote alone.
+fn barriers(kernel: Kernel) {
+    let change = |line: &str| {
+        if line.contains("bar.red.or.pred") {
+            return vec!["mov.pred %p2, %p1;".to_owned(), "bar.sync 0; mov.pred %p2, %p1;".to_owned()];
+        }
+        if line.contains("bar.sync") { vec![String::new()] } else { Vec::new() }
+    };
+    let missed = missed(kernel, &plans(kernel), &Mutation::all(kernel, change), "barriers");
+    assert_missed(&missed, &[]);
+}
+
+#[test]
+fn barriers_of_bf16_dot() {
+    barriers(BF16_DOT);
+}
+
+#[test]
+fn barriers_of_f32() {
+    barriers(F32);
+}
+
+/// Every wait for copies is needed, and for as many as it says.
+fn waits(kernel: Kernel) {
+    let change = |line: &str| {
+        let Some((before, count)) = line.split_once("cp.async.wait_group") else { return Vec::new() };
+        let count: u32 = count.trim_matches([' ', '\t', ';']).parse().expect("a number of groups");
+        vec![String::new(), format!("{before}cp.async.wait_group {};", count + 1)]
+    };
+    let mutations = Mutation::all(kernel, change);
+    let missed = missed(kernel, &plans(kernel), &mutations, "waits");
+    // The last one is after the last tile, when the tiles ahead had no rows: nothing is on its way. It is there for the rule
+    // that a block does not end before its copies, should the tiles ahead ever be others.
+    let last = format!("line {}", mutations.last().expect("a wait").line + 1);
+    assert_missed(&missed, &[&last, &last]);
+}
+
+#[test]
+fn waits_of_bf16_dot() {
+    waits(BF16_DOT);
+}
+
+#[test]
+fn waits_of_f32() {
+    waits(F32);
+}
+
+/// A product that is left out, one whose operand is read the other way round.
+fn products(kernel: Kernel) {
+    let change = |line: &str| {
+        if line.contains("mma.sync") {
+            vec![String::new()]
+        } else if line.contains(".trans.shared") {
+            vec![line.replace(".trans.shared", ".shared")]
+        } else if line.contains("ldmatrix") {
+            vec![line.replace(".shared", ".trans.shared")]
+        } else {
+            Vec::new()
+        }
+    };
+    let plans = plans(kernel);
+    let missed = missed(kernel, &plans, &Mutation::all(kernel, change), "products and their operands");
+    assert_missed(&missed, &[]);
+}
+
+#[test]
+fn products_of_bf16_dot() {
+    products(BF16_DOT);
+}
+
+#[test]
+fn products_of_f32() {
+    products(F32);
+}
+
+/// Comparisons that are off by one: of rows and columns at the mask's diagonal, of a tile's rows, of the tensor's ends. Each
+/// that changes a bit of a result must be noticed. Those of no effect are of what these launches do not reach, or stop loops
+/// whose steps are larger than one.
+fn comparisons(kernel: Kernel) {
+    let change = |line: &str| {
+        let moved = |(old, new): (&str, &str)| line.contains(old).then(|| line.replace(old, new));
+        let pairs = [
+            ("setp.gt.", "setp.ge."),
+            ("setp.ge.", "setp.gt."),
+            ("setp.lt.", "setp.le."),
+            ("setp.le.", "setp.lt."),
+        ];
+        let of_numbers = [".s32", ".u32"].iter().any(|kind| line.contains(kind));
+        pairs.into_iter().filter_map(moved).filter(|_| of_numbers).collect()
+    };
+    let mut plans = plans(kernel);
+    plans.retain(|plan| plan.name == INFINITY || plan.name == "two passes");
+    let launch = |entry: &Entry, plan: &Plan| plan.launch(entry, Policy::Ascending);
+    let shipped = entry(&kernel.lines()).expect("what is shipped");
+    let right: Vec<_> = plans.iter().map(|plan| launch(&shipped, plan).expect("no fault")).collect();
+    let mutations = Mutation::all(kernel, change);
+    let (mut noticed, mut equal, mut of_lanes, mut missed) = (0, 0, 0, Vec::new());
+    for mutation in &mutations {
+        let entry = mutation.plant(kernel);
+        let mut differs = false;
+        let found = plans.iter().zip(&right).any(|(plan, right)| match launch(&entry, plan) {
+            Err(_) => true,
+            Ok(got) => {
+                differs |= first_difference(&got, right).is_some();
+                plan.error(&got) > plan.allowed()
+            }
+        });
+        // The mask compares a lane's row with its columns, which are unsigned; other comparisons of unsigned numbers are with
+        // constants, where loops end.
+        let is_of_lanes = mutation.old.contains(".u32") && mutation.old.matches("%r").count() == 2;
+        of_lanes += usize::from(is_of_lanes);
+        match (found, differs || is_of_lanes) {
+            (true, _) => noticed += 1,
+            (false, true) => missed.push(mutation.to_string()),
+            (false, false) => equal += 1,
+        }
+    }
+    report(&format!(
+        "{}: comparisons: {} moved by one, {noticed} noticed, {of_lanes} of the mask among them, {equal} without \
+         effect on any bit",
+        kernel.name,
+        mutations.len()
+    ));
+    assert_missed(&missed, &[]);
+    assert!(of_lanes >= 5, "only {of_lanes} comparisons of the mask were found");
+}
+
+#[test]
+fn comparisons_of_bf16_dot() {
+    comparisons(BF16_DOT);
+}
+
+#[test]
+fn comparisons_of_f32() {
+    comparisons(F32);
+}
