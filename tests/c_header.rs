@@ -8,6 +8,8 @@ use std::process::Command;
 
 use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
+#[cfg(feature = "cuda")]
+use chunkwise::capi::cuda::*;
 #[cfg(feature = "files")]
 use chunkwise::capi::file::*;
 use chunkwise::capi::model::*;
@@ -35,6 +37,9 @@ named! {
     cw_parameter, "cw_parameter"; cw_model, "cw_model"; cw_model_config, "cw_model_config";
     cw_model_sizes, "cw_model_sizes"; cw_model_call, "cw_model_call"; cw_model_file, "cw_model_file";
 }
+
+#[cfg(feature = "cuda")]
+named! { cw_cuda, "cw_cuda"; }
 
 impl<T: C> C for *const T {
     fn declare(name: &str) -> String {
@@ -121,9 +126,9 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The header without its comments.
-fn header() -> String {
-    let text = std::fs::read_to_string(root("include/chunkwise.h")).unwrap();
+/// A header without its comments.
+fn header(path: &str) -> String {
+    let text = std::fs::read_to_string(root(path)).unwrap();
     let mut parts = text.split("/*");
     let first = parts.next().unwrap().to_string();
     parts.fold(first, |code, part| code + part.split_once("*/").unwrap().1)
@@ -259,15 +264,28 @@ fn assertions() -> (String, BTreeSet<&'static str>) {
     (code, functions)
 }
 
+/// The same for the functions of `chunkwise_cuda.h`.
+#[cfg(feature = "cuda")]
+fn cuda_assertions() -> (String, BTreeSet<&'static str>) {
+    let mut code = String::from("#include \"chunkwise_cuda.h\"\n");
+    let functions = prototypes! { code,
+        cw_cuda_open(_, _, _, _);
+        cw_cuda_close(_);
+        cw_cuda_sizes(_, _, _, _, _, _);
+        cw_cuda_forward(_, _, _, _, _, _);
+        cw_cuda_decode(_, _, _, _, _, _);
+    };
+    (code, functions)
+}
+
 fn constants() -> impl Iterator<Item = (&'static str, i64)> {
     let statuses = STATUSES.iter().map(|(name, value)| (*name, i64::from(*value)));
     statuses.chain(CHOICES.iter().map(|(name, value)| (*name, i64::from(*value))))
 }
 
-#[test]
-fn the_header_is_what_rust_says() {
-    let (code, _) = assertions();
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c_header.c");
+/// Compiles a file of assertions.
+fn compiles(code: &str, name: &str) {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::write(&file, code).unwrap();
     let compiler = std::env::var("CC").unwrap_or("cc".into());
     let run = Command::new(&compiler)
@@ -279,10 +297,35 @@ fn the_header_is_what_rust_says() {
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
 }
 
+#[test]
+fn the_header_is_what_rust_says() {
+    compiles(&assertions().0, "c_header.c");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn the_header_for_gpus_is_what_rust_says() {
+    let (code, functions) = cuda_assertions();
+    compiles(&code, "c_header_cuda.c");
+    let header = header("include/chunkwise_cuda.h");
+    let declared = functions_of(&header);
+    assert_eq!(declared, functions);
+}
+
+/// The functions that a header declares.
+fn functions_of(header: &str) -> BTreeSet<&str> {
+    header
+        .split(|c: char| c != '(' && c != '_' && !c.is_ascii_alphanumeric())
+        .filter_map(|word| word.split_once('('))
+        .map(|(name, _)| name)
+        .filter(|name| name.starts_with("cw_") && *name != "cw_bthd")
+        .collect()
+}
+
 /// In the header, in Rust and in the list of what the shared library exports: the same names.
 #[test]
 fn nothing_is_in_one_of_them_only() {
-    let header = header();
+    let header = header("include/chunkwise.h");
     let words = |line: &'static str| line.split_whitespace().next();
     let listed: BTreeSet<&str> =
         include_str!("../include/chunkwise.symbols").lines().filter_map(words).collect();
@@ -290,12 +333,7 @@ fn nothing_is_in_one_of_them_only() {
     if cfg!(feature = "files") {
         assert_eq!(functions, listed);
     }
-    let declared: BTreeSet<&str> = header
-        .split(|c: char| c != '(' && c != '_' && !c.is_ascii_alphanumeric())
-        .filter_map(|word| word.split_once('('))
-        .map(|(name, _)| name)
-        .filter(|name| name.starts_with("cw_") && *name != "cw_bthd")
-        .collect();
+    let declared = functions_of(&header);
     assert_eq!(declared, listed);
 
     let numbered = |text: &str| {

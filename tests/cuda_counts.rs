@@ -1,0 +1,73 @@
+//! What a prefill's kernel does, counted by the emulator: bytes that are moved, and the time that an H200 would need for its
+//! instructions if nothing else held it up. By itself, for the counts are the process's.
+
+mod common;
+mod cuda_common;
+
+use chunkwise::cuda::{Attention, Buffer, Forward, State, Stream};
+use chunkwise::{Config, Normaliser, Precision};
+use common::*;
+use cuda_common::Emulator;
+use half::bf16;
+
+/// Multiprocessors of an H200 and their clock, in GHz.
+const MULTIPROCESSORS: f64 = 132.0;
+const CLOCK: f64 = 1.755;
+/// Warp-instructions that one issues in a clock; m16n8k16 products, at the 62 % of wgmma's rate that mma.sync is known for.
+const ISSUES: f64 = 4.0;
+const PRODUCTS: f64 = 0.62 * 2.0 * 1024.0 / 2048.0;
+/// Bytes of shared memory that one reads or writes in a clock, as wavefronts.
+const WAVEFRONTS: f64 = 1.0;
+
+#[test]
+fn bytes_and_instructions() {
+    let emulator = Emulator::get();
+    let device = emulator.open().expect("the emulator's device");
+    for (dim, floor) in [(64, 62.0), (128, 125.0)] {
+        // One head of many: all heads do the same.
+        const LEN: usize = 1024;
+        let config = Config::new(1, LEN, 1, dim, dim, Normaliser::None);
+        let config = Config { precision: Precision::Bf16Dot, ..config };
+        let case = Case::new(config, 1);
+        let attention = Attention::new(&device, config).expect("a configuration").with_segments(1);
+        let upload = |x: &[f32]| Buffer::from_slice(&device, &narrow::<bf16>(x)).expect("memory");
+        let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
+        let mut workspace = Buffer::zeros(&device, attention.workspace_len()).expect("memory");
+        let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), State::Zero);
+        emulator.reset_counters();
+        attention
+            .forward(
+                Forward { q, k, v, state, o: o.slice_mut(), workspace: workspace.slice_mut() },
+                Stream::DEFAULT,
+            )
+            .expect("a launch");
+        device.synchronize(Stream::DEFAULT).expect("no fault");
+        let counted = emulator.counters();
+        let panels = dim.div_ceil(64) as u64;
+        let tensor = (2 * LEN * dim) as u64;
+        // Each panel reads q and k, and its columns of v; nothing else is read, and o alone is written.
+        assert_eq!(counted.global_read, tensor * (2 * panels + 1), "bytes read, K = V = {dim}");
+        assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
+        // Q K^T up to the diagonal, and three products of all rows.
+        let tiles = (LEN / 64) as u64;
+        let (scores, rows) = (20 * dim as u64 / 16, 4 * dim as u64 / 16 * 8);
+        let products = tiles * panels * (2 * scores + 20 * 4 * 2 + 2 * rows);
+        assert_eq!(counted.mma_k16, products, "products, K = V = {dim}");
+        assert_eq!(counted.shared_conflicts, 0, "bank conflicts, K = V = {dim}");
+
+        // B = 8, T = 4096, H = 16.
+        let heads = 128.0 * 4096.0 / LEN as f64;
+        let time = |count: u64, rate: f64| count as f64 * heads / rate / MULTIPROCESSORS / CLOCK / 1e3;
+        report(&format!(
+            "K = V = {dim}, bf16 dot, B=8 T=4096 H=16 on an H200, by counts: issue {:.0} us, tensor cores {:.0} us, shared memory \
+             {:.0} us; the floor of memory is {floor} us. {} instructions, {} mma, {} ldmatrix, {} wavefronts a tile and panel",
+            time(counted.instructions, ISSUES),
+            time(counted.mma_k16, PRODUCTS),
+            time(counted.shared_wavefronts, WAVEFRONTS),
+            counted.instructions / tiles / panels,
+            counted.mma_k16 / tiles / panels,
+            counted.ldmatrix / tiles / panels,
+            counted.shared_wavefronts / tiles / panels,
+        ));
+    }
+}
