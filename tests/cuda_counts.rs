@@ -48,10 +48,10 @@ fn bytes_and_instructions() {
         // Each panel reads q and k, and its columns of v; nothing else is read, and o alone is written.
         assert_eq!(counted.global_read, tensor * (2 * panels + 1), "bytes read, K = V = {dim}");
         assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
-        // Q K^T up to the diagonal, and three products of all rows.
+        // Q K^T and A V up to the diagonal, Q S and K^T V of all rows.
         let tiles = (LEN / 64) as u64;
         let (scores, rows) = (20 * dim as u64 / 16, 4 * dim as u64 / 16 * 8);
-        let products = tiles * panels * (2 * scores + 20 * 4 * 2 + 2 * rows);
+        let products = tiles * panels * (2 * scores + 10 * 4 * 2 + 2 * rows);
         assert_eq!(counted.mma_k16, products, "products, K = V = {dim}");
         assert_eq!(counted.shared_conflicts, 0, "bank conflicts, K = V = {dim}");
 
