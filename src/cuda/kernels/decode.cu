@@ -49,8 +49,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode(const __grid_consta
   // phi(q) . phi(k), and the norms before this token: of all, and of the chunk.
   float score = 0.0f, norm = 0.0f, chunk_norm = 0.0f;
   for (int i = threadIdx.x; i < a.key; i += THREADS) {
-    q[i] = phi(read(a.q, batch * a.q_batch + of_batch * a.q_head + i, a.kind), a.feature_map, a.map_eps);
-    k[i] = phi(read(a.k, batch * a.k_batch + of_batch * a.k_head + i, a.kind), a.feature_map, a.map_eps);
+    float both[2] = {read(a.q, batch * a.q_batch + of_batch * a.q_head + i, a.kind),
+                     read(a.k, batch * a.k_batch + of_batch * a.k_head + i, a.kind)};
+    phi(both, a.feature_map, a.map_eps);
+    q[i] = both[0], k[i] = both[1];
     score += q[i] * k[i];
     if (a.normaliser != NONE) {
       const float z = now[matrix + i], all_z = all[matrix + i];

@@ -106,15 +106,20 @@ template <class E> struct Piece {
 // phi, as `FeatureMap` in feature_map.rs: the same formulas in the same order.
 enum FeatureMap { ELU, RELU, IDENTITY };
 
-DEVICE float phi(float x, int map, float eps) {
+// Of N numbers at once: the choice is made once.
+template <int N> DEVICE void phi(float (&x)[N], int map, float eps) {
   if (map == ELU) {
-    // exp by 2^(x log2 e): for x <= 0 the error is below 3e-7, absolutely.
-    float below;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(below) : "f"(x * 1.442695041f));
-    return 1.0f + (x <= 0.0f ? below - 1.0f : x);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      // exp by 2^(x log2 e): for x <= 0 the error is below 3e-7, absolutely.
+      float below;
+      asm("ex2.approx.f32 %0, %1;" : "=f"(below) : "f"(x[i] * 1.442695041f));
+      x[i] = 1.0f + (x[i] <= 0.0f ? below - 1.0f : x[i]);
+    }
+  } else if (map == RELU) {
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = (x[i] <= 0.0f ? 0.0f : x[i]) + eps;
   }
-  if (map == RELU) return (x <= 0.0f ? 0.0f : x) + eps;
-  return x;
 }
 
 // bf16 of two numbers, the first in the low half, as fragments of matrices have them.

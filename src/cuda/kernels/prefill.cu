@@ -14,7 +14,7 @@
 //    it: no barrier is needed between copy and conversion. Where rows are not aligned, they are read when they are converted.
 // 3. The causal mask multiplies by zero, which does not stop a NaN or an infinity in a later v. In a tile that has one they
 //    are left out of the 16 x 16 on the diagonal, and added to what is on and below it.
-// 4. S is added to in f32, from products over 16 tokens: tensor cores truncate, and a sum over a long sequence would drift.
+// 4. S is added to in f32, from products over one tile: tensor cores truncate, and a sum over a long sequence would drift.
 //
 // PerChunk keeps the sums of the current chunk apart from those of the finished ones. Where each chunk is one tile, the first
 // are zero whenever a tile begins. Otherwise (`apart`) registers hold the current chunk's, and memory the others.
@@ -167,7 +167,8 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     const int left = columns - (int)by.eight * 8;
     const Bits* at = from + by.first * stride + by.eight * 8;
     stage += threadIdx.x * Piece<E>::BYTES;
-    bool infinite = false;
+    // Not a number as soon as one of them is not finite.
+    float zero = 0.0f;
 #pragma unroll 1
     for (int r = by.first; r < C; r += by.STEP) {
       float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -179,10 +180,15 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
           for (int i = 0; i < 8; i++)
             if (i < left) x[i] = E::widen(at[i]);
         }
+        if (MAP) {
+          phi(x, a.feature_map, a.map_eps);
+          // Pieces that are not whole: phi(0) is not 0.
+          if (!a.aligned)
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-          if (MAP) x[i] = i < left ? phi(x[i], a.feature_map, a.map_eps) : 0.0f;
-          else infinite |= !isfinite(x[i]);
+            for (int i = 0; i < 8; i++) x[i] = i < left ? x[i] : 0.0f;
+        } else {
+#pragma unroll
+          for (int i = 0; i < 8; i++) zero = fmaf(x[i], 0.0f, zero);
         }
       }
       u32 pair[4][TERMS];
@@ -193,7 +199,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
         store_shared(to.term(i).at(r, by.eight), make_uint4(pair[0][i], pair[1][i], pair[2][i], pair[3][i]));
       at += by.STEP * stride, stage += THREADS * Piece<E>::BYTES;
     }
-    return infinite;
+    return zero != 0.0f;
   }
 
   __device__ __forceinline__ bool convert_tile(const Cursor& at, int stage) const {
@@ -242,28 +248,14 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
   }
 
   // S and z into their operands; where there is `instead` that S.
-  __device__ __forceinline__ void store_operand(const Sums& sums, const float* sums_z, const float* instead) const {
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int k = (row * MT + m) * 16 + half * 8 + g;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          float x[2];
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            const int v = first_column + (group * NT + n) * 8 + 2 * t + e;
-            x[e] = sums[m][n][half * 2 + e];
-            const float other = load_if(instead && k < a.key && v < a.value, instead + k * a.value + v);
-            if (instead) x[e] = other;
-          }
-          u32 pair[TA];
-          split<TA>(x[0], x[1], pair);
-#pragma unroll
-          for (int i = 0; i < TA; i++) store_shared(s_operand().term(i).at(k, group * NT + n) + t * 4, pair[i]);
-        }
-      }
+  __device__ __forceinline__ void store_operand(Sums& sums, const float* sums_z, const float* instead) const {
+    if (instead) {
+      Sums other;
+      each_s(other, [&](float& x, int at, bool inside) { x = load_if(inside, instead + at); });
+      store_s(other);
+    } else {
+      store_s(sums);
+    }
     each_z([&](int k) {
       if (k % 2) return;
       u32 pair[TA];
@@ -271,6 +263,22 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
 #pragma unroll
       for (int i = 0; i < TA; i++) store_shared(shared + Z_AT + (i * KT + k) * 2, pair[i]);
     });
+  }
+
+  __device__ __forceinline__ void store_s(const Sums& sums) const {
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int k = (row * MT + m) * 16 + half * 8 + g;
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          u32 pair[TA];
+          split<TA>(sums[m][n][half * 2], sums[m][n][half * 2 + 1], pair);
+#pragma unroll
+          for (int i = 0; i < TA; i++) store_shared(s_operand().term(i).at(k, group * NT + n) + t * 4, pair[i]);
+        }
+      }
   }
 
   // --- products
@@ -381,26 +389,28 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     }
   }
 
-  // S += K^T V, z += K^T 1.
+  // S += K^T V, z += K^T 1: 16 rows of K at a time, summed over the tile first.
   __device__ __forceinline__ void add_tokens(Sums& sums) const {
     const u32 ones[1][2] = {{ONES, ONES}};
-#pragma unroll 1
-    for (int tokens = 0; tokens < C; tokens += 16) {
-      u32 vs[NT][TV][2];
-      load_b(vs, v_operand(), tokens, group * NT * 8, lane);
 #pragma unroll
-      for (int m = 0; m < MT; m++) {
-        u32 ks[TA][4];
+    for (int m = 0; m < MT; m++) {
+      float sum[NT][4], sum_z[4];
+      clear(sum), clear(sum_z);
+#pragma unroll 1
+      for (int tokens = 0; tokens < C; tokens += 16) {
+        u32 vs[NT][TV][2], ks[TA][4];
+        load_b(vs, v_operand(), tokens, group * NT * 8, lane);
         load_a_transposed(ks, k_operand(), (row * MT + m) * 16, tokens, lane);
 #pragma unroll
-        for (int n = 0; n < NT; n++) add_product(sums[m][n], ks, vs[n]);
-        if (normalised()) {
-          float sum[4] = {0, 0, 0, 0};
-          add_product(sum, ks, ones);
-          float* at = z + (row * MT + m) * 16 + g;
-          if (group == 0 && t == 0) at[0] += sum[0], at[8] += sum[2];
-        }
+        for (int n = 0; n < NT; n++) mma_terms(sum[n], ks, vs[n]);
+        if (normalised()) mma_terms(sum_z, ks, ones);
       }
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[m][n][i] += sum[n][i];
+      float* at = z + (row * MT + m) * 16 + g;
+      if (normalised() && group == 0 && t == 0) at[0] += sum_z[0], at[8] += sum_z[2];
     }
   }
 
@@ -422,7 +432,7 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           const float i = inter[n][half * 2 + e], j = intra[n][half * 2 + e];
-          x[e] = a.normaliser == PER_CHUNK ? i * by_past + j * by_now : (i + j) * by_now;
+          x[e] = i * by_past + j * by_now;
         }
         if (a.paired && left > 0) {
           if (sizeof(Bits) == 2) *(u32*)(to + column) = E::narrow(x[0]) | (u32)E::narrow(x[1]) << 16;
