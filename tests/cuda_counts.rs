@@ -1,10 +1,12 @@
 //! What a prefill's kernel does, counted by the emulator: bytes that are moved, and the time that an H200 would need for its
-//! instructions if nothing else held it up. By itself, for the counts are the process's.
+//! instructions if nothing else held it up. By themselves and one after the other, for the counts are the process's.
 
 mod common;
 mod cuda_common;
 
-use chunkwise::cuda::{Attention, Buffer, Forward, State, Stream};
+use std::sync::{Mutex, PoisonError};
+
+use chunkwise::cuda::{Attention, Buffer, DecodeStep, Forward, State, Stream};
 use chunkwise::{Config, Normaliser, Precision};
 use common::*;
 use cuda_common::Emulator;
@@ -19,8 +21,11 @@ const PRODUCTS: f64 = 0.62 * 2.0 * 1024.0 / 2048.0;
 /// Bytes of shared memory that one reads or writes in a clock, as wavefronts.
 const WAVEFRONTS: f64 = 1.0;
 
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 #[test]
 fn bytes_and_instructions() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let emulator = Emulator::get();
     let device = emulator.open().expect("the emulator's device");
     for (dim, floor) in [(64, 62.0), (128, 125.0)] {
@@ -69,5 +74,33 @@ fn bytes_and_instructions() {
             counted.ldmatrix / tiles / panels,
             counted.shared_wavefronts / tiles / panels,
         ));
+    }
+}
+
+/// One token reads the state once and writes it once, in whole sectors.
+#[test]
+fn decode_passes_over_the_state_once() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let emulator = Emulator::get();
+    let device = emulator.open().expect("the emulator's device");
+    for dim in [64, 128] {
+        let config = Config::new(1, 1, 2, dim, dim, Normaliser::None);
+        let attention = Attention::new(&device, config).expect("a configuration");
+        let case = Case::new(config, 1);
+        let upload = |x: &[f32]| Buffer::from_slice(&device, &narrow::<bf16>(x)).expect("memory");
+        let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
+        let mut state = Buffer::zeros(&device, attention.state_len()).expect("memory");
+        emulator.reset_counters();
+        let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), state.slice_mut());
+        attention.decode(DecodeStep { q, k, v, state, o: o.slice_mut() }, Stream::DEFAULT).expect("a launch");
+        device.synchronize(Stream::DEFAULT).expect("no fault");
+        let counted = emulator.counters();
+        let (states, row) = (4 * attention.state_len() as u64, 2 * 2 * dim as u64);
+        // A few threads share an element of v.
+        let groups = (256 / dim.min(64)) as u64;
+        assert_eq!(counted.global_read, states + (2 + groups) * row, "bytes read, K = V = {dim}");
+        assert_eq!(counted.global_written, states + row, "bytes written, K = V = {dim}");
+        let whole = (2 * states).div_ceil(32) + 8 * 2 * groups * dim as u64 / 16;
+        assert!(counted.global_sectors <= whole, "{} sectors for {whole}", counted.global_sectors);
     }
 }
