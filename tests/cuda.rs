@@ -476,6 +476,34 @@ fn bits() {
     }
 }
 
+/// Whatever order warps and blocks run in. Other tests run in it meanwhile, and must not notice either.
+#[test]
+fn any_order_gives_the_same_bits() {
+    let emulator = Emulator::get();
+    let device = &emulator.open().expect("the emulator's device");
+    for normaliser in normalisers(&[30, 64, 100]) {
+        // Two panels of V: both read a state that one of them overwrites.
+        let config = Config::new(1, 150, 2, 24, 70, normaliser);
+        let case = Case::new(config, 11);
+        let run = |schedule: i32| {
+            emulator.schedule(schedule, schedule as u64);
+            let mut run = Run::<f32>::new(device, &case);
+            run.state = explained(Buffer::zeros(device, run.attention.state_len()));
+            run.carry(device, 0..77, false);
+            run.carry(device, 77..79, true);
+            run.carry(device, 79..150, false);
+            (run.outputs(), run.states())
+        };
+        let (o, state) = run(0);
+        for schedule in 1..4 {
+            let (other, other_state) = run(schedule);
+            assert_eq!(first_difference(&other, &o), None, "schedule {schedule}, {normaliser:?}");
+            assert_eq!(first_difference(&other_state, &state), None, "schedule {schedule}, {normaliser:?}");
+        }
+    }
+    emulator.schedule(0, 0);
+}
+
 /// What is refused, and that nothing is written then.
 #[test]
 fn errors() {

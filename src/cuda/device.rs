@@ -179,7 +179,7 @@ impl Device {
             return Ok(*function);
         }
         let driver = self.driver();
-        let (name, ptx) = kernel.module(self.capability());
+        let (name, ptx) = kernel.module();
         let module = match loaded.modules.get(name) {
             Some(module) => *module,
             None => {

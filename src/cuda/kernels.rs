@@ -1,6 +1,6 @@
 //! The kernels that are shipped: PTX, made of `kernels/*.cu` by `scripts/ptx`, compiled by the driver at the first launch.
 //!
-//! `sm_80` runs on every GPU from Ampere (compute capability 8.0) on. `sm_90a` is for Hopper (9.0) alone, where there is one.
+//! `sm_80` runs on every GPU from Ampere (compute capability 8.0) on.
 
 use std::ffi::CStr;
 
@@ -64,9 +64,8 @@ macro_rules! ptx {
 }
 
 impl Kernel {
-    /// Its module, by name, and the text for a GPU, which ends with a zero.
-    pub(super) fn module(self, capability: (i32, i32)) -> (&'static str, &'static [u8]) {
-        let _ = capability;
+    /// Its module, by name, and the text, which ends with a zero.
+    pub(super) fn module(self) -> (&'static str, &'static [u8]) {
         match self {
             Kernel::Prefill { kind: Kind::F32, dot: true, .. } => ptx!("sm_80", "prefill_f32_dot"),
             Kernel::Prefill { kind: Kind::Bf16, dot: true, .. } => ptx!("sm_80", "prefill_bf16_dot"),

@@ -247,25 +247,8 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     for (int i = threadIdx.x; i < a.key * columns; i += THREADS) f(i / columns * a.value + first_column + i % columns);
   }
 
-  // S and z into their operands; where there is `instead` that S.
-  __device__ __forceinline__ void store_operand(Sums& sums, const float* sums_z, const float* instead) const {
-    if (instead) {
-      Sums other;
-      each_s(other, [&](float& x, int at, bool inside) { x = load_if(inside, instead + at); });
-      store_s(other);
-    } else {
-      store_s(sums);
-    }
-    each_z([&](int k) {
-      if (k % 2) return;
-      u32 pair[TA];
-      split<TA>(sums_z[k], sums_z[k + 1], pair);
-#pragma unroll
-      for (int i = 0; i < TA; i++) store_shared(shared + Z_AT + (i * KT + k) * 2, pair[i]);
-    });
-  }
-
-  __device__ __forceinline__ void store_s(const Sums& sums) const {
+  // S and z into their operands; where there is `instead` that S. By one path for both: two take more registers.
+  __device__ __forceinline__ void store_operand(const Sums& sums, const float* sums_z, const float* instead) const {
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -273,12 +256,26 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
         const int k = (row * MT + m) * 16 + half * 8 + g;
 #pragma unroll
         for (int n = 0; n < NT; n++) {
+          float x[2];
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            const int v = first_column + (group * NT + n) * 8 + 2 * t + e;
+            const float other = load_if(instead && k < a.key && v < a.value, instead + k * a.value + v);
+            x[e] = instead ? other : sums[m][n][half * 2 + e];
+          }
           u32 pair[TA];
-          split<TA>(sums[m][n][half * 2], sums[m][n][half * 2 + 1], pair);
+          split<TA>(x[0], x[1], pair);
 #pragma unroll
           for (int i = 0; i < TA; i++) store_shared(s_operand().term(i).at(k, group * NT + n) + t * 4, pair[i]);
         }
       }
+    each_z([&](int k) {
+      if (k % 2) return;
+      u32 pair[TA];
+      split<TA>(sums_z[k], sums_z[k + 1], pair);
+#pragma unroll
+      for (int i = 0; i < TA; i++) store_shared(shared + Z_AT + (i * KT + k) * 2, pair[i]);
+    });
   }
 
   // --- products
