@@ -543,25 +543,24 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
 };
 
 #define CONCAT(a, b) a##b
-#define ENTRY(KT, R, G, NT, BLOCKS)                                                                        \
-  extern "C" __global__ void __launch_bounds__(32 * R * G, BLOCKS)                                         \
-      CONCAT(prefill_, KT)(const __grid_constant__ Args args) {                                            \
-    extern __shared__ __align__(1024) unsigned char shared[];                                              \
-    Prefill<ELEMENT, OF_PHI, OF_VALUE, KT, R, G, NT>(args, shared).run();                \
+#define ENTRY(KT, R, G, NT)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(32 * R * G, 1) CONCAT(prefill_, KT)(const __grid_constant__ Args args) { \
+    extern __shared__ __align__(1024) unsigned char shared[];                                                 \
+    Prefill<ELEMENT, OF_PHI, OF_VALUE, KT, R, G, NT>(args, shared).run();                                     \
   }
 
-// K's columns; warps along a tile's rows and along V's columns, n-tiles of a warp; blocks on a multiprocessor. As many rows as
-// fit shared memory of 99 KB without stages, the least that a supported GPU has: as `VARIANTS` in attention.rs.
+// K's columns; warps along a tile's rows and along V's columns, n-tiles of a warp. As many rows as fit shared memory of 99 KB
+// without stages, the least that a supported GPU has: as `Variant::new` in attention.rs.
 #if OF_PHI == 1
-ENTRY(64, 4, 2, 4, 1)
-ENTRY(128, 4, 2, 4, 1)
-ENTRY(256, 4, 2, 2, 1)
+ENTRY(64, 4, 2, 4)
+ENTRY(128, 4, 2, 4)
+ENTRY(256, 4, 2, 2)
 #elif OF_PHI == 2
-ENTRY(64, 4, 2, 4, 1)
-ENTRY(128, 2, 4, 2, 1)
-ENTRY(256, 2, 2, 1, 1)
+ENTRY(64, 4, 2, 4)
+ENTRY(128, 2, 4, 2)
+ENTRY(256, 2, 2, 1)
 #else
-ENTRY(64, 2, 4, 2, 1)
-ENTRY(128, 2, 4, 1, 1)
-ENTRY(256, 1, 2, 1, 1)
+ENTRY(64, 2, 4, 2)
+ENTRY(128, 2, 4, 1)
+ENTRY(256, 1, 2, 1)
 #endif
