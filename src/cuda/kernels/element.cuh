@@ -81,15 +81,6 @@ template <class E> struct Piece {
     for (int i = 0; i < BYTES / 16; i++) piece.bits[i] = ((const uint4*)at)[i];
     return piece;
   }
-  DEVICE Piece load_shared(u32 at) {
-    Piece piece;
-#pragma unroll
-    for (int i = 0; i < BYTES / 16; i++) {
-      uint4& x = piece.bits[i];
-      asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at + i * 16) : "memory");
-    }
-    return piece;
-  }
 
   __device__ __forceinline__ void widen(float (&x)[8]) const {
     constexpr int PER_WORD = 32 / BYTES;
