@@ -46,7 +46,7 @@ fn bytes_and_instructions() {
                 Stream::DEFAULT,
             )
             .expect("a launch");
-        device.synchronize(Stream::DEFAULT).expect("no fault");
+        device.synchronize(Stream::DEFAULT).unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
         let counted = emulator.counters();
         let panels = dim.div_ceil(64) as u64;
         let tensor = (2 * LEN * dim) as u64;
@@ -93,7 +93,7 @@ fn decode_passes_over_the_state_once() {
         emulator.reset_counters();
         let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), state.slice_mut());
         attention.decode(DecodeStep { q, k, v, state, o: o.slice_mut() }, Stream::DEFAULT).expect("a launch");
-        device.synchronize(Stream::DEFAULT).expect("no fault");
+        device.synchronize(Stream::DEFAULT).unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
         let counted = emulator.counters();
         let (states, row) = (4 * attention.state_len() as u64, 2 * 2 * dim as u64);
         // A few threads share an element of v.

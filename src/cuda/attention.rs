@@ -6,7 +6,7 @@ use std::ptr::from_mut;
 
 use super::device::{Device, Stream};
 use super::error::{Error, Result};
-use super::kernels::{Kernel, Kind};
+use super::kernels::{Kernel, Kind, Products};
 use super::memory::{Slice, SliceMut};
 use crate::attention::{Config, Precision};
 use crate::element::Element;
@@ -92,22 +92,22 @@ struct Variant {
 }
 
 impl Variant {
-    fn new(kind: Kind, dot: bool, key: usize) -> Self {
-        let terms = match (kind, dot) {
-            (_, true) => (1, 1),
-            (Kind::Bf16, _) => (2, 1),
-            (Kind::F16, _) => (2, 2),
-            (Kind::F32, _) => (3, 3),
+    fn new(kind: Kind, products: Products, key: usize) -> Self {
+        let terms = match (products, kind) {
+            (Products::Dot | Products::WarpgroupDot, _) => (1, 1),
+            (Products::Exact, Kind::Bf16) => (2, 1),
+            (Products::Exact, Kind::F16) => (2, 2),
+            (Products::Exact, Kind::F32) => (3, 3),
         };
         let key = if key <= 64 { 64 } else { key.next_power_of_two() };
-        let (rows, groups, eights) = match (terms.0, key) {
-            (1, 64 | 128) => (4, 2, 4),
-            (1, _) => (4, 2, 2),
-            (2, 64) => (4, 2, 4),
-            (2, 128) => (2, 4, 2),
-            (2, _) => (2, 2, 1),
-            (_, 64) => (2, 4, 2),
-            (_, 128) => (2, 4, 1),
+        let (rows, groups, eights) = match (products, terms.0, key) {
+            (Products::WarpgroupDot, _, 128) => (4, 2, 8),
+            (Products::WarpgroupDot, ..) | (_, 1, 64 | 128) | (_, 2, 64) => (4, 2, 4),
+            (_, 1, _) => (4, 2, 2),
+            (_, 2, 128) => (2, 4, 2),
+            (_, 2, _) => (2, 2, 1),
+            (.., 64) => (2, 4, 2),
+            (.., 128) => (2, 4, 1),
             _ => (1, 2, 1),
         };
         Self { terms, key, rows, groups, eights }
@@ -313,12 +313,16 @@ impl Attention {
         self.chunk() <= self.variant(Kind::F32).tokens()
     }
 
-    fn dot(&self) -> bool {
-        self.config.precision == Precision::Bf16Dot
+    fn products(&self) -> Products {
+        match (self.config.precision, self.device.capability()) {
+            (Precision::F32, _) => Products::Exact,
+            (Precision::Bf16Dot, (9, 0)) => Products::WarpgroupDot,
+            (Precision::Bf16Dot, _) => Products::Dot,
+        }
     }
 
     fn variant(&self, kind: Kind) -> Variant {
-        Variant::new(kind, self.dot(), self.config.key)
+        Variant::new(kind, self.products(), self.config.key)
     }
 
     fn extent(&self, len: usize, dim: usize) -> Extent {
@@ -427,7 +431,7 @@ impl Attention {
             scale: self.config.scale,
         };
         let shared = variant.shared_len() + stages * variant.stage_len(kind);
-        let kernel = Kernel::Prefill { kind, dot: self.dot(), key: variant.key };
+        let kernel = Kernel::Prefill { kind, products: self.products(), key: variant.key };
         let launch = |args: &mut PrefillArgs, segments: usize| {
             let grid = [rows as u32, panels as u32, segments as u32];
             let arguments = [from_mut(args).cast::<c_void>()];

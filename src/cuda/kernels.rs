@@ -1,6 +1,6 @@
 //! The kernels that are shipped: PTX, made of `kernels/*.cu` by `scripts/ptx`, compiled by the driver at the first launch.
 //!
-//! `sm_80` runs on every GPU from Ampere (compute capability 8.0) on.
+//! `sm_80` runs on every GPU from Ampere (compute capability 8.0) on, `sm_90a` on Hopper (9.0) only.
 
 use std::ffi::CStr;
 
@@ -36,13 +36,24 @@ impl Kind {
     }
 }
 
+/// How a prefill multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Products {
+    /// As precisely as f32 does.
+    Exact,
+    /// Operands rounded to bf16.
+    Dot,
+    /// The same, by Hopper's wgmma.
+    WarpgroupDot,
+}
+
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
-    /// Of q, k, v and o of a type; with operands rounded to bf16 or not; for rows of q and k of up to so many elements.
+    /// Of q, k, v and o of a type; for rows of q and k of up to so many elements.
     Prefill {
         kind: Kind,
-        dot: bool,
+        products: Products,
         key: usize,
     },
     Decode,
@@ -59,24 +70,31 @@ pub(super) enum Kernel {
 
 macro_rules! ptx {
     ($arch:literal, $name:literal) => {
-        ($name, concat!(include_str!(concat!("ptx/", $arch, "/", $name, ".ptx")), "\0").as_bytes())
+        (concat!($name, " of ", $arch), concat!(include_str!(concat!("ptx/", $arch, "/", $name, ".ptx")), "\0").as_bytes())
     };
 }
 
 impl Kernel {
     /// Its module, by name, and the text, which ends with a zero.
     pub(super) fn module(self) -> (&'static str, &'static [u8]) {
+        use Kind::{Bf16, F16, F32};
+        use Products::{Dot, Exact, WarpgroupDot};
         match self {
-            Kernel::Prefill { kind: Kind::F32, dot: true, .. } => ptx!("sm_80", "prefill_f32_dot"),
-            Kernel::Prefill { kind: Kind::Bf16, dot: true, .. } => ptx!("sm_80", "prefill_bf16_dot"),
-            Kernel::Prefill { kind: Kind::F16, dot: true, .. } => ptx!("sm_80", "prefill_f16_dot"),
-            Kernel::Prefill { kind: Kind::F32, .. } => ptx!("sm_80", "prefill_f32"),
-            Kernel::Prefill { kind: Kind::Bf16, .. } => ptx!("sm_80", "prefill_bf16"),
-            Kernel::Prefill { kind: Kind::F16, .. } => ptx!("sm_80", "prefill_f16"),
+            Kernel::Prefill { kind, products, .. } => match (kind, products) {
+                (F32, Exact) => ptx!("sm_80", "prefill_f32"),
+                (Bf16, Exact) => ptx!("sm_80", "prefill_bf16"),
+                (F16, Exact) => ptx!("sm_80", "prefill_f16"),
+                (F32, Dot) => ptx!("sm_80", "prefill_f32_dot"),
+                (Bf16, Dot) => ptx!("sm_80", "prefill_bf16_dot"),
+                (F16, Dot) => ptx!("sm_80", "prefill_f16_dot"),
+                (F32, WarpgroupDot) => ptx!("sm_90a", "prefill_f32_dot"),
+                (Bf16, WarpgroupDot) => ptx!("sm_90a", "prefill_bf16_dot"),
+                (F16, WarpgroupDot) => ptx!("sm_90a", "prefill_f16_dot"),
+            },
             Kernel::Decode | Kernel::Scan | Kernel::Snapshot => ptx!("sm_80", "decode"),
-            Kernel::Dense { kind: Kind::F32, .. } => ptx!("sm_80", "dense_f32"),
-            Kernel::Dense { kind: Kind::Bf16, .. } => ptx!("sm_80", "dense_bf16"),
-            Kernel::Dense { kind: Kind::F16, .. } => ptx!("sm_80", "dense_f16"),
+            Kernel::Dense { kind: F32, .. } => ptx!("sm_80", "dense_f32"),
+            Kernel::Dense { kind: Bf16, .. } => ptx!("sm_80", "dense_bf16"),
+            Kernel::Dense { kind: F16, .. } => ptx!("sm_80", "dense_f16"),
             Kernel::LayerNorm | Kernel::Mean => ptx!("sm_80", "norm"),
         }
     }

@@ -11,12 +11,14 @@ typedef long long i64;
 // Bits of each type, widened exactly and rounded to nearest even.
 struct F32 {
   typedef u32 Bits;
+  static constexpr bool IS_BF16 = false;
   DEVICE float widen(u32 x) { return __uint_as_float(x); }
   DEVICE u32 narrow(float x) { return __float_as_uint(x); }
 };
 
 struct Bf16 {
   typedef u16 Bits;
+  static constexpr bool IS_BF16 = true;
   DEVICE float widen(u16 x) { return __uint_as_float((u32)x << 16); }
   DEVICE u16 narrow(float x) {
     u16 y;
@@ -27,6 +29,7 @@ struct Bf16 {
 
 struct F16 {
   typedef u16 Bits;
+  static constexpr bool IS_BF16 = false;
   DEVICE float widen(u16 x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
@@ -72,30 +75,46 @@ DEVICE void store_if(bool condition, float* at, float x) {
 
 // Eight neighbours of a row at once, 16 or 32 bytes that are aligned.
 template <class E> struct Piece {
-  static constexpr int BYTES = 8 * (int)sizeof(typename E::Bits);
-  uint4 bits[BYTES / 16];
+  static constexpr int BYTES = 8 * (int)sizeof(typename E::Bits), PER_WORD = 32 / BYTES;
+  u32 words[BYTES / 4];
 
   DEVICE Piece load(const void* at) {
     Piece piece;
 #pragma unroll
-    for (int i = 0; i < BYTES / 16; i++) piece.bits[i] = ((const uint4*)at)[i];
+    for (int i = 0; i < BYTES / 16; i++) piece.set(i, ((const uint4*)at)[i]);
+    return piece;
+  }
+  DEVICE Piece load_shared(u32 at) {
+    Piece piece;
+#pragma unroll
+    for (int i = 0; i < BYTES / 16; i++) {
+      uint4 x;
+      asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at + i * 16) : "memory");
+      piece.set(i, x);
+    }
+    return piece;
+  }
+  // The first `left` of them, from any address; zeros after them.
+  DEVICE Piece gather(const typename E::Bits* at, int left) {
+    Piece piece = {};
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (i < left) piece.words[i / PER_WORD] |= (u32)at[i] << (i % PER_WORD * 16);
     return piece;
   }
 
+  __device__ __forceinline__ void set(int i, uint4 x) {
+    words[4 * i] = x.x, words[4 * i + 1] = x.y, words[4 * i + 2] = x.z, words[4 * i + 3] = x.w;
+  }
   __device__ __forceinline__ void widen(float (&x)[8]) const {
-    constexpr int PER_WORD = 32 / BYTES;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const uint4& four = bits[i / PER_WORD / 4];
-      const int word = i / PER_WORD % 4;
-      const u32 bits = word == 0 ? four.x : word == 1 ? four.y : word == 2 ? four.z : four.w;
-      x[i] = E::widen((typename E::Bits)(bits >> (i % PER_WORD * 16)));
-    }
+    for (int i = 0; i < 8; i++) x[i] = E::widen((typename E::Bits)(words[i / PER_WORD] >> (i % PER_WORD * 16)));
   }
 };
 
 // phi, as `FeatureMap` in feature_map.rs: the same formulas in the same order.
 enum FeatureMap { ELU, RELU, IDENTITY };
+constexpr float LOG2_E = 1.442695041f;
 
 // Of N numbers at once: the choice is made once.
 template <int N> DEVICE void phi(float (&x)[N], int map, float eps) {
@@ -104,7 +123,7 @@ template <int N> DEVICE void phi(float (&x)[N], int map, float eps) {
     for (int i = 0; i < N; i++) {
       // exp by 2^(x log2 e): for x <= 0 the error is below 3e-7, absolutely.
       float below;
-      asm("ex2.approx.f32 %0, %1;" : "=f"(below) : "f"(x[i] * 1.442695041f));
+      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(below) : "f"(x[i] * LOG2_E));
       x[i] = 1.0f + (x[i] <= 0.0f ? below - 1.0f : x[i]);
     }
   } else if (map == RELU) {
@@ -123,6 +142,40 @@ DEVICE u32 pack(float low, float high) {
 DEVICE float low(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+// Of N pairs of bf16, rounded to bf16 as well: exp(min(x, 0)) + max(x, 0), where one of the two is exact and the sum rounds once.
+template <int N> DEVICE void phi_bf16(u32 (&x)[N], int map, float eps) {
+  if (map == IDENTITY) return;
+  u32 y[N];
+  if (map == ELU) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      u32 below;
+      float a, b;
+      asm("min.bf16x2 %0, %1, %2;" : "=r"(below) : "r"(x[i]), "r"(0));
+      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(a) : "f"(low(below) * LOG2_E));
+      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(b) : "f"(high(below) * LOG2_E));
+      y[i] = pack(a, b);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) y[i] = pack(eps, eps);
+  }
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    u32 above;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(above) : "r"(x[i]), "r"(0));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(x[i]) : "r"(y[i]), "r"(0x3f803f80), "r"(above));
+  }
+}
+
+// 0, or not a number where one of N pairs of bf16 is not finite.
+template <int N> DEVICE float not_finite(const u32 (&x)[N]) {
+  u32 zero = 0;
+#pragma unroll
+  for (int i = 0; i < N; i++) asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(zero) : "r"(x[i]), "r"(0));
+  return low(zero) + high(zero);
+}
+
 // Two numbers as sums of TERMS bf16 each: 8 bits of each number a term, 24 with three. What is left of an infinity is
 // nothing, not NaN.
 template <int TERMS> DEVICE void split(float a, float b, u32 (&terms)[TERMS]) {
@@ -134,4 +187,33 @@ template <int TERMS> DEVICE void split(float a, float b, u32 (&terms)[TERMS]) {
       b = isinf(high(terms[i])) ? 0.0f : b - high(terms[i]);
     }
   }
+}
+
+// Eight neighbours, or phi of them, as sums of TERMS bf16 each. `nan` becomes not a number where one is not finite.
+template <bool MAP, class E, int TERMS>
+DEVICE void operand(uint4 (&terms)[TERMS], const Piece<E>& piece, int map, float eps, float& nan) {
+  if constexpr (E::IS_BF16 && TERMS == 1) {
+    u32 x[4] = {piece.words[0], piece.words[1], piece.words[2], piece.words[3]};
+    if (MAP) phi_bf16(x, map, eps);
+    else nan += not_finite(x);
+    terms[0] = make_uint4(x[0], x[1], x[2], x[3]);
+  } else {
+    float x[8];
+    piece.widen(x);
+    if (MAP) phi(x, map, eps);
+    u32 pair[4][TERMS];
+#pragma unroll
+    for (int i = 0; i < 4; i++) split<TERMS>(x[2 * i], x[2 * i + 1], pair[i]);
+#pragma unroll
+    for (int i = 0; i < TERMS; i++) terms[i] = make_uint4(pair[0][i], pair[1][i], pair[2][i], pair[3][i]);
+    if (!MAP)
+#pragma unroll
+      for (int i = 0; i < 8; i++) nan = fmaf(x[i], 0.0f, nan);
+  }
+}
+
+// The first `left` elements of eight.
+DEVICE uint4 first(uint4 x, int left) {
+  const auto keep = [&](u32 pair, int left) { return left > 1 ? pair : left > 0 ? pair & 0xffffu : 0u; };
+  return make_uint4(keep(x.x, left), keep(x.y, left - 2), keep(x.z, left - 4), keep(x.w, left - 6));
 }

@@ -5,17 +5,16 @@
 #pragma once
 #include "element.cuh"
 
-// Rows of COLUMNS bf16, in blocks of at most 64 columns. Within a block the 16 bytes of eight columns are moved about, so
-// that neither eight rows of one column nor one row fall on the same banks (TMA's and wgmma's swizzle of 128, 64 or 32 bytes).
-template <int ROWS, int COLUMNS> struct Matrix {
-  static constexpr int ROW = COLUMNS >= 64 ? 128 : COLUMNS * 2;
-  static constexpr int BYTES = ROWS * COLUMNS * 2;
+// Rows of COLUMNS bf16, in blocks of BLOCK columns. Within a block the 16 bytes of eight columns are moved about, so that
+// neither eight rows of one column nor one row fall on the same banks (TMA's and wgmma's swizzle of 128, 64 or 32 bytes).
+template <int ROWS, int COLUMNS, int BLOCK = COLUMNS < 64 ? COLUMNS : 64> struct Matrix {
+  static constexpr int BLOCK_COLUMNS = BLOCK, BLOCKS = COLUMNS / BLOCK, ROW = BLOCK * 2, BLOCK_BYTES = ROWS * ROW, BYTES = ROWS * COLUMNS * 2;
   u32 base;
 
   // Where columns 8 eight .. 8 eight + 7 of a row lie.
   __device__ __forceinline__ u32 at(int row, int eight) const {
     const u32 off = row * ROW + eight % (ROW / 16) * 16;
-    return base + eight / (ROW / 16) * (ROWS * ROW) + (off ^ ((off >> 3) & (ROW - 16)));
+    return base + eight / (ROW / 16) * BLOCK_BYTES + (off ^ ((off >> 3) & (ROW - 16)));
   }
   __device__ __forceinline__ Matrix term(int i) const { return Matrix{base + i * BYTES}; }
 };

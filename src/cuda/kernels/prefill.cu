@@ -18,7 +18,10 @@
 //
 // PerChunk keeps the sums of the current chunk apart from those of the finished ones. Where each chunk is one tile, the first
 // are zero whenever a tile begins. Otherwise (`apart`) registers hold the current chunk's, and memory the others.
-#include "matrix.cuh"
+#include "products.cuh"
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#include "wgmma.cuh"
+#endif
 
 enum Normaliser { NONE, GLOBAL, PER_CHUNK };
 
@@ -55,64 +58,34 @@ struct Cursor {
     if (chunk && chunk - fill < rows) rows = chunk - fill;
     return rows;
   }
-  __device__ __forceinline__ void advance() {
-    const int n = rows();
-    token += n;
-    fill = chunk && fill + n == chunk ? 0 : fill + n;
+  __device__ __forceinline__ void advance(int rows) {
+    token += rows;
+    fill = chunk && fill + rows == chunk ? 0 : fill + rows;
   }
 };
 
-template <int N> DEVICE void clear(float (&x)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++) x[i] = 0.0f;
-}
-template <int M, int N> DEVICE void clear(float (&x)[M][N]) {
-#pragma unroll
-  for (int i = 0; i < M; i++) clear(x[i]);
-}
-template <int N> DEVICE void move(float (&to)[N], float (&from)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++) to[i] = from[i], from[i] = 0.0f;
-}
-template <int M, int N> DEVICE void move(float (&to)[M][N], float (&from)[M][N]) {
-#pragma unroll
-  for (int i = 0; i < M; i++) move(to[i], from[i]);
-}
-
-template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill {
+template <class E, class P> struct Prefill : P {
   typedef typename E::Bits Bits;
-  static constexpr int C = 16 * R, VP = 8 * NT * G, THREADS = 32 * R * G, MT = KT / 16 / R;
-  static constexpr u32 ONES = 0x3f803f80;
-  typedef Matrix<C, KT> Keys;
-  typedef Matrix<C, VP> Values;
-  typedef Matrix<KT, VP> State;
-
-  // Shared memory, in bytes from its beginning: as `Variant::shared_len` in attention.rs.
-  static constexpr int K_AT = TA * Keys::BYTES, V_AT = K_AT + TA * Keys::BYTES, S_AT = V_AT + TV * Values::BYTES,
-                       Z_AT = S_AT + TA * State::BYTES, SUMS_AT = Z_AT + TA * KT * 2, STAGES_AT = SUMS_AT + 2 * KT * 4;
+  using typename P::Keys;
+  using typename P::Sums;
+  using typename P::Values;
+  using P::C, P::KT, P::MT, P::NT, P::THREADS, P::VP, P::g, P::normalised, P::row, P::shared;
+  static constexpr int SUMS_AT = P::BYTES, STAGES_AT = SUMS_AT + 2 * KT * 4;
   static constexpr int K_STAGE = C * KT * (int)sizeof(Bits), STAGE = 2 * K_STAGE + C * VP * (int)sizeof(Bits);
 
-  // S as warps hold it: m-tiles of 16 rows of K, n-tiles of 8 columns of V.
-  typedef float Sums[MT][NT][4];
-
   const Args& a;
-  const u32 shared;
-  const int lane, g, t;   // the lane, its row of a fragment, its pair of columns
-  int group, row;         // which n-tiles, and which 16 rows of a tile and m-tiles of the state, are this warp's
   int head;               // of B H
   int first_column;
+  bool whole;             // whether rows are as wide as operands, and in stages
   float *z, *finished_z;  // [KT] in shared memory: sums of phi(k), as those of S
   const Bits *q, *k, *v;  // this head's rows
   Bits* o;
 
   __device__ __forceinline__ Prefill(const Args& args, unsigned char* memory)
-      : a(args), shared(shared_address(memory)), lane(threadIdx.x % 32), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4) {
-    const int warp = threadIdx.x / 32;
-    group = warp / R;
-    // Every other group takes them from the end: warps share a tensor core by their number, and the last rows take most.
-    row = group % 2 ? R - 1 - warp % R : warp % R;
+      : P(shared_address(memory), args.normaliser != NONE), a(args) {
     z = (float*)(memory + SUMS_AT), finished_z = z + KT;
     head = blockIdx.x, first_column = blockIdx.y * VP;
+    whole = a.stages && a.key == KT && a.value - first_column >= VP;
     const int batch = head / a.heads, of_batch = head % a.heads;
     q = (const Bits*)a.q + batch * a.q_strides.batch + of_batch * a.q_strides.head;
     k = (const Bits*)a.k + batch * a.k_strides.batch + of_batch * a.k_strides.head;
@@ -120,96 +93,125 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     o = (Bits*)a.o + batch * a.o_strides.batch + of_batch * a.o_strides.head + first_column;
   }
 
-  __device__ __forceinline__ Keys q_operand() const { return Keys{shared}; }
-  __device__ __forceinline__ Keys k_operand() const { return Keys{shared + K_AT}; }
-  __device__ __forceinline__ Values v_operand() const { return Values{shared + V_AT}; }
-  __device__ __forceinline__ State s_operand() const { return State{shared + S_AT}; }
-  __device__ __forceinline__ bool normalised() const { return a.normaliser != NONE; }
-
   // --- rows: from memory to stages to operands
 
   // How the pieces of eight columns of a tile are spread over the threads: each has one column of pieces, and every STEP-th row.
-  template <int COLUMNS> struct Spread {
-    static constexpr int ACROSS = COLUMNS / 8, STEP = THREADS / ACROSS, COUNT = (C + STEP - 1) / STEP;
-    const u32 eight = threadIdx.x % ACROSS, first = threadIdx.x / ACROSS;
+  // Eight threads in a row store to eight of the sixteen bytes' banks.
+  template <class M> struct Spread {
+    static constexpr int ACROSS = M::BLOCK_COLUMNS / 8, STEP = THREADS / ACROSS / M::BLOCKS, COUNT = (C + STEP - 1) / STEP;
+    const int first = threadIdx.x / ACROSS % STEP, eight = threadIdx.x % ACROSS + threadIdx.x / (ACROSS * STEP) * ACROSS;
   };
 
-  template <int COLUMNS>
-  __device__ __forceinline__ void copy(u32 to, const Bits* from, i64 stride, int rows, int columns) const {
-    const Spread<COLUMNS> by;
-    const uint4* at = (const uint4*)(from + by.first * stride + by.eight * 8);
-    to += threadIdx.x * Piece<E>::BYTES;
-    if ((int)by.eight * 8 >= columns) rows = 0;
-#pragma unroll
-    for (int i = 0; i < by.COUNT; i++) {
-#pragma unroll
-      for (int j = 0; j < Piece<E>::BYTES / 16; j++) copy_async_if((int)by.first + i * by.STEP < rows, to + j * 16, at + j);
-      at = (const uint4*)((const Bits*)at + by.STEP * stride), to += THREADS * Piece<E>::BYTES;
+  // Rows of a tensor that are still to be copied, from where this thread's first piece is on.
+  template <class M> struct Source {
+    const Bits* at;
+    int rows;  // 0 where this thread has no column
+
+    __device__ __forceinline__ Source(const Bits* from, const Strides& strides, i64 token, int columns) {
+      const Spread<M> by;
+      at = from + (token + by.first) * strides.token + by.eight * 8, rows = columns - by.eight * 8 > 0 ? C : 0;
     }
+    __device__ __forceinline__ void copy(u32 to, const Strides& strides, int tile_rows) {
+      const Spread<M> by;
+      const int left = (tile_rows < rows ? tile_rows : rows) - by.first;
+      const Bits* from = at;
+      to += threadIdx.x * Piece<E>::BYTES;
+#pragma unroll
+      for (int i = 0; i < by.COUNT; i++, from += by.STEP * strides.token)
+#pragma unroll
+        for (int j = 0; j < Piece<E>::BYTES; j += 16)
+          copy_async_if(i * by.STEP < left, to + i * (THREADS * Piece<E>::BYTES) + j, (const unsigned char*)from + j);
+      at += tile_rows * strides.token;
+    }
+  };
+
+  struct Sources {
+    Source<Keys> q, k;
+    Source<Values> v;
+    Cursor tile;
+  };
+
+  __device__ __forceinline__ Sources sources(const Cursor& at) const {
+    return {{q, a.q_strides, at.token, a.key}, {k, a.k_strides, at.token, a.key}, {v, a.v_strides, at.token, a.value - first_column}, at};
   }
 
-  __device__ __forceinline__ void copy_tile(const Cursor& at, int stage) const {
-    const int rows = at.rows();
+  __device__ __forceinline__ void copy_tile(Sources& from, int stage) const {
+    const int rows = from.tile.rows();
     const u32 to = shared + STAGES_AT + stage * STAGE;
-    if (a.outputs) copy<KT>(to, q + at.token * a.q_strides.token, a.q_strides.token, rows, a.key);
-    copy<KT>(to + K_STAGE, k + at.token * a.k_strides.token, a.k_strides.token, rows, a.key);
-    copy<VP>(to + 2 * K_STAGE, v + at.token * a.v_strides.token, a.v_strides.token, rows, a.value - first_column);
+    if (a.outputs) from.q.copy(to, a.q_strides, rows);
+    from.k.copy(to + K_STAGE, a.k_strides, rows);
+    from.v.copy(to + 2 * K_STAGE, a.v_strides, rows);
     // Also where there was nothing to copy: the waits count.
     copy_commit();
+    from.tile.advance(rows);
   }
 
   // From a stage, or from memory where there are none, into an operand; rows and columns beyond the tensor's are zero. Says
   // whether a number was not finite.
-  template <int COLUMNS, int TERMS, bool MAP>
-  __device__ __forceinline__ bool convert(Matrix<C, COLUMNS> to, u32 stage, const Bits* from, i64 stride, int rows,
+  template <int TERMS, bool MAP, class M>
+  __device__ __forceinline__ bool convert(M to, u32 stage, const Bits* from, const Strides& strides, i64 token, int rows,
                                           int columns) const {
-    const Spread<COLUMNS> by;
-    const int left = columns - (int)by.eight * 8;
-    const Bits* at = from + by.first * stride + by.eight * 8;
+    const Spread<M> by;
+    const int left = columns - by.eight * 8;
     stage += threadIdx.x * Piece<E>::BYTES;
     // Not a number as soon as one of them is not finite.
-    float zero = 0.0f;
+    float nan = 0.0f;
+    if constexpr (E::IS_BF16 && TERMS == 1 && C % by.STEP == 0)
+      if (whole && rows == C) {
+        // Nearly all tiles: two pieces at a time, without a condition.
+        constexpr int N = by.COUNT % 2 ? 1 : 2;
+#pragma unroll 1
+        for (int i = 0; i < by.COUNT; i += N, stage += N * THREADS * Piece<E>::BYTES)
+          operands<MAP, N>(to, by.first + i * by.STEP, by.STEP, by.eight, stage, nan);
+        return nan != 0.0f;
+      }
 #pragma unroll 1
     for (int r = by.first; r < C; r += by.STEP) {
-      float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+      uint4 terms[TERMS] = {};
       if (r < rows && left > 0) {
-        if (a.aligned) {
-          Piece<E>::load(a.stages ? __cvta_shared_to_generic(stage) : at).widen(x);
+        Piece<E> piece;
+        if (a.stages) {
+          piece = Piece<E>::load_shared(stage);
         } else {
-#pragma unroll
-          for (int i = 0; i < 8; i++)
-            if (i < left) x[i] = E::widen(at[i]);
+          const Bits* at = from + (token + r) * strides.token + by.eight * 8;
+          piece = a.aligned ? Piece<E>::load(at) : Piece<E>::gather(at, left);
         }
-        if (MAP) {
-          phi(x, a.feature_map, a.map_eps);
-          // Pieces that are not whole: phi(0) is not 0.
-          if (!a.aligned)
+        operand<MAP>(terms, piece, a.feature_map, a.map_eps, nan);
+        // phi(0) is not 0.
+        if (MAP && !a.aligned)
 #pragma unroll
-            for (int i = 0; i < 8; i++) x[i] = i < left ? x[i] : 0.0f;
-        } else {
-#pragma unroll
-          for (int i = 0; i < 8; i++) zero = fmaf(x[i], 0.0f, zero);
-        }
+          for (int i = 0; i < TERMS; i++) terms[i] = first(terms[i], left);
       }
-      u32 pair[4][TERMS];
 #pragma unroll
-      for (int i = 0; i < 4; i++) split<TERMS>(x[2 * i], x[2 * i + 1], pair[i]);
-#pragma unroll
-      for (int i = 0; i < TERMS; i++)
-        store_shared(to.term(i).at(r, by.eight), make_uint4(pair[0][i], pair[1][i], pair[2][i], pair[3][i]));
-      at += by.STEP * stride, stage += THREADS * Piece<E>::BYTES;
+      for (int i = 0; i < TERMS; i++) store_shared(to.term(i).at(r, by.eight), terms[i]);
+      stage += THREADS * Piece<E>::BYTES;
     }
-    return zero != 0.0f;
+    return nan != 0.0f;
   }
 
-  __device__ __forceinline__ bool convert_tile(const Cursor& at, int stage) const {
-    const int rows = at.rows();
+  // N pieces, `step` rows apart.
+  template <bool MAP, int N, class M>
+  __device__ __forceinline__ void operands(M to, int row, int step, int eight, u32 stage, float& nan) const {
+    u32 x[4 * N];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      const Piece<E> piece = Piece<E>::load_shared(stage + i * (THREADS * Piece<E>::BYTES));
+#pragma unroll
+      for (int j = 0; j < 4; j++) x[4 * i + j] = piece.words[j];
+    }
+    if (MAP) phi_bf16(x, a.feature_map, a.map_eps);
+    else nan += not_finite(x);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+      store_shared(to.at(row + i * step, eight), make_uint4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]));
+  }
+
+  __device__ __forceinline__ bool convert_tile(i64 token, int rows, int stage) const {
     const u32 from = shared + STAGES_AT + stage * STAGE;
-    if (a.outputs)
-      convert<KT, TA, true>(q_operand(), from, q + at.token * a.q_strides.token, a.q_strides.token, rows, a.key);
-    convert<KT, TA, true>(k_operand(), from + K_STAGE, k + at.token * a.k_strides.token, a.k_strides.token, rows, a.key);
-    return convert<VP, TV, false>(v_operand(), from + 2 * K_STAGE, v + at.token * a.v_strides.token, a.v_strides.token, rows,
-                                  a.value - first_column);
+    if (a.outputs) convert<P::TERMS, true>(this->q_operand(), from, q, a.q_strides, token, rows, a.key);
+    convert<P::TERMS, true>(this->k_operand(), from + K_STAGE, k, a.k_strides, token, rows, a.key);
+    return convert<P::VALUE_TERMS, false>(this->v_operand(), from + 2 * K_STAGE, v, a.v_strides, token, rows,
+                                          a.value - first_column);
   }
 
   // --- the state: registers, memory, operand
@@ -220,19 +222,19 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     for (int m = 0; m < MT; m++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int k = (row * MT + m) * 16 + half * 8 + g;
+        const int k = this->row_of_k(m) + half * 8;
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
           for (int e = 0; e < 2; e++) {
-            const int v = first_column + (group * NT + n) * 8 + 2 * t + e;
+            const int v = first_column + this->column(n) + e;
             f(sums[m][n][half * 2 + e], k * a.value + v, k < a.key && v < a.value);
           }
       }
   }
   // Calls f(row of K) for those whose z this thread keeps, two neighbours at a time.
   template <class F> __device__ __forceinline__ void each_z(F f) const {
-    if (normalised())
+    if (normalised)
 #pragma unroll 1
       for (int k = 2 * threadIdx.x; k < KT; k += 2 * THREADS) f(k), f(k + 1);
   }
@@ -247,206 +249,80 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     for (int i = threadIdx.x; i < a.key * columns; i += THREADS) f(i / columns * a.value + first_column + i % columns);
   }
 
-  // S and z into their operands; where there is `instead` that S. By one path for both: two take more registers.
-  __device__ __forceinline__ void store_operand(const Sums& sums, const float* sums_z, const float* instead) const {
+  // S from memory into its operand.
+  __device__ __forceinline__ void copy_state(const float* from) const {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < KT * VP / 8; i += THREADS) {
+      const int k = i / (VP / 8), eight = i % (VP / 8);
+      u32 pairs[4][P::TERMS];
 #pragma unroll
-    for (int m = 0; m < MT; m++)
+      for (int j = 0; j < 4; j++) {
+        float x[2];
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int k = (row * MT + m) * 16 + half * 8 + g;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          float x[2];
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            const int v = first_column + (group * NT + n) * 8 + 2 * t + e;
-            const float other = load_if(instead && k < a.key && v < a.value, instead + k * a.value + v);
-            x[e] = instead ? other : sums[m][n][half * 2 + e];
-          }
-          u32 pair[TA];
-          split<TA>(x[0], x[1], pair);
-#pragma unroll
-          for (int i = 0; i < TA; i++) store_shared(s_operand().term(i).at(k, group * NT + n) + t * 4, pair[i]);
+        for (int e = 0; e < 2; e++) {
+          const int v = first_column + eight * 8 + 2 * j + e;
+          x[e] = load_if(k < a.key && v < a.value, from + k * a.value + v);
         }
+        split<P::TERMS>(x[0], x[1], pairs[j]);
       }
-    each_z([&](int k) {
-      if (k % 2) return;
-      u32 pair[TA];
-      split<TA>(sums_z[k], sums_z[k + 1], pair);
 #pragma unroll
-      for (int i = 0; i < TA; i++) store_shared(shared + Z_AT + (i * KT + k) * 2, pair[i]);
-    });
-  }
-
-  // --- products
-
-  // A on and below the diagonal: 16 x 8 tiles left of the diagonal, in pairs, and the pair on it.
-  struct Scores {
-    float left[R > 1 ? R - 1 : 1][2][4], diagonal[2][4];
-  };
-
-  // scores += Q K^T, for 16 rows of K.
-  __device__ __forceinline__ void mul_keys(float (&scores)[2][4], const u32 (&qs)[TA][4], int kk, int tokens) const {
-    u32 ks[2][TA][2];
-    load_b_transposed(ks, k_operand(), kk, tokens, lane);
-    mma_terms(scores[0], qs, ks[0]);
-    mma_terms(scores[1], qs, ks[1]);
-  }
-
-  // out += Q S, norm += Q z; and scores += Q K^T where they are asked for.
-  __device__ __forceinline__ void mul_q(float (&out)[NT][4], float (&norm)[4], Scores& scores, bool with_scores) const {
-#pragma unroll 1
-    for (int kk = 0; kk < KT; kk += 16) {
-      u32 qs[TA][4], b[NT][TA][2];
-      load_a(qs, q_operand(), row * 16, kk, lane);
-      load_b(b, s_operand(), kk, group * NT * 8, lane);
-#pragma unroll
-      for (int n = 0; n < NT; n++) mma_terms(out[n], qs, b[n]);
-      if (normalised()) {
-        u32 zs[TA][2];
-#pragma unroll
-        for (int i = 0; i < TA; i++)
-#pragma unroll
-          for (int half = 0; half < 2; half++)
-            zs[i][half] = load_shared(shared + Z_AT + (i * KT + kk + half * 8 + 2 * t) * 2);
-        mma_terms(norm, qs, zs);
-      }
-      if (!with_scores) continue;
-#pragma unroll
-      for (int n = 0; n < R - 1; n++)
-        if (n < row) mul_keys(scores.left[n], qs, kk, n * 16);
-      mul_keys(scores.diagonal, qs, kk, row * 16);
+      for (int i = 0; i < P::TERMS; i++)
+        store_shared(this->s_operand().term(i).at(k, eight), make_uint4(pairs[0][i], pairs[1][i], pairs[2][i], pairs[3][i]));
     }
   }
-
-  // out += scores V, norm += the sums of its rows, for 16 rows of V, or for what is finite in them. A product's fragments are
-  // those of the next one's A.
-  __device__ __forceinline__ void mul_scores(float (&out)[NT][4], float (&norm)[4], const float (&scores)[2][4], int tokens,
-                                             bool finite) const {
-    u32 p[TA][4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      u32 pair[TA];
-      split<TA>(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1], pair);
-#pragma unroll
-      for (int j = 0; j < TA; j++) p[j][i] = pair[j];
-    }
-    if (normalised()) {
-      const u32 ones[1][2] = {{ONES, ONES}};
-      mma_terms(norm, p, ones);
-    }
-    u32 vs[NT][TV][2];
-    load_b(vs, v_operand(), tokens, group * NT * 8, lane);
-    if (finite)
-#pragma unroll
-      for (int i = 0; i < NT * TV * 2; i++) {
-        u32& pair = vs[i / (TV * 2)][i / 2 % TV][i % 2];
-        if (!isfinite(low(pair))) pair &= 0xffff0000u;
-        if (!isfinite(high(pair))) pair &= 0xffffu;
-      }
-#pragma unroll
-    for (int i = 0; i < NT; i++) mma_terms(out[i], p, vs[i]);
+  __device__ __forceinline__ void copy_z(const float* from) const {
+    each_z([&](int k) { if (k % 2 == 0) this->put_z(k, from[k], from[k + 1]); });
   }
 
-  // Likewise for all rows of V up to the diagonal.
-  __device__ __forceinline__ void mul_tril(float (&out)[NT][4], float (&norm)[4], Scores& scores, bool infinite) const {
-#pragma unroll
-    for (int n = 0; n < R - 1; n++)
-      if (n < row) mul_scores(out, norm, scores.left[n], n * 16, false);
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (i / 4 * 8 + 2 * t + i % 2 > g + i / 2 % 2 * 8) scores.diagonal[i / 4][i % 4] = 0.0f;
-    mul_scores(out, norm, scores.diagonal, row * 16, infinite);
-    if (infinite) add_infinite(out, scores.diagonal);
-  }
+  // --- outputs
 
-  // What is not finite in 16 rows of V, times what is on and below the diagonal.
-  __device__ __forceinline__ void add_infinite(float (&out)[NT][4], const float (&scores)[2][4]) const {
-#pragma unroll 1
-    for (int j = 0; j < 16; j++) {
-      float score[2];
+  // What earlier tiles give, divided by its own sums.
+  __device__ __forceinline__ void take_past(float (&past)[NT][4], float (&out)[NT][4], float (&norm)[4]) const {
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const float left = j % 2 ? scores[0][half * 2 + 1] : scores[0][half * 2];
-        const float right = j % 2 ? scores[1][half * 2 + 1] : scores[1][half * 2];
-        score[half] = __shfl_sync(~0u, j < 8 ? left : right, g * 4 + j % 8 / 2);
-      }
+    for (int half = 0; half < 2; half++) {
+      const float by = a.scale / (norm[half * 2] + a.eps);
 #pragma unroll
-      for (int n = 0; n < NT; n++) {
-        float x[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (int i = 0; i < TV; i++) {
-          const u32 pair = load_shared(v_operand().term(i).at(row * 16 + j, group * NT + n) + t * 4);
-          x[0] += low(pair), x[1] += high(pair);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          if (j <= g + i / 2 * 8 && !isfinite(x[i % 2])) out[n][i] += score[i / 2] * x[i % 2];
+      for (int i = 0; i < 2 * NT; i++) {
+        float& x = out[i / 2][half * 2 + i % 2];
+        past[i / 2][half * 2 + i % 2] = x * by, x = 0.0f;
       }
     }
+    clear(norm);
   }
 
-  // S += K^T V, z += K^T 1: 16 rows of K at a time, summed over the tile first.
-  __device__ __forceinline__ void add_tokens(Sums& sums) const {
-    const u32 ones[1][2] = {{ONES, ONES}};
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-      float sum[NT][4], sum_z[4];
-      clear(sum), clear(sum_z);
-#pragma unroll 1
-      for (int tokens = 0; tokens < C; tokens += 16) {
-        u32 vs[NT][TV][2], ks[TA][4];
-        load_b(vs, v_operand(), tokens, group * NT * 8, lane);
-        load_a_transposed(ks, k_operand(), (row * MT + m) * 16, tokens, lane);
-#pragma unroll
-        for (int n = 0; n < NT; n++) mma_terms(sum[n], ks, vs[n]);
-        if (normalised()) mma_terms(sum_z, ks, ones);
-      }
-#pragma unroll
-      for (int n = 0; n < NT; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) sums[m][n][i] += sum[n][i];
-      float* at = z + (row * MT + m) * 16 + g;
-      if (normalised() && group == 0 && t == 0) at[0] += sum_z[0], at[8] += sum_z[2];
-    }
-  }
-
-  __device__ __forceinline__ void write_outputs(const Cursor& at, const float (&inter)[NT][4], const float (&past)[4],
-                                                const float (&intra)[NT][4], const float (&now)[4]) const {
-    const int rows = at.rows();
+  // past + out, divided by its sums where there are any.
+  __device__ __forceinline__ void write_outputs(i64 token, int rows, const float (&out)[NT][4], const float (&norm)[4],
+                                                const float (&past)[NT][4]) const {
+    const bool pairs = a.paired && a.value - first_column >= VP;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int r = row * 16 + half * 8 + g;
       if (r >= rows) continue;
-      float by_past = a.scale, by_now = a.scale;
-      if (a.normaliser == GLOBAL) by_past = by_now = a.scale / (past[half * 2] + now[half * 2] + a.eps);
-      if (a.normaliser == PER_CHUNK) by_past /= past[half * 2] + a.eps, by_now /= now[half * 2] + a.eps;
-      Bits* to = o + (at.token + r) * a.o_strides.token;
+      const float by = normalised ? a.scale / (norm[half * 2] + a.eps) : a.scale;
+      float x[NT][2];
 #pragma unroll
-      for (int n = 0; n < NT; n++) {
-        const int column = (group * NT + n) * 8 + 2 * t, left = a.value - first_column - column;
-        float x[2];
+      for (int i = 0; i < 2 * NT; i++) x[i / 2][i % 2] = fmaf(out[i / 2][half * 2 + i % 2], by, past[i / 2][half * 2 + i % 2]);
+      Bits* to = o + (token + r) * a.o_strides.token + this->column(0);
+      if (pairs)
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-          const float i = inter[n][half * 2 + e], j = intra[n][half * 2 + e];
-          x[e] = i * by_past + j * by_now;
-        }
-        if (a.paired && left > 0) {
-          if (sizeof(Bits) == 2) *(u32*)(to + column) = E::narrow(x[0]) | (u32)E::narrow(x[1]) << 16;
-          else *(uint2*)(to + column) = make_uint2(E::narrow(x[0]), E::narrow(x[1]));
-        } else {
-          if (left > 0) to[column] = E::narrow(x[0]);
-          if (left > 1) to[column + 1] = E::narrow(x[1]);
-        }
-      }
+        for (int n = 0; n < NT; n++) write_pair(to + n * 8, x[n][0], x[n][1]);
+      else
+#pragma unroll
+        for (int i = 0; i < 2 * NT; i++)
+          if (this->column(i / 2) + i % 2 < a.value - first_column) to[i / 2 * 8 + i % 2] = E::narrow(x[i / 2][i % 2]);
     }
+  }
+  DEVICE void write_pair(Bits* to, float x, float y) {
+    if constexpr (E::IS_BF16) *(u32*)to = pack(x, y);
+    else if constexpr (sizeof(Bits) == 2) *(u32*)to = E::narrow(x) | (u32)E::narrow(y) << 16;
+    else *(float2*)to = make_float2(x, y);
   }
 
   // --- one sequence of one head, or a segment of it
 
   __device__ __forceinline__ void run() {
     const bool per_chunk = a.normaliser == PER_CHUNK;
-    const int matrix = a.key * a.value, sums_len = matrix + (normalised() ? a.key : 0);
+    const int matrix = a.key * a.value, sums_len = matrix + (normalised ? a.key : 0);
     const float* initial = a.initial ? a.initial + head * a.state_len : 0;
     float* last = a.last ? a.last + head * a.state_len : 0;
     float* segment = a.segments ? a.segments + ((i64)blockIdx.z * gridDim.x + head) * sums_len : 0;
@@ -463,8 +339,8 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
     bool apart = per_chunk && (a.chunk > C || now.fill > 0);
     float* finished = last ? last : a.finished + (i64)head * matrix;
 
-    Cursor ahead = now;
-    for (int stage = 0; stage < a.stages; stage++) copy_tile(ahead, stage), ahead.advance();
+    Sources ahead = sources(now);
+    for (int stage = 0; stage < a.stages; stage++) copy_tile(ahead, stage);
 
     // `sums` are of all tokens, or `apart` those of the current chunk; the others' S is in `finished` then, their z here.
     Sums sums = {};
@@ -483,8 +359,9 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
 
     for (int stage = 0;;) {
       const bool more = now.token < now.end;
+      const int rows = now.rows();
       // The last tile, of a chunk that will not end: what it adds is kept apart.
-      const bool tail = per_chunk && !apart && last && more && now.rows() < a.chunk;
+      const bool tail = per_chunk && !apart && last && more && rows < a.chunk;
       const bool ended = apart && now.fill == 0;
       if (ended || tail) {
         each_s(sums, [&](float& x, int at, bool inside) {
@@ -493,39 +370,42 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
         });
         each_z([&](int k) { finished_z[k] += z[k], z[k] = 0.0f; });
         apart = true;
+        __syncthreads();
       }
       if (!more) break;
 
       if (a.stages == 2) copy_wait<1>();
       if (a.stages == 1) copy_wait<0>();
-      bool infinite = convert_tile(now, stage);
-      if (a.stages) copy_tile(ahead, stage), ahead.advance();
+      bool infinite = convert_tile(now.token, rows, stage);
+      if (a.stages) copy_tile(ahead, stage);
       if (++stage >= a.stages) stage = 0;
 
       if (a.outputs) {
-        float inter[NT][4], intra[NT][4], by_past[4], by_now[4];
-        Scores scores = {};
-        clear(inter), clear(intra), clear(by_past), clear(by_now);
-        // Through S once, or `apart` through that of the finished chunks and of the current one.
-#pragma unroll 1
-        for (int pass = 0; pass <= (int)apart; pass++) {
-          if (pass) {
-            move(inter, intra), move(by_past, by_now);
-            __syncthreads();
-          }
-          store_operand(sums, pass < (int)apart ? finished_z : z, pass < (int)apart ? finished : 0);
-          infinite = __syncthreads_or(infinite);
-          mul_q(intra, by_now, scores, pass == 0);
+        float out[NT][4], norm[4], past[NT][4];
+        typename P::Scores scores = {};
+        clear(out), clear(norm), clear(past);
+        if (apart) {
+          copy_state(finished), copy_z(finished_z);
+          this->publish();
+          __syncthreads();
+          this->mul_q(out, norm, scores, false);
+          take_past(past, out, norm);
+          __syncthreads();
         }
-        if (!apart) move(inter, intra), move(by_past, by_now);
-        mul_tril(intra, by_now, scores, infinite);
-        write_outputs(now, inter, by_past, intra, by_now);
+        this->store_state(sums), copy_z(z);
+        this->publish();
+        infinite = __syncthreads_or(infinite);
+        this->mul_q(out, norm, scores, true);
+        if (per_chunk && !apart) take_past(past, out, norm);
+        this->mul_tril(out, norm, scores, infinite);
+        write_outputs(now.token, rows, out, norm, past);
       } else {
+        this->publish();
         __syncthreads();
       }
-      add_tokens(sums);
+      this->add_tokens(sums, z);
       __syncthreads();
-      now.advance();
+      now.advance(rows);
     }
     if (a.stages) copy_wait<0>();
 
@@ -543,24 +423,30 @@ template <class E, int TA, int TV, int KT, int R, int G, int NT> struct Prefill 
 };
 
 #define CONCAT(a, b) a##b
-#define ENTRY(KT, R, G, NT)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(32 * R * G, 1) CONCAT(prefill_, KT)(const __grid_constant__ Args args) { \
-    extern __shared__ __align__(1024) unsigned char shared[];                                                 \
-    Prefill<ELEMENT, OF_PHI, OF_VALUE, KT, R, G, NT>(args, shared).run();                                     \
+#define ENTRY(KT, ...)                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__::THREADS, 1) CONCAT(prefill_, KT)(const __grid_constant__ Args args) { \
+    extern __shared__ __align__(1024) unsigned char shared[];                                                               \
+    Prefill<ELEMENT, __VA_ARGS__>(args, shared).run();                                                                      \
   }
 
 // K's columns; warps along a tile's rows and along V's columns, n-tiles of a warp. As many rows as fit shared memory of 99 KB
 // without stages, the least that a supported GPU has: as `Variant::new` in attention.rs.
-#if OF_PHI == 1
-ENTRY(64, 4, 2, 4)
-ENTRY(128, 4, 2, 4)
-ENTRY(256, 4, 2, 2)
+#define MMA(KT, R, G, NT) ENTRY(KT, Products<OF_PHI, OF_VALUE, KT, R, G, NT>)
+#define WARPGROUPS(KT, G, NT) ENTRY(KT, WarpgroupProducts<KT, G, NT>)
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+WARPGROUPS(64, 2, 4)
+WARPGROUPS(128, 2, 8)
+WARPGROUPS(256, 2, 4)
+#elif OF_PHI == 1
+MMA(64, 4, 2, 4)
+MMA(128, 4, 2, 4)
+MMA(256, 4, 2, 2)
 #elif OF_PHI == 2
-ENTRY(64, 4, 2, 4)
-ENTRY(128, 2, 4, 2)
-ENTRY(256, 2, 2, 1)
+MMA(64, 4, 2, 4)
+MMA(128, 2, 4, 2)
+MMA(256, 2, 2, 1)
 #else
-ENTRY(64, 2, 4, 2)
-ENTRY(128, 2, 4, 1)
-ENTRY(256, 1, 2, 1)
+MMA(64, 2, 4, 2)
+MMA(128, 2, 4, 1)
+MMA(256, 1, 2, 1)
 #endif

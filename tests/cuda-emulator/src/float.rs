@@ -168,6 +168,11 @@ fn nan2(a: f32, b: f32, y: f32) -> f32 {
     if a.is_nan() || b.is_nan() { f32::NAN } else { y }
 }
 
+#[inline(always)]
+fn nan_or(a: f64, b: f64, y: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { y }
+}
+
 /// To 0..1, NaN to 0.
 #[inline(always)]
 pub fn saturate(x: f32) -> f32 {
@@ -330,6 +335,8 @@ pub fn pick16(name: &str, ty: Ty) -> Option<Alu> {
         "fma" => halves!(ty, a, b, c => fma_odd(a, b, c)),
         "min" => halves!(ty, a, b => f64::min(a, b)),
         "max" => halves!(ty, a, b => f64::max(a, b)),
+        "min.NaN" => halves!(ty, a, b => nan_or(a, b, f64::min(a, b))),
+        "max.NaN" => halves!(ty, a, b => nan_or(a, b, f64::max(a, b))),
         "ex2" => halves!(ty, a => f64::exp2(a)),
         "tanh" => halves!(ty, a => f64::tanh(a)),
         "neg" if matches!(ty, F16x2 | Bf16x2) => lanes!(w <- a: w => a ^ 0x8000_8000),
