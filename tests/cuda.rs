@@ -8,7 +8,7 @@ mod cuda_common;
 use chunkwise::cuda::{self, Buffer, Device, Stream};
 use chunkwise::{Config, Error, FeatureMap, Normaliser, Precision, Strides};
 use common::*;
-use cuda_common::{Emulator, devices};
+use cuda_common::{Emulator, devices, targets};
 use half::{bf16, f16};
 
 /// What went wrong, with the emulator's words.
@@ -148,20 +148,19 @@ fn gaps_are_untouched<E: Number>(case: &Case, o: &[f32]) -> bool {
     untouched(&o, &vec![sentinel; o.len()])
 }
 
-fn check_all_types(device: &Device, config: Config, seed: u64, segments: Option<usize>) {
-    for precision in [Precision::F32, Precision::Bf16Dot] {
-        let config = Config { precision, ..config };
-        check::<f32>(device, config, seed, segments);
-        check::<bf16>(device, config, seed, segments);
-        check::<f16>(device, config, seed, segments);
-    }
+fn check_all_types(target: &(Device, Precision), config: Config, seed: u64, segments: Option<usize>) {
+    let (device, precision) = target;
+    let config = Config { precision: *precision, ..config };
+    check::<f32>(device, config, seed, segments);
+    check::<bf16>(device, config, seed, segments);
+    check::<f16>(device, config, seed, segments);
 }
 
 /// Below, at and above a tile of each kernel (16, 32 and 64 tokens; K of 64, 128 and 256; panels of 16, 32 and 64 of V), aligned
 /// and not.
 #[test]
 fn all_sizes() {
-    for device in devices() {
+    for target in targets() {
         for (at, (key, value)) in
             [(64, 64), (16, 16), (20, 9), (1, 1), (128, 128), (72, 40), (256, 64), (200, 33), (256, 256)]
                 .into_iter()
@@ -172,7 +171,7 @@ fn all_sizes() {
                 let feature_map = MAPS[(at + more) % 3];
                 let heads = 1 + (at + more) % 2;
                 let config = Config { feature_map, ..Config::new(1, len, heads, key, value, normaliser) };
-                check_all_types(&device, config, at as u64, None);
+                check_all_types(&target, config, at as u64, None);
             }
         }
     }
@@ -180,11 +179,11 @@ fn all_sizes() {
 
 #[test]
 fn lengths_and_chunks() {
-    for device in devices() {
+    for target in targets() {
         for len in [0, 1, 15, 16, 63, 64, 65, 129] {
             for normaliser in normalisers(&[1, 16, 32, 64, 65, 100, 200]) {
                 let config = Config::new(1, len, 1, 24, 16, normaliser);
-                check_all_types(&device, config, len as u64, None);
+                check_all_types(&target, config, len as u64, None);
             }
         }
     }
@@ -192,7 +191,7 @@ fn lengths_and_chunks() {
 
 #[test]
 fn layouts() {
-    for device in devices() {
+    for target in targets() {
         for order in 0..6 {
             for (normaliser, gaps) in normalisers(&[20]).into_iter().zip([[0, 0, 0], [1, 2, 3], [8, 16, 8]]) {
                 let mut config = Config::new(2, 37, 3, 32, 24, normaliser);
@@ -201,28 +200,30 @@ fn layouts() {
                 config.v_strides = nested(&config, config.value, order, gaps);
                 config.o_strides = nested(&config, config.value, 5 - order, gaps);
                 config.scale = -0.3;
-                check_all_types(&device, config, order as u64, None);
+                check_all_types(&target, config, order as u64, None);
             }
         }
         // Rows of q and k that are all the same one.
         let mut config = Config::new(2, 20, 2, 16, 16, Normaliser::None);
         config.q_strides = Strides { batch: 0, token: 0, head: 0 };
-        check_all_types(&device, config, 1, None);
+        check_all_types(&target, config, 1, None);
     }
 }
 
 /// Segments that are computed at the same time: their sums, the scan, the outputs.
 #[test]
 fn segments() {
-    for device in devices() {
+    for target in targets() {
         for normaliser in normalisers(&[16]) {
             for (segments, len) in [(2, 512), (3, 1000), (4, 1024 + 3)] {
                 let config = Config::new(1, len, 2, 32, 48, normaliser);
-                let attention = explained(cuda::Attention::new(&device, config)).with_segments(segments);
+                let attention = explained(cuda::Attention::new(&target.0, config)).with_segments(segments);
                 assert_eq!(attention.segments(), segments, "cut");
-                check_all_types(&device, config, segments as u64, Some(segments));
+                check_all_types(&target, config, segments as u64, Some(segments));
             }
         }
+    }
+    for device in devices() {
         // From a state, and to the same.
         for normaliser in normalisers(&[]) {
             let case = Case::new(Config::new(1, 600, 1, 16, 80, normaliser), 5);
@@ -406,11 +407,12 @@ fn accuracy() {
 /// A NaN or an infinity at a token leaves every output before it, and other columns, untouched.
 #[test]
 fn nan_stays_in_its_future() {
-    for device in devices() {
+    for (device, precision) in targets() {
         for bad in [f32::NAN, f32::INFINITY] {
             for normaliser in normalisers(&[64, 20]) {
                 for (key, value) in [(64, 64), (128, 40)] {
-                    let case = Case::new(Config::new(1, 100, 2, key, value, normaliser), 2);
+                    let config = Config { precision, ..Config::new(1, 100, 2, key, value, normaliser) };
+                    let case = Case::new(config, 2);
                     let (clean, _) = Run::<f32>::new(&device, &case).whole();
                     for token in [0, 5, 37, 64, 99] {
                         for tensor in 0..3 {
@@ -454,11 +456,12 @@ fn nan_stays_in_its_future() {
 /// The same bits for any batch around a sequence, any strides and pieces cut at tiles.
 #[test]
 fn bits() {
-    for device in devices() {
+    for (device, precision) in targets() {
         for normaliser in normalisers(&[64]) {
-            let case = Case::new(Config::new(2, 150, 2, 64, 40, normaliser), 9);
+            let config = Config { precision, ..Config::new(2, 150, 2, 64, 40, normaliser) };
+            let case = Case::new(config, 9);
             let (o, _) = Run::<f32>::cut(&device, &case, Some(1)).whole();
-            let one = Config::new(1, 150, 1, 64, 40, normaliser);
+            let one = Config { precision, ..Config::new(1, 150, 1, 64, 40, normaliser) };
             for (b, h) in [(0, 1), (1, 0)] {
                 let single = case.rearranged(one, |_, t, _| (b, t, h));
                 let (alone, _) = Run::<f32>::cut(&device, &single, Some(1)).whole();
@@ -480,10 +483,12 @@ fn bits() {
 #[test]
 fn any_order_gives_the_same_bits() {
     let emulator = Emulator::get();
-    let device = &emulator.open().expect("the emulator's device");
-    for normaliser in normalisers(&[30, 64, 100]) {
+    let normalisers = normalisers(&[30, 64, 100]);
+    let all = targets().into_iter().flat_map(|target| normalisers.iter().map(move |n| (target.clone(), *n)));
+    for ((device, precision), normaliser) in all {
+        let device = &device;
         // Two panels of V: both read a state that one of them overwrites.
-        let config = Config::new(1, 150, 2, 24, 70, normaliser);
+        let config = Config { precision, ..Config::new(1, 150, 2, 24, 70, normaliser) };
         let case = Case::new(config, 11);
         let run = |schedule: i32| {
             emulator.schedule(schedule, schedule as u64);
@@ -507,7 +512,7 @@ fn any_order_gives_the_same_bits() {
 /// What is refused, and that nothing is written then.
 #[test]
 fn errors() {
-    let device = &Emulator::get().open().expect("the emulator's device");
+    let device = &devices()[0];
     let config = Config::new(1, 8, 2, 4, 4, Normaliser::per_chunk(4));
     let refused = |config| cuda::Attention::new(device, config).err();
     assert_eq!(refused(Config { heads: 0, ..config }), Some(Error::Zero { what: "heads" }.into()));
@@ -570,12 +575,12 @@ fn errors() {
 /// A model's chunk is part of it: the maps and their eps reach the kernels.
 #[test]
 fn options_reach_the_kernels() {
-    for device in devices() {
+    for target in targets() {
         for normaliser in [Normaliser::Global { eps: 2.0 }, Normaliser::PerChunk { chunk: 10, eps: 3.0 }] {
             let feature_map = FeatureMap::Relu { eps: 0.5 };
             let config = Config { feature_map, scale: 1.5, ..Config::new(1, 40, 1, 8, 8, normaliser) };
-            check_all_types(&device, config, 4, None);
-            decode_in::<f32>(&device, config);
+            check_all_types(&target, config, 4, None);
+            decode_in::<f32>(&target.0, config);
         }
     }
 }

@@ -70,7 +70,10 @@ pub(super) enum Kernel {
 
 macro_rules! ptx {
     ($arch:literal, $name:literal) => {
-        (concat!($name, " of ", $arch), concat!(include_str!(concat!("ptx/", $arch, "/", $name, ".ptx")), "\0").as_bytes())
+        (
+            concat!($name, " of ", $arch),
+            concat!(include_str!(concat!("ptx/", $arch, "/", $name, ".ptx")), "\0").as_bytes(),
+        )
     };
 }
 

@@ -6,6 +6,7 @@ use std::ffi::{CString, c_char, c_int};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use chunkwise::Precision;
 use chunkwise::cuda::Device;
 use libloading::Library;
 
@@ -140,9 +141,27 @@ impl Emulator {
     }
 }
 
+/// What the emulator is at first, a Hopper, and the smallest of the older GPUs that are supported: capability,
+/// multiprocessors, bytes of shared memory.
+const HOPPER: ((i32, i32), i32, i32) = ((9, 0), 132, 232_448);
+const AMPERE: ((i32, i32), i32, i32) = ((8, 6), 84, 101_376);
+
+/// The emulator as both.
+fn emulated() -> &'static [Device; 2] {
+    static DEVICES: OnceLock<[Device; 2]> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let emulator = Emulator::get();
+        // The last one is what the emulator is from then on: it takes modules for older ones as well.
+        [AMPERE, HOPPER].map(|(capability, multiprocessors, shared)| {
+            emulator.device(1, capability, multiprocessors, shared);
+            emulator.open().expect("the emulator's device")
+        })
+    })
+}
+
 /// Devices to test on: the emulator's, and the machine's own where it has one. Says which there were.
 pub(crate) fn devices() -> Vec<Device> {
-    let mut devices = vec![Emulator::get().open().expect("the emulator's device")];
+    let mut devices = vec![emulated()[1].clone()];
     match Device::open(0) {
         Ok(device) => {
             report(&format!("on {device:?} and on the emulator"));
@@ -151,4 +170,12 @@ pub(crate) fn devices() -> Vec<Device> {
         Err(error) => report(&format!("on the emulator; NOT on a GPU: {error}")),
     }
     devices
+}
+
+/// The same with what they multiply by: each kernel once, Hopper's own and the older ones.
+pub(crate) fn targets() -> Vec<(Device, Precision)> {
+    let both = |device: Device| [(device.clone(), Precision::F32), (device, Precision::Bf16Dot)];
+    let mut targets: Vec<_> = devices().into_iter().flat_map(both).collect();
+    targets.push((emulated()[0].clone(), Precision::Bf16Dot));
+    targets
 }
