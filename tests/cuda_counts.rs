@@ -9,71 +9,86 @@ use std::sync::{Mutex, PoisonError};
 use chunkwise::cuda::{Attention, Buffer, DecodeStep, Forward, State, Stream};
 use chunkwise::{Config, Normaliser, Precision};
 use common::*;
-use cuda_common::Emulator;
+use cuda_common::{Emulator, targets};
 use half::bf16;
 
 /// Multiprocessors of an H200 and their clock, in GHz.
 const MULTIPROCESSORS: f64 = 132.0;
 const CLOCK: f64 = 1.755;
-/// Warp-instructions that one issues in a clock; m16n8k16 products, at the 62 % of wgmma's rate that mma.sync is known for.
+/// Warp-instructions that one issues in a clock; m16n8k16 products of wgmma, and the part of that rate that mma.sync is known for.
 const ISSUES: f64 = 4.0;
-const PRODUCTS: f64 = 0.62 * 2.0 * 1024.0 / 2048.0;
+const PRODUCTS: f64 = 2.0 * 1024.0 / 2048.0;
+const SYNC: f64 = 0.62;
 /// Bytes of shared memory that one reads or writes in a clock, as wavefronts.
 const WAVEFRONTS: f64 = 1.0;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Hopper's own kernels, and those of all GPUs as if they ran on the same one.
 #[test]
 fn bytes_and_instructions() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let emulator = Emulator::get();
-    let device = emulator.open().expect("the emulator's device");
-    for (dim, floor) in [(64, 62.0), (128, 125.0)] {
-        // One head of many: all heads do the same.
-        const LEN: usize = 1024;
-        let config = Config::new(1, LEN, 1, dim, dim, Normaliser::None);
-        let config = Config { precision: Precision::Bf16Dot, ..config };
-        let case = Case::new(config, 1);
-        let attention = Attention::new(&device, config).expect("a configuration").with_segments(1);
-        let upload = |x: &[f32]| Buffer::from_slice(&device, &narrow::<bf16>(x)).expect("memory");
-        let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
-        let mut workspace = Buffer::zeros(&device, attention.workspace_len()).expect("memory");
-        let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), State::Zero);
-        emulator.reset_counters();
-        attention
-            .forward(
-                Forward { q, k, v, state, o: o.slice_mut(), workspace: workspace.slice_mut() },
-                Stream::DEFAULT,
-            )
-            .expect("a launch");
-        device.synchronize(Stream::DEFAULT).unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
-        let counted = emulator.counters();
-        let panels = dim.div_ceil(64) as u64;
-        let tensor = (2 * LEN * dim) as u64;
-        // Each panel reads q and k, and its columns of v; nothing else is read, and o alone is written.
-        assert_eq!(counted.global_read, tensor * (2 * panels + 1), "bytes read, K = V = {dim}");
-        assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
-        // Q K^T and A V up to the diagonal, Q S and K^T V of all rows.
-        let tiles = (LEN / 64) as u64;
-        let (scores, rows) = (20 * dim as u64 / 16, 4 * dim as u64 / 16 * 8);
-        let products = tiles * panels * (2 * scores + 10 * 4 * 2 + 2 * rows);
-        assert_eq!(counted.mma_k16, products, "products, K = V = {dim}");
-        assert_eq!(counted.shared_conflicts, 0, "bank conflicts, K = V = {dim}");
+    let targets = targets().into_iter().filter(|(_, precision)| *precision == Precision::Bf16Dot);
+    // On a GPU nothing is counted.
+    for (device, precision) in targets.filter(|(device, _)| device.name().starts_with("Emulated")) {
+        let hopper = device.capability() == (9, 0);
+        for (dim, floor) in [(64, 62.0), (128, 125.0)] {
+            // One head of many: all heads do the same.
+            const LEN: usize = 1024;
+            let config = Config::new(1, LEN, 1, dim, dim, Normaliser::None);
+            let config = Config { precision, ..config };
+            let case = Case::new(config, 1);
+            let attention = Attention::new(&device, config).expect("a configuration").with_segments(1);
+            let upload = |x: &[f32]| Buffer::from_slice(&device, &narrow::<bf16>(x)).expect("memory");
+            let (q, k, v, mut o) =
+                (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
+            let mut workspace = Buffer::zeros(&device, attention.workspace_len()).expect("memory");
+            let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), State::Zero);
+            emulator.reset_counters();
+            attention
+                .forward(
+                    Forward { q, k, v, state, o: o.slice_mut(), workspace: workspace.slice_mut() },
+                    Stream::DEFAULT,
+                )
+                .expect("a launch");
+            device
+                .synchronize(Stream::DEFAULT)
+                .unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
+            let counted = emulator.counters();
+            // Hopper's kernels take 128 columns of V at once where K is 128.
+            let panels = if hopper { 1 } else { dim.div_ceil(64) as u64 };
+            let groups = 2;
+            let tensor = (2 * LEN * dim) as u64;
+            // Each panel reads q and k, and its columns of v; nothing else is read, and o alone is written.
+            assert_eq!(counted.global_read, tensor * (2 * panels + 1), "bytes read, K = V = {dim}");
+            assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
+            // Of 16 x 8 x 16: Q K^T and A V, all of them or up to the diagonal; Q S and K^T V of all rows.
+            let tiles = (LEN / 64) as u64;
+            let (deep, wide) = (dim as u64 / 16, dim as u64 / panels / 8);
+            let (of_scores, of_tril) = if hopper { (32, 16) } else { (20, 10) };
+            let products =
+                tiles * panels * (groups * of_scores * deep + of_tril * wide + 2 * 4 * deep * wide);
+            assert_eq!(counted.mma_k16 + counted.wgmma_k16, products, "products, K = V = {dim}");
+            assert_eq!(if hopper { counted.mma_k16 } else { counted.wgmma_k16 }, 0, "of the other kind");
+            assert_eq!(counted.shared_conflicts, 0, "bank conflicts, K = V = {dim}");
 
-        // B = 8, T = 4096, H = 16.
-        let heads = 128.0 * 4096.0 / LEN as f64;
-        let time = |count: u64, rate: f64| count as f64 * heads / rate / MULTIPROCESSORS / CLOCK / 1e3;
-        report(&format!(
-            "K = V = {dim}, bf16 dot, B=8 T=4096 H=16 on an H200, by counts: issue {:.0} us, tensor cores {:.0} us, shared memory \
-             {:.0} us; the floor of memory is {floor} us. {} instructions, {} mma, {} ldmatrix, {} wavefronts a tile and panel",
-            time(counted.instructions, ISSUES),
-            time(counted.mma_k16, PRODUCTS),
-            time(counted.shared_wavefronts, WAVEFRONTS),
-            counted.instructions / tiles / panels,
-            counted.mma_k16 / tiles / panels,
-            counted.ldmatrix / tiles / panels,
-            counted.shared_wavefronts / tiles / panels,
-        ));
+            // B = 8, T = 4096, H = 16.
+            let heads = 128.0 * 4096.0 / LEN as f64;
+            let time = |count: u64, rate: f64| count as f64 * heads / rate / MULTIPROCESSORS / CLOCK / 1e3;
+            report(&format!(
+                "{device:?}, K = V = {dim}, bf16 dot, B=8 T=4096 H=16 on an H200, by counts: issue {:.0} us, tensor cores {:.0} us, \
+                 shared memory {:.0} us; the floor of memory is {floor} us. {} instructions, {} products, {} ldmatrix, {} wavefronts \
+                 a tile and panel",
+                time(counted.instructions, ISSUES),
+                time(counted.mma_k16, SYNC * PRODUCTS) + time(counted.wgmma_k16, PRODUCTS),
+                time(counted.shared_wavefronts + counted.wgmma_read / 128, WAVEFRONTS),
+                counted.instructions / tiles / panels,
+                (counted.mma_k16 + counted.wgmma_k16) / tiles / panels,
+                counted.ldmatrix / tiles / panels,
+                (counted.shared_wavefronts + counted.wgmma_read / 128) / tiles / panels,
+            ));
+        }
     }
 }
 

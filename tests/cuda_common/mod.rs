@@ -48,6 +48,8 @@ pub(crate) struct Counters {
     pub(crate) global_requests: u64,
     pub(crate) shared_conflicts: u64,
     pub(crate) shared_wavefronts: u64,
+    pub(crate) wgmma_k16: u64,
+    pub(crate) wgmma_read: u64,
 }
 
 /// What is alive, as its `Live`.

@@ -47,8 +47,12 @@ pub struct Counters {
     pub global_requests: u64,
     /// Wavefronts of shared memory beyond what the width of the accesses needs.
     pub shared_conflicts: u64,
-    /// Wavefronts of shared memory.
+    /// Wavefronts of shared memory, without those of wgmma.
     pub shared_wavefronts: u64,
+    /// wgmma in products of 16 x 8 x 16, as `mma_k16`.
+    pub wgmma_k16: u64,
+    /// Bytes of shared memory that wgmma takes, each operand once.
+    pub wgmma_read: u64,
 }
 
 impl Counters {
@@ -77,7 +81,7 @@ impl Counters {
         }
         sum!(launches, blocks, instructions, alu, control, mma_k16, mma_k8, mma_k4, ldmatrix, shared, global);
         sum!(other, cp_async, barrier, wgmma, global_read, global_written, global_sectors, global_requests);
-        sum!(shared_conflicts, shared_wavefronts);
+        sum!(shared_conflicts, shared_wavefronts, wgmma_k16, wgmma_read);
     }
 
     /// One request of global memory.

@@ -236,6 +236,8 @@ pub(crate) fn run(block: &mut Block, op: &Wgmma, group: &mut [Warp]) -> Result<(
     for at in &reads {
         block.shared.async_read(first, *at)?;
     }
+    block.counters.wgmma_k16 += (op.n / 8 * group.len()) as u64;
+    block.counters.wgmma_read += 16 * reads.len() as u64;
     let reads = Rc::new(reads);
     let adds = group[0].regs.p[op.scale_d as usize];
     if group.iter().any(|w| w.regs.p[op.scale_d as usize] != adds) || adds != 0 && adds != !0 {
