@@ -16,9 +16,10 @@ use half::bf16;
 /// Orders in which a fault may show: a race that one hides, another may not.
 const ORDERS: [Policy; 3] = [Policy::Ascending, Policy::Descending, Policy::Random];
 
-/// Columns of K and V. Those of V leave a part of the panel empty.
+/// Columns of K and V. Those of V leave a part of the panel empty, or not.
 const KEY: usize = 64;
 const VALUE: usize = 40;
+const WHOLE: usize = 64;
 
 /// Plans that are told from the others.
 const THREE_TERMS: &str = "three terms";
@@ -93,6 +94,13 @@ const BF16_DOT: Kernel = Kernel {
     stage: 64 * 3 * 64 * 2,
 };
 
+/// The same by wgmma, on Hopper.
+const WGMMA: Kernel = Kernel {
+    name: "prefill_bf16_dot of sm_90a",
+    text: include_str!("../src/cuda/ptx/sm_90a/prefill_bf16_dot.ptx"),
+    ..BF16_DOT
+};
+
 const F32: Kernel = Kernel {
     name: "prefill_f32",
     text: include_str!("../src/cuda/ptx/sm_80/prefill_f32.ptx"),
@@ -111,14 +119,25 @@ impl Kernel {
     }
 }
 
+/// What of a sequence a launch computes.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Whole,
+    /// What comes after so many tokens, from the state that they leave.
+    After(usize),
+    /// The first segment's sums, not outputs.
+    Sums,
+}
+
 /// What a launch is given, and what it must give.
 struct Plan {
     kernel: Kernel,
     name: &'static str,
     case: Case,
     stages: usize,
-    /// Only the first segment's sums are asked for, not outputs.
-    sums: bool,
+    part: Part,
+    /// The state that it begins from.
+    initial: Vec<f32>,
     want: Vec<f64>,
     size: Vec<f64>,
 }
@@ -146,28 +165,32 @@ impl Plan {
     fn new(kernel: Kernel, name: &'static str, normaliser: Normaliser, stages: usize) -> Self {
         // Three whole tiles, so that stages are used again, and a part of one.
         let len = 3 * kernel.tokens + kernel.tokens / 2 + 3;
-        let mut config = Config::new(1, len, 1, KEY, VALUE, normaliser);
-        config.feature_map = FeatureMap::Elu;
-        Self::of(kernel, name, Case::new(config, 11), stages, false)
+        let case = edges_weigh(Case::new(Config::new(1, len, 1, KEY, VALUE, normaliser), 11));
+        Self::of(kernel, name, case, stages, Part::Whole)
     }
 
-    fn of(kernel: Kernel, name: &'static str, mut case: Case, stages: usize, sums: bool) -> Self {
+    fn of(kernel: Kernel, name: &'static str, mut case: Case, stages: usize, part: Part) -> Self {
         if kernel.narrow {
             for x in [&mut case.q, &mut case.k, &mut case.v] {
                 *x = widen(&narrow::<bf16>(x));
             }
         }
+        let from = if let Part::After(from) = part { from } else { 0 };
+        let before = |case: &Case| {
+            let mut oracle = Oracle::new(&case.config);
+            oracle.run(&case.q, &case.k, &case.v, 0..from);
+            oracle
+        };
         let of = |case: &Case| {
-            if sums {
-                let mut oracle = Oracle::new(&case.config);
-                oracle.run(&case.q, &case.k, &case.v, 0..segment_len(&kernel));
-                return oracle.state();
-            }
-            let (o, state) = case.oracle();
-            [o, state].concat()
+            let mut oracle = before(case);
+            let len = if part == Part::Sums { segment_len(&kernel) } else { case.config.len };
+            let o = oracle.run(&case.q, &case.k, &case.v, from..len);
+            if part == Part::Sums { oracle.state() } else { [o, oracle.state()].concat() }
         };
         let (want, size) = (of(&case), of(&case.without_cancellation()));
-        Self { kernel, name, case, stages, sums, want, size }
+        let initial =
+            if from == 0 { Vec::new() } else { before(&case).state().iter().map(|x| *x as f32).collect() };
+        Self { kernel, name, case, stages, part, initial, want, size }
     }
 
     fn elements(&self, x: &[f32]) -> Buffer {
@@ -193,7 +216,7 @@ impl Plan {
 
     /// A launch of an entry: o and the state, or the segment's sums.
     fn launch(&self, entry: &Entry, policy: Policy) -> Result<Vec<f32>, String> {
-        let Config { len, normaliser, feature_map, scale, .. } = self.case.config;
+        let Config { len, value, normaliser, feature_map, scale, .. } = self.case.config;
         let (normaliser, chunk, eps) = match normaliser {
             Normaliser::None => (0, 0, 0.0),
             Normaliser::Global { eps } => (1, 0, eps),
@@ -203,30 +226,35 @@ impl Plan {
         let [q, k, v] = [&self.case.q, &self.case.k, &self.case.v].map(|x| self.elements(x));
         let o = self.elements(&self.case.output());
         let state = self.case.attention().state_len();
-        let last = Buffer::new(state * 4, 256, 0xff);
-        let segments = Buffer::new(2 * (KEY * VALUE + KEY) * 4, 256, 0xff);
-        let [keys, values] = [KEY, VALUE].map(|dim| [len as i64 * dim as i64, dim as i64, dim as i64]);
+        let [last, initial] = [(); 2].map(|()| Buffer::new(state * 4, 256, 0xff));
+        initial.copy_from(&self.initial.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
+        let sums = self.part == Part::Sums;
+        let from = if let Part::After(from) = self.part { from } else { 0 };
+        let row = |dim: usize| (from * dim * if self.kernel.narrow { 2 } else { 4 }) as u64;
+        let len = len - from;
+        let segments = Buffer::new(2 * (KEY * value + KEY) * 4, 256, 0xff);
+        let [keys, values] = [KEY, value].map(|dim| [len as i64 * dim as i64, dim as i64, dim as i64]);
         let args = PrefillArgs {
-            q: q.address(),
-            k: k.address(),
-            v: v.address(),
-            o: o.address(),
-            initial: 0,
+            q: q.address() + row(KEY),
+            k: k.address() + row(KEY),
+            v: v.address() + row(value),
+            o: o.address() + row(value),
+            initial: if from > 0 { initial.address() } else { 0 },
             sums: 0,
-            last: if self.sums { 0 } else { last.address() },
+            last: if sums { 0 } else { last.address() },
             finished: 0,
-            segments: if self.sums { segments.address() } else { 0 },
+            segments: if sums { segments.address() } else { 0 },
             strides: [keys, keys, values, values],
             state_len: state as i64,
             len: len as i64,
-            segment_len: if self.sums { segment_len(&self.kernel) } else { len.next_multiple_of(64) } as i64,
+            segment_len: if sums { segment_len(&self.kernel) } else { len.next_multiple_of(64) } as i64,
             heads: 1,
             key: KEY as i32,
-            value: VALUE as i32,
+            value: value as i32,
             chunk,
             normaliser,
             feature_map: if feature_map == FeatureMap::Identity { 2 } else { 0 },
-            outputs: i32::from(!self.sums),
+            outputs: i32::from(!sums),
             aligned: 1,
             paired: 1,
             stages: self.stages as i32,
@@ -237,16 +265,18 @@ impl Plan {
         let dynamic_shared = (self.kernel.shared + self.stages * self.kernel.stage) as u32;
         let grid = Grid { blocks: [1, 1, 1], threads: [256, 1, 1], dynamic_shared };
         let options = Options { policy, seed: 3, budget: 1 << 24, ..Options::default() };
-        let map = Map::new([&q, &k, &v, &o, &last, &segments].map(|b| (b.address(), b.len() as u64)));
+        let map =
+            Map::new([&q, &k, &v, &o, &initial, &last, &segments].map(|b| (b.address(), b.len() as u64)));
         let mut params = args.bytes();
         params.truncate(entry.param_bytes);
         // SAFETY: the map names these buffers, which only this launch has.
         let (_, result) = unsafe { launch(entry, &params, map, grid, options) };
         result.map_err(|fault| fault.text)?;
-        if self.sums {
-            return Ok(self.numbers(&segments, false)[..KEY * VALUE + KEY].to_vec());
+        if sums {
+            return Ok(self.numbers(&segments, false)[..KEY * value + KEY].to_vec());
         }
-        Ok([self.numbers(&o, self.kernel.narrow), self.numbers(&last, false)].concat())
+        let o = self.numbers(&o, self.kernel.narrow);
+        Ok([o[from * value..].to_vec(), self.numbers(&last, false)].concat())
     }
 
     /// The worst element beside the oracle's; what is not finite there must not be finite here, and the other way round.
@@ -287,6 +317,14 @@ impl Plan {
     }
 }
 
+/// The first and last columns of q and k are large, so that what is off by one is more than a rounding.
+fn edges_weigh(mut case: Case) -> Case {
+    for row in case.q.chunks_exact_mut(KEY).chain(case.k.chunks_exact_mut(KEY)) {
+        (row[0], row[KEY - 1]) = (row[0] + 3.0, row[KEY - 1] + 3.0);
+    }
+    case
+}
+
 /// Launches that between them reach every barrier and wait of a kernel, with what each is for.
 fn plans(kernel: Kernel) -> Vec<Plan> {
     let global = Normaliser::Global { eps: 1e-6 };
@@ -297,19 +335,29 @@ fn plans(kernel: Kernel) -> Vec<Plan> {
         // Chunks that are not tiles: outputs take a second pass, through S of the finished chunks.
         Plan::new(kernel, "two passes", Normaliser::per_chunk(100), 2),
     ];
+    // From within a chunk.
+    let case = plans[3].case.clone();
+    plans.push(Plan::of(kernel, "a chunk that has begun", case, 2, Part::After(110)));
+    if kernel.narrow {
+        // Whole tiles have a path of their own.
+        let config = Config::new(1, plans[0].case.config.len, 1, KEY, WHOLE, Normaliser::None);
+        plans.push(Plan::of(kernel, "whole tiles", edges_weigh(Case::new(config, 12)), 2, Part::Whole));
+    }
     let case = plans[0].case.clone();
     // Sums alone have a barrier of their own.
-    plans.push(Plan::of(kernel, "sums", case.clone(), 2, true));
+    plans.push(Plan::of(kernel, "sums", case.clone(), 2, Part::Sums));
     // Rows that are not finite, which some warps find and all must hear of: in both halves of the 16 x 16 on the diagonal.
     let mut case = case;
     case.v[(kernel.tokens + 5) * VALUE + 3] = f32::INFINITY;
     case.v[(kernel.tokens + 12) * VALUE + 6] = f32::INFINITY;
-    plans.push(Plan::of(kernel, INFINITY, case, 2, false));
+    plans.push(Plan::of(kernel, INFINITY, case, 2, Part::Whole));
     if !kernel.narrow {
-        // With a normaliser what the scores lack is lacking in their sum too: without one it shows.
-        for normaliser in [Normaliser::None, global] {
+        // With a normaliser what the scores lack is lacking in their sum too: without one it shows. Two passes take place where
+        // a chunk is more than a tile; an eps as large as the sums keeps what both lack from cancelling.
+        let two_passes = Normaliser::PerChunk { chunk: 64, eps: 1e8 };
+        for normaliser in [Normaliser::None, global, two_passes] {
             let config = Config { normaliser, ..plans[0].case.config };
-            let mut plan = Plan::of(kernel, THREE_TERMS, of_three_terms(config), 2, false);
+            let mut plan = Plan::of(kernel, THREE_TERMS, of_three_terms(config), 2, Part::Whole);
             let shipped = entry(&kernel.lines()).expect("what is shipped");
             let got = plan.launch(&shipped, Policy::Ascending).expect("no fault");
             let error = plan.error(&got);
@@ -331,7 +379,7 @@ fn has_three_terms(x: f32) -> bool {
 }
 
 /// Tensors whose third terms do not cancel in sums, nor do those of the scores, of S and of z: of three numbers and powers of
-/// two, which differ from token to token in k, and from column to column in v, so that a transposed one shows.
+/// two, which differ from token to token in q and k, and from column to column in v, so that a transposed one shows.
 fn of_three_terms(config: Config) -> Case {
     let config = Config { feature_map: FeatureMap::Identity, ..config };
     let find = |fits: &dyn Fn(f32) -> bool| {
@@ -344,7 +392,9 @@ fn of_three_terms(config: Config) -> Case {
     let k = find(&|k| has_three_terms(q * k) && has_three_terms(eight * k));
     let v = find(&|v| has_three_terms(eight * k * v));
     let mut case = Case::new(config, 11);
-    case.q.fill(q);
+    for (token, row) in case.q.chunks_exact_mut(KEY).enumerate() {
+        row.fill(q * 2f32.powi(token as i32 % 8));
+    }
     for (token, row) in case.k.chunks_exact_mut(KEY).enumerate() {
         row.fill(k * 4f32.powi(token as i32 % 8));
     }
@@ -424,7 +474,7 @@ fn assert_missed(missed: &[String], allowed: &[&str]) {
 /// As shipped, in every order: right, in the same bits.
 #[test]
 fn unharmed() {
-    for kernel in [BF16_DOT, F32] {
+    for kernel in [BF16_DOT, WGMMA, F32] {
         let entry = entry(&kernel.lines()).expect("what is shipped");
         assert_eq!(entry.param_bytes, 248, "PrefillArgs is no longer what the kernel takes");
         for plan in plans(kernel) {
@@ -441,7 +491,7 @@ fn unharmed() {
                     Verdict::Fault(fault) => panic!("{fault}: {}, {}, {order:?}", kernel.name, plan.name),
                 }
             }
-            if !plan.sums && plan.name != INFINITY {
+            if plan.part == Part::Whole && plan.name != INFINITY {
                 let (o, state) = plan.case.whole_and_state();
                 let error = plan.error(&[o, state].concat());
                 let allowed = if plan.name == THREE_TERMS { CUTS } else { plan.allowed() };
@@ -473,6 +523,11 @@ fn barriers_of_bf16_dot() {
 }
 
 #[test]
+fn barriers_of_wgmma() {
+    barriers(WGMMA);
+}
+
+#[test]
 fn barriers_of_f32() {
     barriers(F32);
 }
@@ -498,6 +553,23 @@ fn waits_of_bf16_dot() {
 }
 
 #[test]
+fn waits_of_wgmma() {
+    waits(WGMMA);
+}
+
+/// Every fence before products, of memory and of registers, and every wait for them.
+#[test]
+fn fences_of_wgmma() {
+    let change = |line: &str| {
+        let alone = ["fence.proxy.async", "wgmma.fence"].iter().any(|fence| line.contains(fence));
+        let wait = line.contains("wgmma.wait_group").then(|| "wgmma.commit_group.sync.aligned;".to_owned());
+        alone.then(String::new).or(wait).into_iter().collect()
+    };
+    let missed = missed(WGMMA, &plans(WGMMA), &Mutation::all(WGMMA, change), "fences and waits of wgmma");
+    assert_missed(&missed, &[]);
+}
+
+#[test]
 fn waits_of_f32() {
     waits(F32);
 }
@@ -505,7 +577,16 @@ fn waits_of_f32() {
 /// A product that is left out, one whose operand is read the other way round.
 fn products(kernel: Kernel) {
     let change = |line: &str| {
-        if line.contains("mma.sync") {
+        if let Some((product, flags)) = line.split_once(", add, 1, 1, ") {
+            // Left out, and each of its operands in shared memory the other way round.
+            let flags: Vec<_> = flags.trim_end_matches([';', '}']).split(", ").collect();
+            let turned = (0..flags.len()).map(|at| {
+                let mut flags = flags.clone();
+                flags[at] = if flags[at] == "0" { "1" } else { "0" };
+                format!("{product}, add, 1, 1, {};}}", flags.join(", "))
+            });
+            std::iter::once(String::new()).chain(turned).collect()
+        } else if line.contains("mma.sync") {
             vec![String::new()]
         } else if line.contains(".trans.shared") {
             vec![line.replace(".trans.shared", ".shared")]
@@ -526,14 +607,19 @@ fn products_of_bf16_dot() {
 }
 
 #[test]
+fn products_of_wgmma() {
+    products(WGMMA);
+}
+
+#[test]
 fn products_of_f32() {
     products(F32);
 }
 
 /// Comparisons that are off by one: of rows and columns at the mask's diagonal, of a tile's rows, of the tensor's ends. Each
-/// that changes a bit of a result must be noticed. Those of no effect are of what these launches do not reach, or stop loops
-/// whose steps are larger than one.
-fn comparisons(kernel: Kernel) {
+/// that changes a bit of a result must be noticed, and `least` of the mask. Those of no effect are of what these launches do not
+/// reach, stop loops whose steps are larger than one, or compare what is never equal: half of a fragment's rows and columns.
+fn comparisons(kernel: Kernel, least: usize) {
     let change = |line: &str| {
         let moved = |(old, new): (&str, &str)| line.contains(old).then(|| line.replace(old, new));
         let pairs = [
@@ -565,9 +651,11 @@ fn comparisons(kernel: Kernel) {
         // The mask compares a lane's row with its columns, which are unsigned; other comparisons of unsigned numbers are with
         // constants, where loops end.
         let is_of_lanes = mutation.old.contains(".u32") && mutation.old.matches("%r").count() == 2;
-        of_lanes += usize::from(is_of_lanes);
-        match (found, differs || is_of_lanes) {
-            (true, _) => noticed += 1,
+        match (found, differs) {
+            (true, _) => {
+                noticed += 1;
+                of_lanes += usize::from(is_of_lanes);
+            }
             (false, true) => missed.push(mutation.to_string()),
             (false, false) => equal += 1,
         }
@@ -579,15 +667,20 @@ fn comparisons(kernel: Kernel) {
         mutations.len()
     ));
     assert_missed(&missed, &[]);
-    assert!(of_lanes >= 5, "only {of_lanes} comparisons of the mask were found");
+    assert!(of_lanes >= least, "only {of_lanes} comparisons of the mask were noticed");
 }
 
 #[test]
 fn comparisons_of_bf16_dot() {
-    comparisons(BF16_DOT);
+    comparisons(BF16_DOT, 5);
+}
+
+#[test]
+fn comparisons_of_wgmma() {
+    comparisons(WGMMA, 16);
 }
 
 #[test]
 fn comparisons_of_f32() {
-    comparisons(F32);
+    comparisons(F32, 5);
 }
