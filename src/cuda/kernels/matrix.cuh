@@ -12,9 +12,11 @@ template <int ROWS, int COLUMNS, int BLOCK = COLUMNS < 64 ? COLUMNS : 64> struct
   u32 base;
 
   // Where columns 8 eight .. 8 eight + 7 of a row lie.
-  __device__ __forceinline__ u32 at(int row, int eight) const {
-    const u32 off = row * ROW + eight % (ROW / 16) * 16;
-    return base + eight / (ROW / 16) * BLOCK_BYTES + (off ^ ((off >> 3) & (ROW - 16)));
+  __device__ __forceinline__ u32 at(u32 row, u32 eight) const {
+    constexpr u32 ACROSS = ROW / 16;
+    // The pattern is one of eight rows: that a compiler can see which part of a place does not change.
+    const u32 r = row % 8;
+    return base + eight / ACROSS * BLOCK_BYTES + row / 8 * (8 * ROW) + r * ROW + (eight % ACROSS ^ r * ROW / 128) * 16;
   }
   __device__ __forceinline__ Matrix term(int i) const { return Matrix{base + i * BYTES}; }
 };
