@@ -245,17 +245,17 @@ fn segments() {
                 workspace: workspace.slice_mut(),
             };
             explained(attention.forward(args, Stream::DEFAULT));
-            close(&run.outputs(), &o, &format!("{normaliser:?}"));
-            close(&run.states(), &state, &format!("{normaliser:?}, state"));
+            close(&run.outputs(), &o, 2.0 * NORM_ERROR, &format!("{normaliser:?}"));
+            close(&run.states(), &state, 2.0 * NORM_ERROR, &format!("{normaliser:?}, state"));
         }
     }
 }
 
 /// Two results whose difference is that of sums in another order.
-fn close(a: &[f32], b: &[f32], what: &str) {
+fn close(a: &[f32], b: &[f32], most: f64, what: &str) {
     let b: Vec<f64> = b.iter().copied().map(f64::from).collect();
     let error = norm_error(a, &b);
-    assert!(error <= 2.0 * NORM_ERROR, "{what}: off by {error:e}");
+    assert!(error <= most, "{what}: off by {error:e}");
 }
 
 /// Every way of giving a state and of asking for one: what is not asked for is not written, what is given is not changed.
@@ -303,28 +303,35 @@ fn states() {
 /// In pieces, at once and token by token, on one state, beside the whole.
 #[test]
 fn streams() {
-    for device in devices() {
+    let cuts: [(&[usize], _); 5] = [
+        (&[64, 128], usize::MAX),
+        (&[16, 32, 48], 2),
+        (&[77], usize::MAX),
+        (&[1, 2, 40, 41], usize::MAX),
+        (&[1, 2, 40, 41], 2),
+    ];
+    for (device, precision) in targets() {
+        // Where operands are rounded to bf16, other tiles round others: less is seen, by the cuts that see most.
+        let (cuts, most) = match precision {
+            Precision::F32 => (&cuts[..], 2.0 * NORM_ERROR),
+            _ => (&cuts[4..], 6.0 / 512.0),
+        };
         for (key, value) in [(24, 70), (64, 64), (130, 20)] {
             for normaliser in normalisers(&[16, 30, 64, 100]) {
-                let mut config = Config::new(2, 150, 2, key, value, normaliser);
-                let tokens = |dim: usize| Strides { batch: dim, token: 4 * dim, head: 2 * dim };
-                (config.q_strides, config.k_strides) = (tokens(key), tokens(key));
-                (config.v_strides, config.o_strides) = (tokens(value), tokens(value));
+                let config = Config { precision, ..Config::new(1, 150, 2, key, value, normaliser) };
                 let case = Case::new(config, 7);
                 let (o, state) = Run::<f32>::new(&device, &case).whole();
-                for cuts in [&[64, 128][..], &[16, 32, 48], &[1, 2, 40, 41], &[77]] {
-                    for decode_every in [usize::MAX, 2] {
-                        let mut run = Run::<f32>::new(&device, &case);
-                        run.state = explained(Buffer::zeros(&device, state.len()));
-                        let mut from = 0;
-                        for (at, to) in cuts.iter().copied().chain([config.len]).enumerate() {
-                            run.carry(&device, from..to, (at + 1).is_multiple_of(decode_every));
-                            from = to;
-                        }
-                        let name = format!("{normaliser:?}, K {key}, cut at {cuts:?}, decode {decode_every}");
-                        close(&run.outputs(), &o, &name);
-                        close(&run.states(), &state, &format!("state, {name}"));
+                for &(cuts, decode_every) in cuts {
+                    let mut run = Run::<f32>::new(&device, &case);
+                    run.state = explained(Buffer::zeros(&device, state.len()));
+                    let mut from = 0;
+                    for (at, to) in cuts.iter().copied().chain([config.len]).enumerate() {
+                        run.carry(&device, from..to, (at + 1).is_multiple_of(decode_every));
+                        from = to;
                     }
+                    let name = format!("{config:?}, cut at {cuts:?}, decode {decode_every}");
+                    close(&run.outputs(), &o, most, &name);
+                    close(&run.states(), &state, most, &format!("state, {name}"));
                 }
             }
         }
@@ -414,8 +421,11 @@ fn nan_stays_in_its_future() {
                     let config = Config { precision, ..Config::new(1, 100, 2, key, value, normaliser) };
                     let case = Case::new(config, 2);
                     let (clean, _) = Run::<f32>::new(&device, &case).whole();
-                    for token in [0, 5, 37, 64, 99] {
-                        for tensor in 0..3 {
+                    // v's is the one that a mask must stop.
+                    for (tensor, tokens) in
+                        [&[5, 64][..], &[0, 37], &[0, 5, 37, 64, 99]].into_iter().enumerate()
+                    {
+                        for &token in tokens {
                             let mut broken = case.clone();
                             let (data, dim) = match tensor {
                                 0 => (&mut broken.q, key),

@@ -218,13 +218,16 @@ fn unsupported_ptx() {
         let mut things = Things::default();
         emulator.fail("cuModuleLoadDataEx", code, 0);
         let error = things.all(&emulator).expect_err("no module");
-        assert_eq!(error, Error::UnsupportedPtx { module: "prefill_bf16_dot".into(), text: words.into() });
-        assert_says(&error, &["prefill_bf16_dot", words]);
+        assert_eq!(
+            error,
+            Error::UnsupportedPtx { module: "sm_90a/prefill_bf16_dot".into(), text: words.into() }
+        );
+        assert_says(&error, &["sm_90a/prefill_bf16_dot", words]);
         // The second module, of decode.
         emulator.fail("cuModuleLoadDataEx", 0, 0);
         emulator.fail("cuModuleLoadDataEx", code, 1);
         let error = things.all(&emulator).expect_err("no second module");
-        assert_eq!(error, Error::UnsupportedPtx { module: "decode".into(), text: words.into() });
+        assert_eq!(error, Error::UnsupportedPtx { module: "sm_80/decode".into(), text: words.into() });
         // It is tried again, and works once it can.
         emulator.fail("cuModuleLoadDataEx", 0, 0);
         assert!(things.all(&emulator).is_ok(), "{code} is remembered");
@@ -243,9 +246,9 @@ fn unsupported_ptx_log() {
     emulator.driver_version(10_020);
     let error = things.all(&emulator).expect_err("too new a text");
     let Error::UnsupportedPtx { module, text } = &error else { panic!("{error:?}") };
-    assert_eq!(module, "prefill_bf16_dot");
+    assert_eq!(module, "sm_90a/prefill_bf16_dot");
     assert!(text.starts_with("the provided PTX was compiled with an unsupported toolchain. "), "{text}");
-    assert!(text.ends_with("PTX ISA 7.0 is newer than the driver"), "the log is lost: {text}");
+    assert!(text.ends_with("PTX ISA 8.0 is newer than the driver"), "the log is lost: {text}");
     assert_says(&error, &[module, text]);
     drop(things);
     assert_eq!(emulator.live(), Live::default());
@@ -692,10 +695,18 @@ fn shared_memory_of_gpus() {
             assert!(o.iter().chain(&state).all(|x| x.is_finite()), "{name}");
             copied.push(emulator.counters().cp_async > 0);
             let (first_o, first_state) = first.get_or_insert_with(|| (o.clone(), state.clone()));
+            if capability == (9, 0) && precision == Precision::Bf16Dot {
+                // Kernels of its own, whose sums are in another order; the emulator's oracle tests are of both.
+                let wide: Vec<f64> = first_o.iter().copied().map(f64::from).collect();
+                assert!(norm_error(&o, &wide) < 2f64.powi(-8), "{name}");
+                continue;
+            }
             assert_eq!(first_difference(first_o, &o), None, "{name}");
             assert_eq!(first_difference(first_state, &state), None, "{name}, state");
         }
-        assert!(copied[2], "nothing is copied ahead where there is most room: {} K {key}", E::NAME);
+        // Hopper's kernel has so wide a panel that a tile of f32 with K = 256 has no room besides.
+        let full = E::NAME == "f32" && precision == Precision::Bf16Dot && key == 256;
+        assert_eq!(copied[2], !full, "nothing is copied ahead where there is most room: {} K {key}", E::NAME);
         report(&format!(
             "{}, {precision:?}, K = V = {key}: copied ahead on 8.0, 8.6, 9.0, 12.0: {copied:?}",
             E::NAME

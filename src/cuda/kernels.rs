@@ -71,7 +71,7 @@ pub(super) enum Kernel {
 macro_rules! ptx {
     ($arch:literal, $name:literal) => {
         (
-            concat!($name, " of ", $arch),
+            concat!($arch, "/", $name),
             concat!(include_str!(concat!("ptx/", $arch, "/", $name, ".ptx")), "\0").as_bytes(),
         )
     };
