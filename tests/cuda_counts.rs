@@ -6,10 +6,10 @@ mod cuda_common;
 
 use std::sync::{Mutex, PoisonError};
 
-use chunkwise::cuda::{Attention, Buffer, DecodeStep, Forward, State, Stream};
+use chunkwise::cuda::{Attention, Buffer, DecodeStep, Device, Forward, State, Stream};
 use chunkwise::{Config, Normaliser, Precision};
 use common::*;
-use cuda_common::{Emulator, targets};
+use cuda_common::{Counters, Emulator, targets};
 use half::bf16;
 
 /// Multiprocessors of an H200 and their clock, in GHz.
@@ -25,71 +25,113 @@ const WAVEFRONTS: f64 = 1.0;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Hopper's own kernels, and those of all GPUs as if they ran on the same one.
+/// Tokens of a head that are counted: all heads do the same, and each token more costs the same.
+const LEN: usize = 1024;
+
+/// A head in bf16 with `Bf16Dot`, without a state: what was counted.
+fn count(device: &Device, dim: usize, segments: usize) -> Counters {
+    let emulator = Emulator::get();
+    let config = Config::new(1, LEN, 1, dim, dim, Normaliser::None);
+    let config = Config { precision: Precision::Bf16Dot, ..config };
+    let case = Case::new(config, 1);
+    let attention = Attention::new(device, config).expect("a configuration").with_segments(segments);
+    assert_eq!(attention.segments(), segments, "segments");
+    let upload = |x: &[f32]| Buffer::from_slice(device, &narrow::<bf16>(x)).expect("memory");
+    let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
+    let mut workspace = Buffer::zeros(device, attention.workspace_len()).expect("memory");
+    let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), State::Zero);
+    emulator.reset_counters();
+    attention
+        .forward(
+            Forward { q, k, v, state, o: o.slice_mut(), workspace: workspace.slice_mut() },
+            Stream::DEFAULT,
+        )
+        .expect("a launch");
+    device.synchronize(Stream::DEFAULT).unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
+    emulator.counters()
+}
+
+/// Hopper's own kernels, and those of all GPUs as if they ran on the same one; on a GPU nothing is counted.
+fn counted_on() -> impl Iterator<Item = Device> {
+    let dot = targets().into_iter().filter(|(_, precision)| *precision == Precision::Bf16Dot);
+    dot.map(|(device, _)| device).filter(|device| device.name().starts_with("Emulated"))
+}
+
+/// Microseconds of so many heads' work, each of `len` tokens, if nothing else took time.
+fn time(count: u64, heads: f64, len: f64, rate: f64) -> f64 {
+    count as f64 * heads * len / LEN as f64 / rate / MULTIPROCESSORS / CLOCK / 1e3
+}
+
+fn report_times(what: &str, counted: &Counters, (heads, len): (f64, f64)) {
+    report(&format!(
+        "{what}, bf16 dot on an H200, by counts: issue {:.0} us, tensor cores {:.0} us, shared memory {:.0} us",
+        time(counted.instructions, heads, len, ISSUES),
+        time(counted.mma_k16, heads, len, SYNC * PRODUCTS) + time(counted.wgmma_k16, heads, len, PRODUCTS),
+        time(counted.shared_wavefronts + counted.wgmma_read / 128, heads, len, WAVEFRONTS),
+    ));
+}
+
 #[test]
 fn bytes_and_instructions() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let emulator = Emulator::get();
-    let targets = targets().into_iter().filter(|(_, precision)| *precision == Precision::Bf16Dot);
-    // On a GPU nothing is counted.
-    for (device, precision) in targets.filter(|(device, _)| device.name().starts_with("Emulated")) {
+    for device in counted_on() {
         let hopper = device.capability() == (9, 0);
         for (dim, floor) in [(64, 62.0), (128, 125.0)] {
-            // One head of many: all heads do the same.
-            const LEN: usize = 1024;
-            let config = Config::new(1, LEN, 1, dim, dim, Normaliser::None);
-            let config = Config { precision, ..config };
-            let case = Case::new(config, 1);
-            let attention = Attention::new(&device, config).expect("a configuration").with_segments(1);
-            let upload = |x: &[f32]| Buffer::from_slice(&device, &narrow::<bf16>(x)).expect("memory");
-            let (q, k, v, mut o) =
-                (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
-            let mut workspace = Buffer::zeros(&device, attention.workspace_len()).expect("memory");
-            let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), State::Zero);
-            emulator.reset_counters();
-            attention
-                .forward(
-                    Forward { q, k, v, state, o: o.slice_mut(), workspace: workspace.slice_mut() },
-                    Stream::DEFAULT,
-                )
-                .expect("a launch");
-            device
-                .synchronize(Stream::DEFAULT)
-                .unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
-            let counted = emulator.counters();
+            let counted = count(&device, dim, 1);
             // Hopper's kernels take 128 columns of V at once where K is 128.
             let panels = if hopper { 1 } else { dim.div_ceil(64) as u64 };
-            let groups = 2;
             let tensor = (2 * LEN * dim) as u64;
             // Each panel reads q and k, and its columns of v; nothing else is read, and o alone is written.
             assert_eq!(counted.global_read, tensor * (2 * panels + 1), "bytes read, K = V = {dim}");
             assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
-            // Of 16 x 8 x 16: Q K^T and A V, all of them or up to the diagonal; Q S and K^T V of all rows.
+            // Of 16 x 8 x 16: Q K^T by each of two groups and A V, all of them or up to the diagonal; Q S and K^T V of all rows.
             let tiles = (LEN / 64) as u64;
             let (deep, wide) = (dim as u64 / 16, dim as u64 / panels / 8);
             let (of_scores, of_tril) = if hopper { (32, 16) } else { (20, 10) };
-            let products =
-                tiles * panels * (groups * of_scores * deep + of_tril * wide + 2 * 4 * deep * wide);
+            let products = tiles * panels * (2 * of_scores * deep + of_tril * wide + 2 * 4 * deep * wide);
             assert_eq!(counted.mma_k16 + counted.wgmma_k16, products, "products, K = V = {dim}");
             assert_eq!(if hopper { counted.mma_k16 } else { counted.wgmma_k16 }, 0, "of the other kind");
             assert_eq!(counted.shared_conflicts, 0, "bank conflicts, K = V = {dim}");
-
-            // B = 8, T = 4096, H = 16.
-            let heads = 128.0 * 4096.0 / LEN as f64;
-            let time = |count: u64, rate: f64| count as f64 * heads / rate / MULTIPROCESSORS / CLOCK / 1e3;
+            report_times(
+                &format!("{device:?}, K = V = {dim}, B=8 T=4096 H=16, memory's floor {floor} us"),
+                &counted,
+                (128.0, 4096.0),
+            );
             report(&format!(
-                "{device:?}, K = V = {dim}, bf16 dot, B=8 T=4096 H=16 on an H200, by counts: issue {:.0} us, tensor cores {:.0} us, \
-                 shared memory {:.0} us; the floor of memory is {floor} us. {} instructions, {} products, {} ldmatrix, {} wavefronts \
-                 a tile and panel",
-                time(counted.instructions, ISSUES),
-                time(counted.mma_k16, SYNC * PRODUCTS) + time(counted.wgmma_k16, PRODUCTS),
-                time(counted.shared_wavefronts + counted.wgmma_read / 128, WAVEFRONTS),
+                "a tile and panel: {} instructions, {} products, {} ldmatrix, {} wavefronts",
                 counted.instructions / tiles / panels,
-                (counted.mma_k16 + counted.wgmma_k16) / tiles / panels,
+                products / tiles / panels,
                 counted.ldmatrix / tiles / panels,
                 (counted.shared_wavefronts + counted.wgmma_read / 128) / tiles / panels,
             ));
         }
+    }
+}
+
+/// Sequences in segments: all but the last are read once more for their sums, k and v only.
+#[test]
+fn segments() {
+    const SEGMENTS: usize = 4;
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for device in counted_on() {
+        let (dim, all) = (64, SEGMENTS as u64);
+        let counted = count(&device, dim, SEGMENTS);
+        let (tensor, state) = ((2 * LEN * dim) as u64, (4 * dim * dim) as u64);
+        let again = 2 * tensor / all * (all - 1);
+        // The sums are written, scanned in place, and read where outputs begin.
+        assert_eq!(counted.global_read, 3 * tensor + again + state * (all - 1 + all), "bytes read");
+        assert_eq!(counted.global_written, tensor + state * (all - 1 + all), "bytes written");
+        // Memory's floor is that of the tensors once, 4.3 TB/s.
+        let floor = 16.0 * 16384.0 * dim as f64 * 2.0 * 4.0 / 4.3e6;
+        let moved = 16.0 * (16384.0 / LEN as f64) * (4 * tensor + again) as f64 / 4.3e6;
+        report_times(
+            &format!(
+                "{device:?}, K = V = {dim}, B=1 T=16384 H=16 in segments, memory's floor {floor:.0} us, {moved:.0} us with what is \
+                 read again"
+            ),
+            &counted,
+            (16.0, 16384.0),
+        );
     }
 }
 
