@@ -15,6 +15,7 @@
 // 3. The causal mask multiplies by zero, which does not stop a NaN or an infinity in a later v. In a tile that has one they
 //    are left out of the 16 x 16 on the diagonal, and added to what is on and below it.
 // 4. S is added to in f32, from products over one tile: tensor cores truncate, and a sum over a long sequence would drift.
+// 5. Products are those of products.cuh, by mma.sync, or of wgmma.cuh, for Hopper; all else is the same.
 //
 // PerChunk keeps the sums of the current chunk apart from those of the finished ones. Where each chunk is one tile, the first
 // are zero whenever a tile begins. Otherwise (`apart`) registers hold the current chunk's, and memory the others.
@@ -96,7 +97,7 @@ template <class E, class P> struct Prefill : P {
   // --- rows: from memory to stages to operands
 
   // How the pieces of eight columns of a tile are spread over the threads: each has one column of pieces, and every STEP-th row.
-  // Eight threads in a row store to eight of the sixteen bytes' banks.
+  // Along the rows of one block of columns, so that eight threads that store at the same time do so to different banks.
   template <class M> struct Spread {
     static constexpr int ACROSS = M::BLOCK_COLUMNS / 8, STEP = THREADS / ACROSS / M::BLOCKS, COUNT = (C + STEP - 1) / STEP;
     const int first = threadIdx.x / ACROSS % STEP, eight = threadIdx.x % ACROSS + threadIdx.x / (ACROSS * STEP) * ACROSS;
@@ -132,7 +133,10 @@ template <class E, class P> struct Prefill : P {
   };
 
   __device__ __forceinline__ Sources sources(const Cursor& at) const {
-    return {{q, a.q_strides, at.token, a.key}, {k, a.k_strides, at.token, a.key}, {v, a.v_strides, at.token, a.value - first_column}, at};
+    return {{q, a.q_strides, at.token, a.key},
+            {k, a.k_strides, at.token, a.key},
+            {v, a.v_strides, at.token, a.value - first_column},
+            at};
   }
 
   __device__ __forceinline__ void copy_tile(Sources& from, int stage) const {
