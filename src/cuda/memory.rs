@@ -126,9 +126,9 @@ impl<E: Element> Buffer<E> {
     /// # Errors
     /// [`super::Error::OutOfMemory`], and those of the driver.
     pub fn zeros(device: &Device, len: usize) -> Result<Self> {
+        let _current = device.current()?;
         let buffer = Self::uninit(device, len)?;
         if len > 0 {
-            let _current = device.current()?;
             // SAFETY: it has these bytes.
             unsafe { device.driver().fill(buffer.address, 0, len * size_of::<E>(), Stream::DEFAULT.0)? };
             // So that it is zeros for every stream.

@@ -27,7 +27,7 @@ pub struct Model {
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
     /// All parameters.
-    _memory: Buffer,
+    parameters: Buffer,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,10 +40,10 @@ struct Block {
     ffn_down: Dense,
 }
 
-/// A parameter, by its device address.
+/// A parameter, by where it begins among the parameters.
 #[derive(Clone, Copy, Debug)]
 struct Parameter {
-    address: u64,
+    bytes: u64,
     kind: Kind,
 }
 
@@ -92,7 +92,6 @@ struct Upload {
 }
 
 impl Upload {
-    /// Where it will lie, in bytes from the beginning, until `Model::new` knows where that is.
     fn add(&mut self, elements: Elements<'_>) -> Parameter {
         let from = self.words.len();
         let bytes: &[u8] = match elements {
@@ -102,7 +101,7 @@ impl Upload {
         };
         self.words.resize(from + bytes.len().div_ceil(256) * 64, 0.0);
         bytemuck::cast_slice_mut(&mut self.words[from..])[..bytes.len()].copy_from_slice(bytes);
-        Parameter { address: (from * 4) as u64, kind: Kind::of_elements(elements) }
+        Parameter { bytes: (from * 4) as u64, kind: Kind::of_elements(elements) }
     }
 
     fn dense(&mut self, layer: &Linear<'_>) -> Dense {
@@ -127,37 +126,6 @@ impl Upload {
     }
 }
 
-impl Parameter {
-    fn moved(self, base: u64) -> Self {
-        Self { address: self.address + base, ..self }
-    }
-}
-
-impl Dense {
-    fn moved(self, base: u64) -> Self {
-        Self { kernel: self.kernel.moved(base), bias: self.bias.moved(base), ..self }
-    }
-}
-
-impl Norm {
-    fn moved(self, base: u64) -> Self {
-        Self { gamma: self.gamma.moved(base), beta: self.beta.moved(base), ..self }
-    }
-}
-
-impl Block {
-    fn moved(self, base: u64) -> Self {
-        Self {
-            attn_norm: self.attn_norm.moved(base),
-            attn_qkv: self.attn_qkv.moved(base),
-            attn_out: self.attn_out.moved(base),
-            ffn_norm: self.ffn_norm.moved(base),
-            ffn_up: self.ffn_up.moved(base),
-            ffn_down: self.ffn_down.moved(base),
-        }
-    }
-}
-
 /// Pieces of a workspace, in elements.
 struct Sizes {
     x: usize,
@@ -178,17 +146,9 @@ impl Model {
         let input_projection = weights.input_projection.as_ref().map(|layer| upload.dense(layer));
         let blocks: Vec<Block> = weights.blocks.iter().map(|block| upload.block(block)).collect();
         let final_norm = weights.final_norm.as_ref().map(|norm| upload.norm(norm));
-        let memory = Buffer::from_slice(device, &upload.words)?;
-        let base = memory.slice().address();
-        let this = Self {
-            device: device.clone(),
-            config,
-            precision,
-            input_projection: input_projection.map(|layer| layer.moved(base)),
-            blocks: blocks.into_iter().map(|block| block.moved(base)).collect(),
-            final_norm: final_norm.map(|norm| norm.moved(base)),
-            _memory: memory,
-        };
+        let parameters = Buffer::from_slice(device, &upload.words)?;
+        let device = device.clone();
+        let this = Self { device, config, precision, input_projection, blocks, final_norm, parameters };
         this.attention(1, 1)?;
         Ok(this)
     }
@@ -345,8 +305,8 @@ impl Model {
         let Dense { kernel, bias, inputs, outputs } = *layer;
         let mut args = DenseArgs {
             x,
-            kernel: kernel.address,
-            bias: bias.address,
+            kernel: self.address(kernel),
+            bias: self.address(bias),
             y,
             rows: rows as i64,
             inputs: inputs as i32,
@@ -360,8 +320,12 @@ impl Model {
         unsafe { self.device.launch(kernel, grid, 128, 0, stream, [from_mut(&mut args).cast::<c_void>()]) }
     }
 
+    fn address(&self, parameter: Parameter) -> u64 {
+        self.parameters.slice().address() + parameter.bytes
+    }
+
     fn norm(&self, norm: &Norm, rows: usize, x: u64, stride: usize, y: u64, stream: Stream) -> Result<()> {
-        let (mut x, mut y, mut gamma, mut beta) = (x, y, norm.gamma.address, norm.beta.address);
+        let (mut x, mut y, mut gamma, mut beta) = (x, y, self.address(norm.gamma), self.address(norm.beta));
         let (mut stride, mut rows, mut size) = (stride as i64, rows as i32, self.config.hidden_size as i32);
         let (mut gamma_kind, mut beta_kind) = (norm.gamma.kind as i32, norm.beta.kind as i32);
         let (mut eps, mut clip) = (norm.eps, i32::from(norm.clip));
