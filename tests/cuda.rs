@@ -8,13 +8,8 @@ mod cuda_common;
 use chunkwise::cuda::{self, Buffer, Device, Stream};
 use chunkwise::{Config, Error, FeatureMap, Normaliser, Precision, Strides};
 use common::*;
-use cuda_common::{Emulator, devices, targets};
+use cuda_common::{Emulator, devices, explained, targets};
 use half::{bf16, f16};
-
-/// What went wrong, with the emulator's words.
-fn explained<T>(result: cuda::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error}: {}", Emulator::get().fault()))
-}
 
 /// A case on a device, in a type.
 struct Run<E: Number> {

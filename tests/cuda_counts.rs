@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use chunkwise::cuda::{Attention, Buffer, DecodeStep, Device, Forward, State, Stream};
 use chunkwise::{Config, Normaliser, Precision};
 use common::*;
-use cuda_common::{Counters, Emulator, targets};
+use cuda_common::{Counters, Emulator, explained, targets};
 use half::bf16;
 
 /// Multiprocessors of an H200 and their clock, in GHz.
@@ -47,7 +47,7 @@ fn count(device: &Device, dim: usize, segments: usize) -> Counters {
             Stream::DEFAULT,
         )
         .expect("a launch");
-    device.synchronize(Stream::DEFAULT).unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
+    explained(device.synchronize(Stream::DEFAULT));
     emulator.counters()
 }
 
@@ -151,7 +151,7 @@ fn decode_passes_over_the_state_once() {
         emulator.reset_counters();
         let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), state.slice_mut());
         attention.decode(DecodeStep { q, k, v, state, o: o.slice_mut() }, Stream::DEFAULT).expect("a launch");
-        device.synchronize(Stream::DEFAULT).unwrap_or_else(|error| panic!("{error}: {}", emulator.fault()));
+        explained(device.synchronize(Stream::DEFAULT));
         let counted = emulator.counters();
         let (states, row) = (4 * attention.state_len() as u64, 2 * 2 * dim as u64);
         // A few threads share an element of v.

@@ -14,7 +14,7 @@ use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init}
 use chunkwise::{FeatureMap, Precision};
 use cli_common::{command, fine, finish, refused, scratch_file};
 use common::*;
-use cuda_common::{Emulator, devices, emulator_path};
+use cuda_common::{devices, emulator_path, explained};
 use half::{bf16, f16};
 
 /// The golden files that hold a whole model.
@@ -37,10 +37,6 @@ const FILES: [&str; 14] = [
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).with_extension("safetensors")
-}
-
-fn explained<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
-    result.unwrap_or_else(|error| panic!("{error}: {}", Emulator::get().fault()))
 }
 
 /// How far the GPU may be from the reference, as a part of the output's norm: what the CPU's tests allow, or twice what the CPU
@@ -125,7 +121,7 @@ fn options_types_and_sizes() {
 
 #[test]
 fn refused_input() {
-    let device = &Emulator::get().open().expect("the emulator's device");
+    let device = &devices()[0];
     let config = ModelConfig { hidden_size: 8, num_heads: 2, num_layers: 1, ..ModelConfig::new(4) };
     with_model::<f32, _>(&config, |model| {
         let model = explained(cuda::Model::new(device, model, Precision::F32));

@@ -143,6 +143,11 @@ impl Emulator {
     }
 }
 
+/// What went wrong, with the emulator's words.
+pub(crate) fn explained<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}: {}", Emulator::get().fault()))
+}
+
 /// What the emulator is at first, a Hopper, and the smallest of the older GPUs that are supported: capability,
 /// multiprocessors, bytes of shared memory.
 const HOPPER: ((i32, i32), i32, i32) = ((9, 0), 132, 232_448);

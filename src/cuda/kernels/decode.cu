@@ -6,8 +6,6 @@
 // whole lines whatever V is; each takes eight rows at once, to have as many loads on their way.
 #include "element.cuh"
 
-enum Normaliser { NONE, GLOBAL, PER_CHUNK };
-
 // As `DecodeArgs` in attention.rs.
 struct Args {
   const void *q, *k, *v;

@@ -112,6 +112,9 @@ template <class E> struct Piece {
   }
 };
 
+// As `options` in attention.rs numbers them.
+enum Normaliser { NONE, GLOBAL, PER_CHUNK };
+
 // phi, as `FeatureMap` in feature_map.rs: the same formulas in the same order.
 enum FeatureMap { ELU, RELU, IDENTITY };
 constexpr float LOG2_E = 1.442695041f;

@@ -24,8 +24,6 @@
 #include "wgmma.cuh"
 #endif
 
-enum Normaliser { NONE, GLOBAL, PER_CHUNK };
-
 struct Strides {
   i64 batch, token, head;
 };
