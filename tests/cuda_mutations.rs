@@ -335,6 +335,7 @@ fn plans(kernel: Kernel) -> Vec<Plan> {
         // Chunks that are not tiles: outputs take a second pass, through S of the finished chunks.
         Plan::new(kernel, "two passes", Normaliser::per_chunk(100), 2),
     ];
+    plans.push(Plan::new(kernel, "chunks that are tiles", Normaliser::per_chunk(kernel.tokens), 2));
     // From within a chunk.
     let case = plans[3].case.clone();
     plans.push(Plan::of(kernel, "a chunk that has begun", case, 2, Part::After(110)));

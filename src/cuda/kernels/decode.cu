@@ -13,7 +13,7 @@ struct Args {
   float* state;                                     // [B, H, state_len]
   i64 q_batch, q_head, k_batch, k_head, v_batch, v_head, o_batch, o_head, state_len;
   int heads, key, value, chunk, normaliser, feature_map, kind;
-  int across;                                       // threads along a row of S, 16 to 256, a power of two
+  int across;                                       // threads along a row of S, 16 to 64, a power of two
   float eps, map_eps, scale;
 };
 

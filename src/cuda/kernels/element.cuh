@@ -145,7 +145,7 @@ DEVICE u32 pack(float low, float high) {
 DEVICE float low(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// Of N pairs of bf16, rounded to bf16 as well: exp(min(x, 0)) + max(x, 0), where one of the two is exact and the sum rounds once.
+// Of N pairs of bf16, rounded to bf16 as well. ELU's is exp(min(x, 0)) + max(x, 0): one of the two is exact, the sum rounds once.
 template <int N> DEVICE void phi_bf16(u32 (&x)[N], int map, float eps) {
   if (map == IDENTITY) return;
   u32 y[N];
@@ -209,9 +209,9 @@ DEVICE void operand(uint4 (&terms)[TERMS], const Piece<E>& piece, int map, float
     for (int i = 0; i < 4; i++) split<TERMS>(x[2 * i], x[2 * i + 1], pair[i]);
 #pragma unroll
     for (int i = 0; i < TERMS; i++) terms[i] = make_uint4(pair[0][i], pair[1][i], pair[2][i], pair[3][i]);
-    if (!MAP)
-#pragma unroll
-      for (int i = 0; i < 8; i++) nan = fmaf(x[i], 0.0f, nan);
+    // As it is multiplied: the largest numbers are infinite in bf16.
+    const u32 largest[4] = {pair[0][0], pair[1][0], pair[2][0], pair[3][0]};
+    if (!MAP) nan += not_finite(largest);
   }
 }
 

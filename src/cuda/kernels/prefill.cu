@@ -313,6 +313,7 @@ template <class E, class P> struct Prefill : P {
         for (int i = 0; i < 2 * NT; i++)
           if (this->column(i / 2) + i % 2 < a.value - first_column) to[i / 2 * 8 + i % 2] = E::narrow(x[i / 2][i % 2]);
     }
+    __syncwarp();
   }
   DEVICE void write_pair(Bits* to, float x, float y) {
     if constexpr (E::IS_BF16) *(u32*)to = pack(x, y);
@@ -366,10 +367,9 @@ template <class E, class P> struct Prefill : P {
       const bool tail = per_chunk && !apart && last && more && rows < a.chunk;
       const bool ended = apart && now.fill == 0;
       if (ended || tail) {
-        each_s(sums, [&](float& x, int at, bool inside) {
-          store_if(inside, finished + at, load_if(inside && ended, finished + at) + x);
-          x = 0.0f;
-        });
+        // All loads first: a store between them would make them wait for one another.
+        if (ended) each_s(sums, [&](float& x, int at, bool inside) { x += load_if(inside, finished + at); });
+        each_s(sums, [&](float& x, int at, bool inside) { store_if(inside, finished + at, x), x = 0.0f; });
         each_z([&](int k) { finished_z[k] += z[k], z[k] = 0.0f; });
         apart = true;
         __syncthreads();
@@ -382,6 +382,7 @@ template <class E, class P> struct Prefill : P {
       if (a.stages) copy_tile(ahead, stage);
       if (++stage >= a.stages) stage = 0;
 
+      typename P::Pending pending;
       if (a.outputs) {
         float out[NT][4], norm[4], past[NT][4];
         typename P::Scores scores = {};
@@ -391,6 +392,7 @@ template <class E, class P> struct Prefill : P {
           this->publish();
           __syncthreads();
           this->mul_q(out, norm, scores, false);
+          this->finish(out);
           take_past(past, out, norm);
           __syncthreads();
         }
@@ -398,14 +400,17 @@ template <class E, class P> struct Prefill : P {
         this->publish();
         infinite = __syncthreads_or(infinite);
         this->mul_q(out, norm, scores, true);
-        if (per_chunk && !apart) take_past(past, out, norm);
+        if (per_chunk && !apart) this->finish(out), take_past(past, out, norm);
         this->mul_tril(out, norm, scores, infinite);
+        this->start_tokens(pending);
+        this->template finish<1>(out);
         write_outputs(now.token, rows, out, norm, past);
       } else {
         this->publish();
         __syncthreads();
+        this->start_tokens(pending);
       }
-      this->add_tokens(sums, z);
+      this->add_tokens(sums, pending, z);
       __syncthreads();
       now.advance(rows);
     }
@@ -432,7 +437,7 @@ template <class E, class P> struct Prefill : P {
   }
 
 // K's columns; warps along a tile's rows and along V's columns, n-tiles of a warp. As many rows as fit shared memory of 99 KB
-// without stages, the least that a supported GPU has: as `Variant::new` in attention.rs.
+// without stages, the least that a supported GPU has (Hopper has 227): as `Variant::new` in attention.rs.
 #define MMA(KT, R, G, NT) ENTRY(KT, Products<OF_PHI, OF_VALUE, KT, R, G, NT>)
 #define WARPGROUPS(KT, G, NT) ENTRY(KT, WarpgroupProducts<KT, G, NT>)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -122,6 +122,9 @@ template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64
     }
   }
 
+  // Before what `mul_q` and `mul_tril` give is used by another: all but so many things that were started later are done.
+  template <int LATER = 0> __device__ __forceinline__ void finish(float (&)[NT][4]) const {}
+
   // out += scores V, norm += the sums of its rows, for 16 rows of V, or for what is finite in them. A product's fragments are
   // those of the next one's A.
   __device__ __forceinline__ void mul_scores(float (&out)[NT][4], float (&norm)[4], const float (&scores)[2][4], int tokens,
@@ -189,8 +192,12 @@ template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64
     }
   }
 
+  // Before `add_tokens`: what can be done meanwhile.
+  struct Pending {};
+  __device__ __forceinline__ void start_tokens(Pending&) const {}
+
   // S += K^T V, z += K^T 1: 16 rows of K at a time, summed over the tile first.
-  __device__ __forceinline__ void add_tokens(Sums& sums, float* z) const {
+  __device__ __forceinline__ void add_tokens(Sums& sums, Pending&, float* z) const {
     const u32 ones[1][2] = {{ONES, ONES}};
 #pragma unroll
     for (int m = 0; m < MT; m++) {

@@ -1,6 +1,7 @@
 // The products of a tile by Hopper's wgmma: four warps multiply together, with operands where they lie in shared memory.
 //
 // Of one bf16 to each number. What is rare or small stays with mma.sync: tiles in which v is not finite, sums for normalisers.
+// Products are on their way while other instructions run: Q S while the scores are masked, K^T V while outputs are written.
 #pragma once
 #include "products.cuh"
 
@@ -25,9 +26,8 @@ DEVICE void settle(float (&c)[8][4]) {
 }
 DEVICE void settle(u32 (&a)[4]) { asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])); }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_wait() {
-  asm volatile("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
 
 template <bool A_TRANSPOSED, bool B_BY_ROWS> DEVICE void wgmma(float (&c)[4][4], u64 a, u64 b) {
   asm volatile(WGMMA(32) SUMS_16 ", %16, %17, add, 1, 1, %18, %19;}"
@@ -101,11 +101,15 @@ template <int K, int G, int N> struct WarpgroupProducts : Products<1, 1, K, 4, G
 #pragma unroll
       for (int kk = 0; kk < KT; kk += 16)
         wgmma<false, false>(scores, of_keys(this->q_operand(), 0, kk), of_keys(this->k_operand(), 0, kk));
+    wgmma_commit();
 #pragma unroll
     for (int kk = 0; kk < KT; kk += 16)
       wgmma<false, true>(out, of_keys(this->q_operand(), 0, kk), of_group(this->s_operand(), kk));
-    wgmma_wait();
-    settle(out), settle(scores);
+    wgmma_commit();
+    if (with_scores) {
+      wgmma_wait<1>();
+      settle(scores);
+    }
     if (!normalised) return;
 #pragma unroll 1
     for (int kk = 0; kk < KT; kk += 16) {
@@ -115,8 +119,13 @@ template <int K, int G, int N> struct WarpgroupProducts : Products<1, 1, K, 4, G
     }
   }
 
+  template <int LATER = 0> __device__ __forceinline__ void finish(float (&out)[NT][4]) const {
+    wgmma_wait<LATER>();
+    settle(out);
+  }
+
   __device__ __forceinline__ void mul_tril(float (&out)[NT][4], float (&norm)[4], Scores& scores, bool infinite) const {
-    if (infinite) return mul_tril_infinite(out, norm, scores);
+    if (infinite) return finish(out), mul_tril_infinite(out, norm, scores);
     u32 p[C / 16][4];
 #pragma unroll
     for (int i = 0; i < C / 2; i++) {
@@ -125,17 +134,16 @@ template <int K, int G, int N> struct WarpgroupProducts : Products<1, 1, K, 4, G
     }
 #pragma unroll
     for (int i = 0; i < C / 4; i++) p[i / 4][i % 4] = pack(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
-    settle(out);
+    if (normalised)
+#pragma unroll
+      for (int n = 0; n < C / 16; n++) mma(norm, p[n], Base::ONES, Base::ONES);
+    // After Q S, which need not be done: products follow one another.
 #pragma unroll
     for (int n = 0; n < C / 16; n++) settle(p[n]);
     wgmma_fence();
 #pragma unroll
     for (int n = 0; n < C / 16; n++) wgmma<true>(out, p[n], of_group(this->v_operand(), n * 16));
-    wgmma_wait();
-    settle(out);
-    if (normalised)
-#pragma unroll
-      for (int n = 0; n < C / 16; n++) mma(norm, p[n], Base::ONES, Base::ONES);
+    wgmma_commit();
   }
 
   // Warps go their own ways: a product with what is above the diagonal would be NaN.
@@ -152,18 +160,24 @@ template <int K, int G, int N> struct WarpgroupProducts : Products<1, 1, K, 4, G
     Base::mul_tril(out, norm, tril, true);
   }
 
-  __device__ __forceinline__ void add_tokens(Sums& sums, float* z) const {
+  // K^T V of the first 64 rows of K is on its way while outputs are written.
+  typedef float Pending[NT][4];
+  __device__ __forceinline__ void start_tokens(Pending& sum) const { start_rows(sum, 0); }
+  __device__ __forceinline__ void start_rows(Pending& sum, int m) const {
+    clear(sum);
+    settle(sum);
+    wgmma_fence();
+#pragma unroll
+    for (int tokens = 0; tokens < C; tokens += 16)
+      wgmma<true, true>(sum, of_keys(this->k_operand(), tokens, m * 64), of_group(this->v_operand(), tokens));
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ void add_tokens(Sums& sums, Pending& sum, float* z) const {
 #pragma unroll
     for (int m = 0; m < MT; m++) {
-      float sum[NT][4];
-      clear(sum);
-      settle(sum);
-      wgmma_fence();
-#pragma unroll
-      for (int tokens = 0; tokens < C; tokens += 16)
-        wgmma<true, true>(sum, of_keys(this->k_operand(), tokens, m * 64), of_group(this->v_operand(), tokens));
-      wgmma_wait();
-      settle(sum);
+      if (m > 0) start_rows(sum, m);
+      finish(sum);
       add(sums[m], sum);
       if (!normalised) continue;
       float sum_z[4];

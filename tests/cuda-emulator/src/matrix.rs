@@ -142,7 +142,7 @@ pub(crate) fn mma(
     }
 }
 
-/// Eight sums c += a . b as the most pessimistic of tensor cores makes them: the exact products and c are cut at one
+/// Eight sums c += a . b as a pessimistic tensor core makes them: the exact products and c are cut at one
 /// bit below the last of the largest one's 24, towards zero, added, and the sum is cut to 24 bits.
 #[inline(always)]
 pub(crate) fn dots(a: &[f32; 16], b: &[[f32; 8]; 16], c: &mut [f32; 8]) {
