@@ -28,11 +28,11 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// Tokens of a head that are counted: all heads do the same, and each token more costs the same.
 const LEN: usize = 1024;
 
-/// A head in bf16 with `Bf16Dot`, without a state: what was counted.
-fn count(device: &Device, dim: usize, segments: usize) -> Counters {
+/// A head in bf16, without a state: what was counted.
+fn count(device: &Device, precision: Precision, dim: usize, segments: usize) -> Counters {
     let emulator = Emulator::get();
     let config = Config::new(1, LEN, 1, dim, dim, Normaliser::None);
-    let config = Config { precision: Precision::Bf16Dot, ..config };
+    let config = Config { precision, ..config };
     let case = Case::new(config, 1);
     let attention = Attention::new(device, config).expect("a configuration").with_segments(segments);
     assert_eq!(attention.segments(), segments, "segments");
@@ -64,7 +64,7 @@ fn time(count: u64, heads: f64, len: f64, rate: f64) -> f64 {
 
 fn report_times(what: &str, counted: &Counters, (heads, len): (f64, f64)) {
     report(&format!(
-        "{what}, bf16 dot on an H200, by counts: issue {:.0} us, tensor cores {:.0} us, shared memory {:.0} us",
+        "{what}, on an H200, by counts: issue {:.0} us, tensor cores {:.0} us, shared memory {:.0} us",
         time(counted.instructions, heads, len, ISSUES),
         time(counted.mma_k16, heads, len, SYNC * PRODUCTS) + time(counted.wgmma_k16, heads, len, PRODUCTS),
         time(counted.shared_wavefronts + counted.wgmma_read / 128, heads, len, WAVEFRONTS),
@@ -77,7 +77,7 @@ fn bytes_and_instructions() {
     for device in counted_on() {
         let hopper = device.capability() == (9, 0);
         for (dim, floor) in [(64, 62.0), (128, 125.0)] {
-            let counted = count(&device, dim, 1);
+            let counted = count(&device, Precision::Bf16Dot, dim, 1);
             // Hopper's kernels take 128 columns of V at once where K is 128.
             let panels = if hopper { 1 } else { dim.div_ceil(64) as u64 };
             let tensor = (2 * LEN * dim) as u64;
@@ -93,7 +93,7 @@ fn bytes_and_instructions() {
             assert_eq!(if hopper { counted.mma_k16 } else { counted.wgmma_k16 }, 0, "of the other kind");
             assert_eq!(counted.shared_conflicts, 0, "bank conflicts, K = V = {dim}");
             report_times(
-                &format!("{device:?}, K = V = {dim}, B=8 T=4096 H=16, memory's floor {floor} us"),
+                &format!("{device:?}, bf16 dot, K = V = {dim}, B=8 T=4096 H=16, memory's floor {floor} us"),
                 &counted,
                 (128.0, 4096.0),
             );
@@ -108,6 +108,26 @@ fn bytes_and_instructions() {
     }
 }
 
+/// What `Precision::F32` costs: phi, scores and S as two bf16 each, and all GPUs' kernels on Hopper as well.
+#[test]
+fn precise() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = counted_on().next().expect("the emulator");
+    for dim in [64, 128] {
+        let counted = count(&device, Precision::F32, dim, 1);
+        // Panels of 64 columns of V.
+        let tensor = (2 * LEN * dim) as u64;
+        assert_eq!(counted.global_read, tensor * (2 * dim as u64 / 64 + 1), "bytes read, K = V = {dim}");
+        assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
+        assert_eq!(counted.wgmma_k16, 0, "wgmma");
+        report_times(
+            &format!("{device:?}, bf16 as precise as f32, K = V = {dim}, B=8 T=4096 H=16"),
+            &counted,
+            (128.0, 4096.0),
+        );
+    }
+}
+
 /// Sequences in segments: all but the last are read once more for their sums, k and v only.
 #[test]
 fn segments() {
@@ -115,7 +135,7 @@ fn segments() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for device in counted_on() {
         let (dim, all) = (64, SEGMENTS as u64);
-        let counted = count(&device, dim, SEGMENTS);
+        let counted = count(&device, Precision::Bf16Dot, dim, SEGMENTS);
         let (tensor, state) = ((2 * LEN * dim) as u64, (4 * dim * dim) as u64);
         let again = 2 * tensor / all * (all - 1);
         // The sums are written, scanned in place, and read where outputs begin.
@@ -126,7 +146,7 @@ fn segments() {
         let moved = 16.0 * (16384.0 / LEN as f64) * (4 * tensor + again) as f64 / 4.3e6;
         report_times(
             &format!(
-                "{device:?}, K = V = {dim}, B=1 T=16384 H=16 in segments, memory's floor {floor:.0} us, {moved:.0} us with what is \
+                "{device:?}, bf16 dot, K = V = {dim}, B=1 T=16384 H=16 in segments, memory's floor {floor:.0} us, {moved:.0} us with what is \
                  read again"
             ),
             &counted,
