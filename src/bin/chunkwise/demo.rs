@@ -7,9 +7,9 @@ use chunkwise::files::{self, ModelFile, Options, Tensor};
 use chunkwise::nn::Model;
 
 use crate::compare::Distance;
+use crate::gpu::on_gpu;
 use crate::machine::{Machine, Place, pretty};
 use crate::out::Out;
-use crate::run::on_gpu;
 use crate::{Outcome, Verdict};
 
 /// UCI handwritten digits (CC BY 4.0, E. Alpaydin and C. Kaynak): a digit is 64 tokens, one pixel each.

@@ -7,6 +7,7 @@ mod check;
 mod compare;
 mod demo;
 mod exact;
+mod gpu;
 mod info;
 mod load;
 mod machine;

@@ -8,6 +8,7 @@ use chunkwise::files::{self, Options, Tensor, Tensors};
 use chunkwise::nn::{Model, ModelConfig};
 
 use crate::compare::Distance;
+use crate::gpu::{Ran, on_gpu};
 use crate::load::{Flags, Source};
 use crate::machine::{Machine, Place, place, pretty};
 use crate::out::Out;
@@ -106,31 +107,10 @@ fn speed(model: &Model<'_>, stream: bool, input: &Tensor<'_>, time: Duration) ->
     format!("{}, {} a token, {how}", pretty(time), pretty(each))
 }
 
-/// An output, how long it took, and where it was computed.
-pub(crate) type Ran = (Tensor<'static>, Duration, String);
-
 fn on_cpu(model: &Model<'_>, input: &Tensor<'_>, stream: bool, threads: usize) -> files::Result<Ran> {
     let begin = Instant::now();
     let output = if stream { files::stream(model, input) } else { files::forward(model, input) };
     Ok((output?, begin.elapsed(), format!("{}, up to {threads} threads", model.isa())))
-}
-
-/// Twice, for the first time compiles the kernels.
-#[cfg(feature = "cuda")]
-pub(crate) fn on_gpu(model: &Model<'_>, input: &Tensor<'_>, number: usize) -> files::Result<Ran> {
-    use chunkwise::{Precision, cuda};
-
-    let device = cuda::Device::open(number)?;
-    let model = cuda::Model::new(&device, model, Precision::F32)?;
-    files::forward_on_gpu(&model, input)?;
-    let begin = Instant::now();
-    let output = files::forward_on_gpu(&model, input)?;
-    Ok((output, begin.elapsed(), format!("{}, copies to it and back included", device.name())))
-}
-
-#[cfg(not(feature = "cuda"))]
-pub(crate) fn on_gpu(_: &Model<'_>, _: &Tensor<'_>, _: usize) -> files::Result<Ran> {
-    unreachable!("refused with the arguments")
 }
 
 fn first_values(tensor: &Tensor<'_>) -> String {
