@@ -89,7 +89,8 @@ template <class E> struct Piece {
 #pragma unroll
     for (int i = 0; i < BYTES / 16; i++) {
       uint4 x;
-      asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at + i * 16) : "memory");
+      asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at + i * 16) : "memory");
       piece.set(i, x);
     }
     return piece;
@@ -145,7 +146,8 @@ DEVICE u32 pack(float low, float high) {
 DEVICE float low(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// Of N pairs of bf16, rounded to bf16 as well. ELU's is exp(min(x, 0)) + max(x, 0): one of the two is exact, the sum rounds once.
+// Of N pairs of bf16, rounded to bf16 as well. ELU's is exp(min(x, 0)) + max(x, 0): one of the two is exact, the sum rounds
+// once.
 template <int N> DEVICE void phi_bf16(u32 (&x)[N], int map, float eps) {
   if (map == IDENTITY) return;
   u32 y[N];

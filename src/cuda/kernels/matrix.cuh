@@ -8,7 +8,8 @@
 // Rows of COLUMNS bf16, in blocks of BLOCK columns. Within a block the 16 bytes of eight columns are moved about, so that
 // neither eight rows of one column nor one row fall on the same banks (TMA's and wgmma's swizzle of 128, 64 or 32 bytes).
 template <int ROWS, int COLUMNS, int BLOCK = COLUMNS < 64 ? COLUMNS : 64> struct Matrix {
-  static constexpr int BLOCK_COLUMNS = BLOCK, BLOCKS = COLUMNS / BLOCK, ROW = BLOCK * 2, BLOCK_BYTES = ROWS * ROW, BYTES = ROWS * COLUMNS * 2;
+  static constexpr int BLOCK_COLUMNS = BLOCK, BLOCKS = COLUMNS / BLOCK;
+  static constexpr int ROW = BLOCK * 2, BLOCK_BYTES = ROWS * ROW, BYTES = BLOCKS * BLOCK_BYTES;
   u32 base;
 
   // Where columns 8 eight .. 8 eight + 7 of a row lie.

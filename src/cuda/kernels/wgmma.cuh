@@ -11,8 +11,8 @@ template <class M> DEVICE u64 descriptor(M m, int offset) {
   return SWIZZLE << 62 | (u64)(8 * M::ROW / 16) << 32 | (((m.base & 0x3ffff) >> 4) + offset / 16);
 }
 
-// c += a b, 64 x 32 or 64 x 64 += 64 x 16 times 16 x N. Whether A is stored transposed; whether B is stored as it is, by rows
-// of N, and not by columns. An A in registers is as that of mma.sync, 16 rows to a warp.
+// c += a b, 64 x N += 64 x 16 times 16 x N, for N of 32 and 64. A_TRANSPOSED: A's columns lie one after the other, not its rows.
+// B_BY_ROWS: B's rows of N do, not its columns. An A in registers is as that of mma.sync, 16 rows to a warp.
 #define SUMS(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
 #define WGMMA(n) "{.reg .pred add; setp.ne.b32 add, 1, 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 "
 #define SUMS_16 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
