@@ -2,19 +2,16 @@
 
 mod common;
 
-use chunkwise::{Config, Isa};
-use common::{Case, DECODE_SHAPES, NORMALISERS};
+use chunkwise::Isa;
+use common::{Case, DECODE_SHAPES, NORMALISERS, config};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn decode(criterion: &mut Criterion) {
     for isa in Isa::available() {
         let mut group = criterion.benchmark_group(format!("decode/{isa}"));
-        for (batch, heads, dim) in DECODE_SHAPES {
+        for [batch, heads, dim] in DECODE_SHAPES {
             for (name, normaliser) in NORMALISERS {
-                let case = |len| {
-                    let config = Config::new(batch, len, heads, dim, dim, normaliser);
-                    Case::<f32>::new(Config { isa: Some(isa), ..config }).unwrap()
-                };
+                let case = |len| Case::<f32>::new(config(isa, normaliser, [batch, heads, len, dim])).unwrap();
                 case(80).decode_error().assert();
                 let mut case = case(1);
                 group.throughput(Throughput::Bytes(case.state_bytes() as u64));

@@ -6,8 +6,8 @@
 
 use std::time::Instant;
 
-use chunkwise::cuda::{Attention, Buffer, DecodeStep, Device, Forward, Result, State, Stream};
-use chunkwise::{Config, Normaliser, Precision};
+use chunkwise::cuda::{Attention, Buffer, DecodeStep, Device, Forward, Precision, Result, State, Stream};
+use chunkwise::{Config, Normaliser, Rule, Shape};
 use half::bf16;
 
 /// One line: what is run, and the bytes that it must move.
@@ -26,9 +26,10 @@ struct Line {
 }
 
 impl Line {
-    fn new(device: &Device, config: Config, decode: bool) -> Result<Self> {
-        let Config { batch, len, heads, key, value, precision, .. } = config;
-        let attention = Attention::new(device, config)?;
+    fn new(device: &Device, shape: Shape, precision: Precision, decode: bool) -> Result<Self> {
+        let Shape { batch, len, heads, key, value, .. } = shape;
+        let config = Config::new(Rule::linear(Normaliser::None), shape);
+        let attention = Attention::new(device, config, precision)?;
         let rows = batch * len * heads;
         // Small numbers of both signs.
         let tensor = |dim: usize| {
@@ -89,12 +90,12 @@ fn main() -> Result<()> {
     for dim in [64, 128] {
         for precision in [Precision::Bf16Dot, Precision::F32] {
             for (batch, len) in [(scale(8), scale(4096)), (1, scale(16384))] {
-                let config = Config::new(batch, len, scale(16), dim, dim, Normaliser::None);
-                lines.push(Line::new(&device, Config { precision, ..config }, false)?);
+                let shape = Shape::new(batch, len, scale(16), dim, dim);
+                lines.push(Line::new(&device, shape, precision, false)?);
             }
         }
-        let config = Config::new(scale(256), 1, scale(16), dim, dim, Normaliser::None);
-        lines.push(Line::new(&device, config, true)?);
+        let shape = Shape::new(scale(256), 1, scale(16), dim, dim);
+        lines.push(Line::new(&device, shape, Precision::F32, true)?);
     }
     for line in &mut lines {
         line.time(&device, 2)?;

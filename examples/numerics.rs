@@ -15,7 +15,7 @@ mod stream;
 use std::error::Error;
 
 use chunkwise::element::Element;
-use chunkwise::{Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State};
+use chunkwise::{Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
 use common::{Case, element_error, norm_error};
 use half::{bf16, f16};
 use plotters::coord::Shift;
@@ -63,13 +63,12 @@ fn outputs<E: Element>(case: &Case, store: fn(f32) -> E, load: fn(E) -> f32) -> 
     let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| x.iter().map(|x| store(*x)).collect::<Vec<E>>());
     let (mut forward, mut decoded) = (vec![E::default(); v.len()], vec![E::default(); v.len()]);
     let scratch = &mut vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())];
-    attention
-        .forward(Forward { q: &q, k: &k, v: &v, state: State::Zero, o: &mut forward, scratch })
-        .expect("legal arguments");
+    let tensors = Tensors::new(&q, &k, &v, &mut forward);
+    attention.forward(tensors, State::Zero, scratch).expect("legal arguments");
     let state = &mut case.zero_state()[..];
     let rows = q.chunks_exact(DIM).zip(k.chunks_exact(DIM)).zip(v.chunks_exact(DIM));
     for (((q, k), v), o) in rows.zip(decoded.chunks_exact_mut(DIM)) {
-        attention.decode(DecodeStep { q, k, v, state, o, scratch }).expect("legal arguments");
+        attention.decode(Tensors::new(q, k, v, o), state, scratch).expect("legal arguments");
     }
     [forward, decoded].map(|o| o.into_iter().map(load).collect())
 }
@@ -105,8 +104,8 @@ fn measure(
 ) -> Measured {
     // fla's scale where nothing divides the outputs, which f16 could not hold otherwise.
     let scale = if normaliser == Normaliser::None { (DIM as f32).sqrt().recip() } else { 1.0 };
-    let config = Config { feature_map, scale, ..Config::new(1, LEN, 1, DIM, DIM, normaliser) };
-    let case = Case::new(config, 1);
+    let rule = Rule::linear(normaliser).feature_map(feature_map).scale(scale);
+    let case = Case::new(Config::new(rule, Shape::new(1, LEN, 1, DIM, DIM)), 1);
     let (want, _) = case.oracle();
     let (size, _) = case.without_cancellation().oracle();
     let dtypes = DTYPES.iter().map(|dtype| {

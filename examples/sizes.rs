@@ -4,7 +4,7 @@
 //! cargo run --release --example sizes
 //! ```
 
-use chunkwise::{Attention, Config, Isa, Normaliser};
+use chunkwise::{Attention, Config, Isa, Normaliser, Rule, Shape};
 
 fn main() -> chunkwise::Result<()> {
     let isas: Vec<Isa> = Isa::available().collect();
@@ -23,12 +23,12 @@ fn main() -> chunkwise::Result<()> {
         ([1, 8, 128, 128], global),
         ([8, 16, 128, 128], global),
     ] {
-        // Scratch is the same for any number of tokens beyond a tile.
-        let config = Config::new(batch, 4096, heads, key, value, normaliser);
+        // Scratch is the same for any number of tokens.
+        let config = Config::new(Rule::linear(normaliser), Shape::new(batch, 4096, heads, key, value));
         let state = Attention::new(config)?.state_len();
         print!("| {batch}, {heads}, {key}, {value} | {name} | {} |", 4 * state);
         for isa in &isas {
-            let attention = Attention::new(Config { isa: Some(*isa), ..config })?;
+            let attention = Attention::new(config.isa(*isa))?;
             print!(" {}, {} |", 4 * attention.decode_scratch_len(), 4 * attention.scratch_len());
         }
         println!();

@@ -1,4 +1,4 @@
-/* chunkwise: chunked causal linear attention on CPUs. C99 and C++11.
+/* chunkwise: causal linear attention on CPUs. C99 and C++11.
  *
  *     S_t = S_{t-1} + phi(k_t) v_t^T        [K, V]   state
  *     z_t = z_{t-1} + phi(k_t)              [K]      normaliser state
@@ -21,8 +21,17 @@
  * Memory. The caller brings it; a call that allocates says so. After a call the library keeps no pointer, but for models,
  * which say how long their memory is borrowed.
  *
- * Growth. Structures begin with their size and the ABI version, which the macros that begin with a capital letter fill in
- * together with the defaults. Fields are only ever added at the end. Fields called reserved are 0.
+ * Bits. Outputs and states have the same bits for any batch, strides, threads and ranges of heads, and wherever a sequence is
+ * cut into calls of cw_forward and cw_decode. They are also the same on AVX2, AVX-512 and NEON; CW_ISA_SCALAR and
+ * CW_ISA_SIMD128 have bits of their own, because they do not fuse multiplications and additions. With `compensated`, this holds
+ * for cuts at multiples of 4 tokens. The payload of a NaN is not specified.
+ *
+ * Growth. Structures begin with their size and the ABI version, which the macros named after them (CW_CALL of cw_call) fill in
+ * together with the defaults. Fields are only ever added at the end, so a program that was compiled with an older header goes
+ * on working: where a structure is smaller than the library's, the missing fields have the values that the library's own macro
+ * gives them, and a structure that the library writes is written up to its size and no further. CW_SIZE is returned for a
+ * structure that is larger than the library's, one smaller than its first two fields, and one whose size ends within a
+ * field. Fields called reserved are 0.
  */
 #ifndef CHUNKWISE_H
 #define CHUNKWISE_H
@@ -50,7 +59,7 @@ enum {
     CW_ZERO = 6,         /* a size is zero that must be at least one */
     CW_RANGE = 7,        /* a number is not finite, negative, or out of its range */
     CW_UNKNOWN = 8,      /* a choice has a value that is none of its constants, a reserved field is not 0 */
-    CW_SIZE = 9,         /* a structure's size is not the one that this library knows */
+    CW_SIZE = 9,         /* a structure is larger than this library knows, or its size ends within a field */
     CW_ABI = 10,         /* a structure was filled by a header of another ABI version */
     CW_SHAPE = 11,       /* the dimensions or strides of tensors do not fit together */
     CW_STATE = 12,       /* the state was not made by this configuration */
@@ -134,10 +143,10 @@ typedef struct cw_attention {
     float normaliser_eps;  /* of CW_GLOBAL and CW_PER_CHUNK */
     uint64_t chunk;        /* tokens in a chunk of CW_PER_CHUNK, 1 to 2^24: part of the model, no matter of speed */
     float scale;           /* multiplies the outputs */
-    uint32_t compensated;  /* 1: keeps what rounding takes from the state, for streams of very many tokens */
-    uint32_t products;     /* CW_PRODUCTS_BF16: by dot products of bf16, if the machine has them; else CW_UNAVAILABLE */
+    uint32_t compensated;  /* 1: keeps the rounding errors of the state and adds them back, for streams of very many tokens */
+    uint32_t products;     /* CW_PRODUCTS_BF16: of cw_cuda_* only, see chunkwise_cuda.h; for others it is CW_UNAVAILABLE */
     uint32_t isa;          /* CW_ISA_DEFAULT or one of cw_isas() */
-    uint32_t threads;      /* at most, at least 1; in builds without std it is always 1. The bits do not depend on it */
+    uint32_t threads;      /* at most, at least 1; in builds without std it is always 1 */
     uint32_t reserved;
 } cw_attention;
 
@@ -169,7 +178,7 @@ typedef struct cw_call {
 typedef struct cw_sizes {
     uint32_t size, abi;
     uint64_t state_bytes;           /* of the whole batch */
-    uint64_t state_align;           /* bytes */
+    uint64_t state_align;           /* bytes; 64 is faster: cw_decode updates the state where it lies, by whole cache lines */
     uint64_t forward_scratch_bytes; /* of cw_forward; of cw_forward_range where threads is 1 */
     uint64_t decode_scratch_bytes;  /* of cw_decode and cw_decode_range, likewise */
     uint64_t scratch_align;         /* bytes */
@@ -183,31 +192,31 @@ cw_status cw_attention_sizes(const cw_attention *attention, const cw_call *call,
 /* Sets a state to zeros, as memset does. CW_RANGE: bytes that are no multiple of 4. */
 cw_status cw_state_init(float *state, uint64_t bytes);
 
-/* All tokens of all heads, in the chunked form; on `threads` threads, the caller's among them, where the work is worth it
- * (which starts a pool of threads for the process the first time, and allocates). */
+/* All tokens of all heads; on `threads` threads, the caller's among them, where the work is worth it (which starts a pool of
+ * threads for the process the first time, and allocates). */
 cw_status cw_forward(const cw_attention *attention, const cw_call *call);
 
-/* One token of all heads, T = 1, by the recurrence: faster than cw_forward there, on the same state. state_in must be
- * state_out and hold a state. */
+/* One token of all heads: what cw_forward computes for T = 1, and faster. state_in must be state_out and hold a state. It is
+ * updated where it lies, which is fastest where it begins on a boundary of 64 bytes. */
 cw_status cw_decode(const cw_attention *attention, const cw_call *call);
 
 /* The same for `count` heads of all sequences counted through, b H + h, from `first` on, on the calling thread, whatever
  * `threads` is: for a pool of threads of the caller's own. Tensors and states are those of the whole call, scratch is each
- * thread's own. Ranges that do not share a head may run at once, and the bits are those of the whole call. */
+ * thread's own. Ranges that do not share a head may run at once. */
 cw_status cw_forward_range(const cw_attention *attention, const cw_call *call, uint64_t first, uint64_t count);
 cw_status cw_decode_range(const cw_attention *attention, const cw_call *call, uint64_t first, uint64_t count);
 
 /* Sizes at compile time, for static arrays. The state's is exact (for a compensated one see cw_attention_sizes), the others
- * are upper bounds for any normaliser, layout and instruction set, on one thread. */
+ * are upper bounds for any normaliser, layout and instruction set, on one thread; they leave room for later versions. */
 #define CW_STATE_BYTES(batch, heads, key, value, normaliser)                                                    \
     (4 * (uint64_t)(batch) * (heads) *                                                                          \
      ((normaliser) == CW_NONE     ? (uint64_t)(key) * (value)                                                   \
       : (normaliser) == CW_GLOBAL ? ((uint64_t)(value) + 1) * (key)                                             \
                                   : 2 * ((uint64_t)(value) + 1) * (key) + 1))
 #define CW_FORWARD_SCRATCH_BYTES_MAX(heads, key, value)                                                         \
-    (4 * (64 * CW_UP(key) + 1295 +                                                                              \
-          (uint64_t)(heads) * (3 * CW_UP(key) * (CW_UP(value) + 1) + 16 * CW_UP(value))))
-#define CW_DECODE_SCRATCH_BYTES_MAX(key, value) (4 * (2 * (CW_UP(key) + CW_UP(value)) + 15))
+    (4 * (80 * CW_UP(key) + 32 * CW_UP(value) + 3 * (uint64_t)(heads) * CW_UP(key) * (CW_UP(value) + 1) + 15))
+#define CW_DECODE_SCRATCH_BYTES_MAX(key, value)                                                                 \
+    (4 * (12 * CW_UP(key) + 2 * CW_UP(value) + ((value) % 16 == 0 ? 0 : 48 * CW_UP(key)) + 15))
 #define CW_UP(n) (((uint64_t)(n) + 15) / 16 * 16)
 
 /* ---- Models: Edifice's FlashLinearAttention, at inference ---- */
@@ -273,7 +282,7 @@ typedef struct cw_model_sizes {
     uint64_t forward_scratch_bytes;
     uint64_t step_scratch_bytes;
     uint64_t head_scratch_bytes;    /* of cw_model_head, on all rows of that output */
-    uint64_t align;                 /* bytes, of state and scratch */
+    uint64_t align;                 /* bytes, of state and scratch; 64 is faster */
 } cw_model_sizes;
 
 #define CW_MODEL_SIZES {CW_HEAD(cw_model_sizes), 0, 0, 0, 0, 0, 0, 0, 0, 0}

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use pulp::Simd;
 
 use crate::isa;
-use crate::tile::{NV, copy_row, panel_width, vectors, vectors_mut};
+use crate::vector::copy_row;
 
 mod sealed {
     pub trait Sealed {}
@@ -75,6 +75,32 @@ impl<'a, E: Element, const N: usize> From<&'a [E; N]> for Elements<'a> {
     }
 }
 
+#[cfg(feature = "std")]
+impl<'a, E: Element> From<&'a std::vec::Vec<E>> for Elements<'a> {
+    fn from(vector: &'a std::vec::Vec<E>) -> Self {
+        E::elements(vector)
+    }
+}
+
+#[cfg(feature = "std")]
+impl<'a, E: Element> From<&'a mut std::vec::Vec<E>> for ElementsMut<'a> {
+    fn from(vector: &'a mut std::vec::Vec<E>) -> Self {
+        E::elements_mut(vector)
+    }
+}
+
+impl<'a, E: Element> From<&'a mut [E]> for ElementsMut<'a> {
+    fn from(slice: &'a mut [E]) -> Self {
+        E::elements_mut(slice)
+    }
+}
+
+impl<'a, E: Element, const N: usize> From<&'a mut [E; N]> for ElementsMut<'a> {
+    fn from(array: &'a mut [E; N]) -> Self {
+        E::elements_mut(array)
+    }
+}
+
 impl Default for Elements<'_> {
     fn default() -> Self {
         Elements::F32(&[])
@@ -120,13 +146,13 @@ impl<'a> Elements<'a> {
         })
     }
 
-    /// Where element `at` lies, for a prefetch, and the bytes of one.
+    /// Where the first element lies, for a prefetch, and the bytes of one.
     #[inline(always)]
-    pub(crate) fn address(&self, at: usize) -> (*const u8, usize) {
+    pub(crate) fn address(&self) -> (*const u8, usize) {
         match self {
-            Elements::F32(slice) => (slice.as_ptr().wrapping_add(at).cast(), 4),
-            Elements::Bf16(slice) => (slice.as_ptr().wrapping_add(at).cast(), 2),
-            Elements::F16(slice) => (slice.as_ptr().wrapping_add(at).cast(), 2),
+            Elements::F32(slice) => (slice.as_ptr().cast(), 4),
+            Elements::Bf16(slice) => (slice.as_ptr().cast(), 2),
+            Elements::F16(slice) => (slice.as_ptr().cast(), 2),
         }
     }
 
@@ -231,29 +257,6 @@ pub(crate) fn widen<S: Simd>(simd: S, from: Elements<'_>, to: &mut [f32]) {
     }
 }
 
-/// Widens a row into row `i` of panels of `depth` rows each, padded to whole vectors: as many panels of NV vectors as it
-/// fills, and a last one, which may be of one.
-#[inline(always)]
-pub(crate) fn pack_row<S: Simd>(simd: S, from: Elements<'_>, panels: &mut [f32], depth: usize, i: usize) {
-    let full = panel_width(S::F32_LANES);
-    let mut at = 0;
-    // Whole panels of f32, which is what there mostly is, without a thought for tails.
-    if let Elements::F32(row) = from {
-        let whole = vectors::<S, NV>(row);
-        for (panel, row) in panels.chunks_exact_mut(depth * full).zip(whole) {
-            vectors_mut::<S, NV>(panel)[i] = *row;
-        }
-        at = whole.len() * full;
-    }
-    while at < from.len() {
-        let columns = full.min(from.len() - at);
-        let width = if columns > S::F32_LANES { full } else { S::F32_LANES };
-        let to = &mut panels[at * depth + i * width..][..width];
-        widen(simd, from.slice(at..at + columns), to);
-        at += columns;
-    }
-}
-
 /// The nearest bf16, ties to even, in the upper half of 32 bits; in the lower half is anything.
 #[inline(always)]
 fn upper_bf16(x: f32) -> u32 {
@@ -267,37 +270,6 @@ fn upper_bf16(x: f32) -> u32 {
 pub(crate) fn narrow_bf16(from: &[f32], to: &mut [bf16]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = bf16::from_bits((upper_bf16(*from) >> 16) as u16);
-    }
-}
-
-/// Two numbers rounded to bf16, the first in the lower half.
-#[inline(always)]
-fn pair(first: f32, second: f32) -> u32 {
-    upper_bf16(first) >> 16 | upper_bf16(second) & 0xffff_0000
-}
-
-/// Pairs of neighbours in a row.
-#[inline(always)]
-pub(crate) fn pair_neighbours(row: &[f32], to: &mut [u32]) {
-    for (to, [first, second]) in to.iter_mut().zip(row.as_chunks().0) {
-        *to = pair(*first, *second);
-    }
-}
-
-/// Pairs of what stands below each other in rows `[rows, width]`; a last row alone is paired with zeros.
-#[inline(always)]
-pub(crate) fn pair_rows(rows: &[f32], width: usize, to: &mut [u32]) {
-    for (rows, to) in rows.chunks(2 * width).zip(to.chunks_exact_mut(width)) {
-        let (first, second) = rows.split_at(width);
-        if second.is_empty() {
-            for (to, first) in to.iter_mut().zip(first) {
-                *to = pair(*first, 0.0);
-            }
-        } else {
-            for ((to, first), second) in to.iter_mut().zip(first).zip(second) {
-                *to = pair(*first, *second);
-            }
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// What was wrong with a call. Whenever one is returned, nothing has been written.
+/// What was wrong with a call. Outputs and state are left untouched whenever one is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -58,11 +58,6 @@ pub enum Error {
         /// The instruction set.
         name: &'static str,
     },
-    /// [`crate::Precision::Bf16Dot`] on an instruction set that has no dot products of bf16 on this machine.
-    NoBf16Dot {
-        /// The instruction set.
-        isa: &'static str,
-    },
     /// A model's parts do not fit together: the shape of a parameter against what the configuration asks.
     Parameter {
         /// The parameter, as it is called inside its block.
@@ -107,9 +102,6 @@ impl fmt::Display for Error {
             Error::BadState => write!(f, "the state was not made by this configuration"),
             Error::Isa { name } => {
                 write!(f, "the instruction set {name} is unknown or not available on this machine")
-            }
-            Error::NoBf16Dot { isa } => {
-                write!(f, "the instruction set {isa} has no dot products of bf16 on this machine")
             }
             Error::Parameter { name, block: 0, want, got } => {
                 write!(f, "{name}: shape {got:?}, expected {want:?}")

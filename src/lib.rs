@@ -1,5 +1,4 @@
-//! Chunked causal linear attention on CPUs: SIMD kernels without an allocator, and the small model they were made
-//! for.
+//! Causal linear attention on CPUs: SIMD kernels without an allocator, and the small model they were made for.
 //!
 //! ```text
 //! S_t = S_{t-1} + phi(k_t) v_t^T        [K, V]   state
@@ -10,19 +9,21 @@
 //! Letters: B batch (sequences), T tokens, H heads, K elements of a row of q and k, V elements of a row of v and o.
 //! In code they are words: `batch, len, heads, key, value`. All sizes, lengths and strides are in elements.
 //!
-//! [`Attention::forward`] computes many tokens in the chunked form, [`Attention::decode`] one token by the
-//! recurrence, on the same state. Nothing allocates: outputs, state and scratch are the caller's, and each call has a
-//! twin that says how much. Bad input is an [`Error`], and nothing has been written then.
+//! [`Attention::forward`] computes many tokens, [`Attention::decode`] one, on the same state and with the same bits.
+//! Nothing allocates: outputs, state and scratch are the caller's, and each call has a twin that says how much of them it
+//! needs. Invalid arguments return an [`Error`], and outputs and state are left untouched. With `std`, a [`Stream`] owns
+//! its state and scratch.
 //!
 //! ```
-//! use chunkwise::{Attention, Config, Forward, Normaliser, State};
+//! use chunkwise::{Attention, Config, Normaliser, Rule, Shape, State, Tensors};
 //!
 //! // 1 sequence, 100 tokens, 4 heads, K = V = 64, contiguous [B, T, H, D].
-//! let attention = Attention::new(Config::new(1, 100, 4, 64, 64, Normaliser::Global { eps: 1e-6 }))?;
-//! let (q, k, v) = (vec![0.1; 25_600], vec![0.2; 25_600], vec![0.3; 25_600]);
-//! let mut o = vec![0.0; 25_600];
+//! let rule = Rule::linear(Normaliser::Global { eps: 1e-6 });
+//! let attention = Attention::new(Config::new(rule, Shape::new(1, 100, 4, 64, 64)))?;
+//! let (q, k, v) = ([0.1; 25_600], [0.2; 25_600], [0.3; 25_600]);
+//! let mut o = [0.0; 25_600];
 //! let mut scratch = vec![0.0; attention.scratch_len()];
-//! attention.forward(Forward { q: &q, k: &k, v: &v, state: State::Zero, o: &mut o, scratch: &mut scratch })?;
+//! attention.forward(Tensors::new(&q, &k, &v, &mut o), State::Zero, &mut scratch)?;
 //! // An average of equal values is that value.
 //! assert!((o[25_599] - 0.3).abs() < 1e-6);
 //! # Ok::<(), chunkwise::Error>(())
@@ -32,9 +33,11 @@
 //!
 //! # Bits
 //!
-//! For one instruction set, a result has the same bits for any number of threads, any batch around the sequence, any
-//! strides, and when a sequence is fed in pieces cut at multiples of 16 tokens (of a chunk's beginning, for
-//! [`Normaliser::PerChunk`]). Cut anywhere else it differs by rounding.
+//! A result has the same bits for any number of threads, any batch around the sequence, any strides, and wherever a
+//! sequence is cut: one `forward`, any pieces of it and one `decode` for each token agree bit for bit. With
+//! [`Rule::compensated`] pieces must be multiples of 4 tokens for that. The bits are also the same on every instruction set
+//! that has a fused multiply-add: AVX2, AVX-512 and Neon. The scalar code and WebAssembly's `simd128` round products
+//! before they add them, so they only agree with themselves. The payload of a NaN is not specified.
 //!
 //! # Features
 //!
@@ -50,29 +53,29 @@
 #[cfg(any(feature = "std", test))]
 extern crate std;
 
-// In the order in which data flows. What goes wrong, and what is checked:
-pub mod error;
-pub mod shape;
-// Which CPU this is, and the judge of every kernel:
-pub mod isa;
-pub mod reference;
-// The types of elements.
+// In the order in which data flows. What goes wrong, the types of elements, which CPU this is, and functions on vectors:
 pub mod element;
-// One head: functions on tiles, generic over the instruction set.
-pub mod feature_map;
+pub mod error;
+pub mod isa;
 mod math;
-mod tile;
-// The state between tokens; many tokens; one token.
-mod chunk;
-mod decode;
+mod vector;
+// What is computed, on what sizes, on which memory:
+pub mod rule;
+pub mod shape;
 pub mod state;
-// Many heads: what to bring, serial or on threads, the entry point.
+pub mod tensors;
+// The definition, in f64, which judges every kernel:
+pub mod reference;
+// A few tokens and some columns of one head:
+mod sweep;
+// Many heads: what to bring, serial or on threads, the entry point, and a stream that brings it.
 pub mod attention;
 #[doc(hidden)]
 pub mod bench_support;
 mod parallel;
-pub mod part;
 mod scratch;
+#[cfg(feature = "std")]
+pub mod stream;
 // The model, and its files.
 #[cfg(feature = "files")]
 pub mod files;
@@ -89,11 +92,12 @@ pub mod cuda;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-pub use attention::{Attention, Config, DecodeStep, Forward, Precision, State};
+pub use attention::{Attention, Config, Execution, Part, State};
 pub use element::Element;
 pub use error::{Error, Result};
-pub use feature_map::FeatureMap;
 pub use isa::Isa;
-pub use part::Part;
-pub use shape::Strides;
-pub use state::Normaliser;
+pub use rule::{FeatureMap, Normaliser, Rule};
+pub use shape::{Shape, Strides};
+#[cfg(feature = "std")]
+pub use stream::Stream;
+pub use tensors::Tensors;

@@ -1,45 +1,54 @@
 //! Spreading independent tasks over threads. Tasks are cut from shapes alone, never from what runs where: the
 //! bits are the same for any number of threads.
 
-/// Runs `task` for all of `0..tasks` on up to `workers` threads of the current rayon pool, the caller's among
+/// How many tasks there are, and on how many threads they run at most.
+#[derive(Clone, Copy)]
+pub(crate) struct Tasks {
+    pub(crate) count: usize,
+    pub(crate) workers: usize,
+}
+
+/// Runs `task` for all of `0..count` on up to `workers` threads of the current rayon pool, the caller's among
 /// them; each worker has its own part of scratch, `part` elements.
 #[cfg(feature = "std")]
-pub(crate) fn for_each<F>(workers: usize, tasks: usize, scratch: &mut [f32], part: usize, task: F)
+pub(crate) fn for_each<F>(tasks: Tasks, scratch: &mut [f32], part: usize, task: F)
 where
     F: Fn(usize, &mut [f32]) + Sync,
 {
     use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     use rayon::prelude::*;
 
+    let Tasks { count, workers } = tasks;
     if workers <= 1 {
-        return serial(tasks, &mut scratch[..part], task);
+        return serial(count, &mut scratch[..part], task);
     }
     // Workers take the next task when they are done with one: a thread that is late costs little.
     let next = AtomicUsize::new(0);
     let parts = scratch[..workers * part].par_chunks_exact_mut(part).with_max_len(1);
     parts.for_each(|scratch| {
         loop {
-            let at = next.fetch_add(1, Relaxed);
-            if at >= tasks {
+            let i = next.fetch_add(1, Relaxed);
+            if i >= count {
                 break;
             }
-            task(at, scratch);
+            task(i, scratch);
         }
     });
 }
 
 /// Without threads.
 #[cfg(not(feature = "std"))]
-pub(crate) fn for_each<F>(_workers: usize, tasks: usize, scratch: &mut [f32], part: usize, task: F)
+pub(crate) fn for_each<F>(tasks: Tasks, scratch: &mut [f32], part: usize, task: F)
 where
     F: Fn(usize, &mut [f32]) + Sync,
 {
-    serial(tasks, &mut scratch[..part], task);
+    debug_assert!(tasks.workers == 1, "threads without std");
+    serial(tasks.count, &mut scratch[..part], task);
 }
 
-fn serial(tasks: usize, scratch: &mut [f32], task: impl Fn(usize, &mut [f32])) {
-    for at in 0..tasks {
-        task(at, scratch);
+fn serial(count: usize, scratch: &mut [f32], task: impl Fn(usize, &mut [f32])) {
+    for i in 0..count {
+        task(i, scratch);
     }
 }
 

@@ -9,8 +9,7 @@
 //! phi itself is evaluated in f32, since the order of its roundings is part of its definition; everything after
 //! it is f64. It is slow, and it is the judge: tests, benches and fuzzing call it.
 
-use crate::feature_map::FeatureMap;
-use crate::state::Normaliser;
+use crate::rule::{FeatureMap, Normaliser};
 
 /// phi(x) as defined: f32, in the order of operations of [`FeatureMap`].
 pub fn phi(map: FeatureMap, x: f32) -> f64 {

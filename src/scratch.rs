@@ -25,9 +25,14 @@ pub(crate) fn check(scratch: &[f32], need: usize) -> Result<()> {
     check_room("scratch", need, scratch.len())
 }
 
+/// Elements before the first one that begins a cache line.
+pub(crate) fn misalignment(memory: &[f32]) -> usize {
+    memory.as_ptr().align_offset(64).min(memory.len())
+}
+
 /// The slice from its first aligned element on.
 pub(crate) fn align(scratch: &mut [f32]) -> &mut [f32] {
-    let skip = scratch.as_ptr().align_offset(64).min(scratch.len());
+    let skip = misalignment(scratch);
     &mut scratch[skip..]
 }
 

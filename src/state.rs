@@ -10,59 +10,19 @@
 //!
 //! All zeros is the state before the first token. A copy of the slice is a snapshot.
 //!
-//! With [`crate::Config::compensated`] the first S and z are followed by as many elements more: what rounding has
-//! taken from them so far.
+//! With [`crate::Rule::compensated`] the first S and z are followed by as many elements more: their rounding errors so
+//! far.
 
 use crate::error::{Error, Result};
-
-/// By what the outputs are divided. They are different models: choose the one that the weights were trained with.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Normaliser {
-    /// By nothing (fla with `normalize=False`, the ONNX operator LinearAttention).
-    None,
-    /// By `phi(q_t) . z_t + eps`, z over all tokens so far (Katharopoulos et al. 2020, eq. 9).
-    Global {
-        /// Added to the denominator.
-        eps: f32,
-    },
-    /// Within a chunk and before it apart, each by its own sum:
-    /// `A V / (rowsum A + eps) + phi(Q) S / (phi(Q) z + eps)` (Edifice's FlashLinearAttention).
-    PerChunk {
-        /// Tokens in a chunk, at least 1 and at most 2^24: part of the model, not a tuning choice.
-        chunk: usize,
-        /// Added to each denominator.
-        eps: f32,
-    },
-}
-
-impl Normaliser {
-    /// The reference model's, with eps 1e-8.
-    pub const fn per_chunk(chunk: usize) -> Normaliser {
-        Normaliser::PerChunk { chunk, eps: 1e-8 }
-    }
-
-    pub(crate) fn check(self) -> Result<()> {
-        match self {
-            Normaliser::Global { eps } | Normaliser::PerChunk { eps, .. }
-                if !(eps.is_finite() && eps >= 0.0) =>
-            {
-                Err(Error::NotFinite { what: "the normaliser's eps" })
-            }
-            Normaliser::PerChunk { chunk: 0, .. } => Err(Error::Zero { what: "chunk" }),
-            Normaliser::PerChunk { chunk, .. } if chunk > 1 << 24 => Err(Error::ChunkTooLong { chunk }),
-            _ => Ok(()),
-        }
-    }
-}
+use crate::rule::{Normaliser, Rule};
 
 /// Where the pieces of one head's state lie, in elements from its beginning.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
     pub(crate) key: usize,
     pub(crate) value: usize,
-    normalised: bool,
-    per_chunk: bool,
+    pub(crate) normalised: bool,
+    pub(crate) per_chunk: bool,
     pub(crate) compensated: bool,
 }
 
@@ -71,20 +31,20 @@ pub(crate) struct Layout {
 pub(crate) enum Sums {
     /// Of all tokens; for PerChunk, of the finished chunks.
     All,
-    /// What rounding took from these.
-    Lost,
+    /// The rounding errors of these.
+    Error,
     /// Of the current chunk.
     Chunk,
 }
 
 impl Layout {
-    pub(crate) fn new(key: usize, value: usize, normaliser: Normaliser, compensated: bool) -> Self {
+    pub(crate) fn new(key: usize, value: usize, rule: &Rule) -> Self {
         Self {
             key,
             value,
-            normalised: normaliser != Normaliser::None,
-            per_chunk: matches!(normaliser, Normaliser::PerChunk { .. }),
-            compensated,
+            normalised: rule.normaliser != Normaliser::None,
+            per_chunk: matches!(rule.normaliser, Normaliser::PerChunk { .. }),
+            compensated: rule.compensated,
         }
     }
 
@@ -100,11 +60,11 @@ impl Layout {
     /// Elements of one head, once checked.
     #[inline(always)]
     pub(crate) fn len(&self) -> usize {
-        if self.per_chunk { self.count_at() + 1 } else { self.s_at(Sums::Chunk) }
+        if self.per_chunk { self.count_offset() + 1 } else { self.s_offset(Sums::Chunk) }
     }
 
     #[inline(always)]
-    fn matrix(&self) -> usize {
+    pub(crate) fn matrix(&self) -> usize {
         self.key * self.value
     }
 
@@ -116,30 +76,30 @@ impl Layout {
 
     /// Where S begins.
     #[inline(always)]
-    pub(crate) fn s_at(&self, sums: Sums) -> usize {
+    pub(crate) fn s_offset(&self, sums: Sums) -> usize {
         match sums {
             Sums::All => 0,
-            Sums::Lost => self.sums(),
+            Sums::Error => self.sums(),
             Sums::Chunk => self.sums() * if self.compensated { 2 } else { 1 },
         }
     }
 
     /// Where z begins.
     #[inline(always)]
-    pub(crate) fn z_at(&self, sums: Sums) -> usize {
-        self.s_at(sums) + self.matrix()
+    pub(crate) fn z_offset(&self, sums: Sums) -> usize {
+        self.s_offset(sums) + self.matrix()
     }
 
     /// Where the count of tokens lies.
     #[inline(always)]
-    pub(crate) fn count_at(&self) -> usize {
-        self.s_at(Sums::Chunk) + self.sums()
+    pub(crate) fn count_offset(&self) -> usize {
+        self.s_offset(Sums::Chunk) + self.sums()
     }
 
     /// Tokens in the current chunk of a state, 0 for normalisers without chunks.
     #[inline(always)]
     pub(crate) fn count(&self, head: &[f32]) -> usize {
-        if self.per_chunk { head[self.count_at()] as usize } else { 0 }
+        if self.per_chunk { head[self.count_offset()] as usize } else { 0 }
     }
 
     /// Checks the counts of tokens of heads from row `first` of the batch on: whole numbers below the chunk length, the
@@ -154,7 +114,7 @@ impl Layout {
         let Normaliser::PerChunk { chunk, .. } = normaliser else { return Ok(()) };
         let mut before = None;
         for (row, head) in state.chunks_exact(self.len()).enumerate() {
-            let count = head[self.count_at()];
+            let count = head[self.count_offset()];
             let whole = count >= 0.0 && count < chunk as f32 && count as usize as f32 == count;
             let same = (first + row).is_multiple_of(heads) || before.is_none_or(|before| before == count);
             if !(whole && same) {

@@ -35,7 +35,7 @@ fn number(value: &Value, key: &str) -> f64 {
 /// Every operation, with all that JSON promises; the derived numbers follow from the readings.
 #[test]
 fn json_holds_everything() {
-    let ops = ["prefill", "decode", "model", "step", "tile", "feature-map"];
+    let ops = ["prefill", "decode", "model", "step"];
     let report = json(&bench(["--op", &ops.join(","), "--weights", "stored", "--format", "json", "--check"]));
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["rounds"], 2);
@@ -68,20 +68,128 @@ fn json_holds_everything() {
         assert!(number(each, "error") <= number(each, "allowed_error"), "{op}");
         let close = |got: f64, want: f64| assert!((got - want).abs() <= 1e-9 * want, "{op}: {got}, {want}");
         close(number(&each["gbs"], "best"), 1e-9 * number(each, "bytes") / best);
-        if op != "feature-map" {
-            close(number(&each["gflops"], "best"), 1e-9 * number(each, "flops") / best);
+        close(number(&each["gflops"], "best"), 1e-9 * number(each, "flops") / best);
+        if ["prefill", "decode"].contains(&op) {
+            close(number(&each["recurrent_gflops"], "best"), 1e-9 * number(each, "recurrent_flops") / best);
+            assert_eq!(each["recurrent_bound"]["ceiling"], "FMA");
+        } else {
+            assert!(each["recurrent_flops"].is_null() && each["recurrent_bound"].is_null(), "{op}");
         }
     }
-    let flops = |op: &str| number(measurements.iter().find(|each| each["op"] == op).unwrap(), "flops");
-    // 4 K V a token and head; for the model of hidden size 16 with 4 layers 2 for each of 12 x 16 x 16 weights besides.
-    assert_eq!(flops("prefill"), f64::from(20 * 2 * 4 * 8 * 8));
-    assert_eq!(flops("decode"), f64::from(2 * 4 * 8 * 8));
-    assert_eq!(flops("step"), f64::from(4 * (2 * 12 * 16 * 16 + 2 * 4 * 8 * 8)));
-    assert_eq!(flops("model"), 20.0 * flops("step"));
-    assert_eq!(flops("tile"), f64::from(2 * 16 * 8 * 8));
-    // S [K, V] and z [K] of two heads, read and written.
-    let decode = measurements.iter().find(|each| each["op"] == "decode").unwrap();
-    assert_eq!(number(decode, "bytes"), f64::from(2 * 4 * 2 * (8 * 8 + 8)));
+}
+
+/// The only measurement of a report.
+fn only(run: &Run) -> Value {
+    let report = json(run);
+    let [measurement] = list(&report, "measurements") else { panic!("one in {report}") };
+    measurement.clone()
+}
+
+/// Executed and recurrent flops of attention: with chunks, tokens behind the first one read a second state.
+#[test]
+fn flops_of_attention() {
+    let flops = |op: &str, more: &[&str]| {
+        let measured = only(&bench(["--op", op, "--format", "json"].into_iter().chain(more.iter().copied())));
+        ["flops", "recurrent_flops"].map(|key| number(&measured, key))
+    };
+    // 20 tokens of 2 heads, K = V = 8.
+    let recurrent = f64::from(20 * 2 * 4 * 8 * 8);
+    for norm in ["none", "global"] {
+        assert_eq!(flops("prefill", &["--norm", norm]), [recurrent; 2]);
+        assert_eq!(flops("decode", &["--norm", norm]), [recurrent / 20.0; 2]);
+    }
+    let chunks = |chunk| ["--norm", "per-chunk", "--chunk", chunk];
+    assert_eq!(flops("prefill", &chunks("64")), [recurrent; 2]);
+    assert_eq!(flops("prefill", &chunks("8")), [recurrent + f64::from(12 * 2 * 2 * 8 * 8), recurrent]);
+    assert_eq!(flops("decode", &chunks("8")), [f64::from(2 * 6 * 8 * 8), recurrent / 20.0]);
+}
+
+/// Bytes of the state that one decode moves.
+#[test]
+fn bytes_of_decode() {
+    let bytes = |norm: &str| {
+        let run = bench(["--op", "decode", "--norm", norm, "--format", "json"]);
+        let report = json(&run);
+        let ceilings = list(&report, "ceilings").iter();
+        let state: Vec<f64> = ceilings
+            .filter(|each| each["name"] == "update state")
+            .map(|each| number(each, "bytes"))
+            .collect();
+        [number(&list(&report, "measurements")[0], "bytes"), state[0]]
+    };
+    // Of two heads S [K, V] is read and written, and z [K] likewise where there is one.
+    let (s, z) = (8.0 * 8.0, 8.0);
+    assert_eq!(bytes("none"), [4.0 * 2.0 * 2.0 * s, 4.0 * 2.0 * s]);
+    assert_eq!(bytes("global"), [4.0 * 2.0 * 2.0 * (s + z), 4.0 * 2.0 * (s + z)]);
+    // The sums of finished chunks are read only; a count of tokens lies beside them.
+    let two = [3.0 * (s + z) + 2.0, 2.0 * (s + z) + 1.0];
+    assert_eq!(bytes("per-chunk"), two.map(|elements| 4.0 * 2.0 * elements));
+}
+
+/// What a model executes, layer by layer as the library runs them: hidden size 16, 4 blocks of 2 heads of 8, returning the
+/// last time step. Each token brings a row to every matrix that it is multiplied with.
+#[test]
+fn flops_of_a_model() {
+    /// Rows times inputs times outputs, a multiply-add counting twice.
+    fn dense(rows: u32, inputs: u32, outputs: u32) -> f64 {
+        f64::from(2 * rows * inputs * outputs)
+    }
+    /// Rows of both heads that read one state, and those of them that read two.
+    fn attention(rows: u32, past: u32) -> f64 {
+        f64::from(2 * 8 * 8 * (4 * rows + 2 * past))
+    }
+    let whole = |rows: u32, past: u32| {
+        dense(rows, 16, 48) // qkv
+            + attention(rows, past)
+            + dense(rows, 16, 16) // out
+            + dense(rows, 16, 64) // up
+            + dense(rows, 64, 16) // down
+    };
+    // Keys, values and the state of all rows.
+    let unasked = |rows: u32, past: u32| dense(rows, 16, 32) + attention(rows, past);
+    // And the rest of the last one.
+    let last = dense(1, 16, 16) + dense(1, 16, 16) + dense(1, 16, 64) + dense(1, 64, 16);
+
+    let flops = |op: &str, shape: &str, chunk: &str| {
+        let words = ["bench", "--rounds", "1", "--weights", "stored", "--op", op, "--shape", shape];
+        let run =
+            chunkwise(words.into_iter().chain(["--norm", "per-chunk", "--chunk", chunk, "--format", "json"]));
+        number(&only(&run), "flops")
+    };
+    // Each number once by hand, so that the functions above are checked too.
+    let short = 3.0 * whole(20, 0) + unasked(20, 0) + last;
+    assert_eq!(short, 435_200.0);
+    assert_eq!(flops("model", "1,2,20,8,8", "64"), short);
+    assert_eq!(flops("model", "3,2,20,8,8", "64"), 3.0 * short);
+    // 12 tokens behind the first chunk.
+    assert_eq!(flops("model", "1,2,20,8,8", "8"), 3.0 * whole(20, 12) + unasked(20, 12) + last);
+    // So few rows are all computed.
+    assert_eq!(flops("model", "1,2,15,8,8", "64"), 4.0 * whole(15, 0));
+    // Tiles of 256 tokens and 44, the state carried on from the first to the second.
+    let long = 3.0 * whole(300, 300) + unasked(256, 256) + unasked(44, 44) + last;
+    assert_eq!(long, 6_763_520.0);
+    assert_eq!(flops("model", "1,2,300,8,8", "64"), long);
+    // Of the second tile all four rows are computed.
+    assert_eq!(flops("model", "1,2,260,8,8", "64"), 3.0 * whole(260, 260) + unasked(256, 256) + whole(4, 4));
+    // A step reads the sums of finished chunks, whether there are any or not.
+    assert_eq!(flops("step", "2,2,20,8,8", "64"), 2.0 * 27_648.0);
+    assert_eq!(4.0 * whole(1, 1), 27_648.0);
+}
+
+/// A state off a cache line is another measurement of decode, with the same answers; others have none.
+#[test]
+fn a_state_off_the_line() {
+    let words = ["--op", "prefill,decode,step", "--weights", "stored", "--state-offset", "0,4,60"];
+    let report = json(&bench(words.into_iter().chain(["--check", "--format", "json"])));
+    let found: Vec<(&str, Option<u64>)> = list(&report, "measurements")
+        .iter()
+        .map(|each| (each["op"].as_str().unwrap(), each["state_offset"].as_u64()))
+        .collect();
+    let decode = |offset| ("decode", offset);
+    assert_eq!(found, [("prefill", None), decode(None), decode(Some(4)), decode(Some(60)), ("step", None)]);
+    let run = bench(["--op", "decode", "--state-offset", "16"]);
+    fine(&run);
+    assert!(run.out.contains("state off by 16 bytes"), "{}", run.out);
 }
 
 /// All types, maps, normalisers, instruction sets, one thread and two; and every answer is right.
@@ -97,28 +205,24 @@ fn every_combination_once() {
     assert!(ceilings.iter().any(|ceiling| ceiling["threads"] == 2 && ceiling["name"] == "FMA"));
 }
 
-/// Weights as they are stored and packed; dot products where an instruction set has them, and only there.
+/// Weights as they are stored and packed, of models and of nothing else.
 #[test]
-fn weights_and_precisions() {
-    let words = ["--op", "prefill,decode,model,step", "--precision", "f32,bf16-dot"];
-    let more = ["--weights", "stored,packed", "--isa", "all", "--check", "--format", "json"];
-    let run = bench(words.into_iter().chain(more));
-    fine(&run);
-    let report = json(&run);
-    let count = |op: &str, field: &str, word: Value| {
-        list(&report, "measurements").iter().filter(|each| each["op"] == op && each[field] == word).count()
+fn weights() {
+    let words = ["--op", "prefill,decode,model,step", "--weights", "stored,packed"];
+    let report = json(&bench(words.into_iter().chain(["--isa", "all", "--check", "--format", "json"])));
+    let count = |op: &str, word: Value| {
+        let all = list(&report, "measurements").iter();
+        all.filter(|each| each["op"] == op && each["weights"] == word).count()
     };
     let isas = Isa::available().count();
-    let dots = Isa::available().filter(|isa| isa.has_bf16_dot()).count();
-    assert_eq!(count("prefill", "precision", Value::Null), isas);
-    assert_eq!(count("prefill", "precision", "bf16-dot".into()), dots);
-    assert_eq!(count("decode", "precision", Value::Null), isas);
-    assert_eq!(count("decode", "precision", "bf16-dot".into()), 0);
-    for op in ["model", "step"] {
-        assert_eq!(count(op, "weights", Value::Null), isas);
-        assert_eq!(count(op, "weights", "packed".into()), isas);
+    for op in ["prefill", "decode", "model", "step"] {
+        assert_eq!(count(op, Value::Null), isas, "{op}");
+        assert_eq!(
+            count(op, "packed".into()),
+            if ["model", "step"].contains(&op) { isas } else { 0 },
+            "{op}"
+        );
     }
-    refused(&chunkwise(["bench", "--isa", "scalar", "--precision", "bf16-dot"]), &["bf16-dot"]);
 }
 
 #[test]
@@ -134,6 +238,8 @@ fn tables() {
         "1,2,1,8,8",
         "2 rounds",
         "none pinned",
+        "recurrent GFLOP/s",
+        "executed GFLOP/s",
     ] {
         assert!(run.out.contains(part), "{part} in {}", run.out);
     }
@@ -223,6 +329,12 @@ fn mistakes() {
     refused(&chunkwise(["bench", "--threads", "0"]), &["--threads"]);
     refused(&chunkwise(["bench", "--rounds", "0"]), &["--rounds"]);
     refused(&chunkwise(["bench", "--time", "soon"]), &["--time", "soon"]);
+    for bytes in ["2", "64", "-4", "a line"] {
+        refused(
+            &chunkwise(["bench", &format!("--state-offset={bytes}")]),
+            &["--state-offset", "multiple of 4"],
+        );
+    }
     refused(&chunkwise(["bench", "--shape", "1000000,1000000,1000000,1000000,1"]), &["1000000,1000000"]);
     let none = scratch_file("there_is_no_such_report");
     refused(&chunkwise(["bench", "--compare", text(&none)]), &[text(&none)]);

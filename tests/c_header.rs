@@ -15,6 +15,7 @@ use chunkwise::capi::file::*;
 use chunkwise::capi::model::*;
 use chunkwise::capi::status::*;
 use chunkwise::capi::*;
+use chunkwise::{Attention, Config, Isa, Normaliser, Rule, Shape};
 
 /// What a type is called in C, around a name.
 trait C {
@@ -94,9 +95,73 @@ fn declare_field<S, T: C>(_: fn(&S) -> &T, name: &str) -> String {
     T::declare(name)
 }
 
-/// Every field of a structure: one that is left out here does not compile.
+/// A value as C++ compares it.
+trait Value {
+    fn equals(&self, place: &str) -> String;
+}
+
+macro_rules! numbers {
+    ($($type:ty, $suffix:literal;)*) => {$(
+        impl Value for $type {
+            fn equals(&self, place: &str) -> String {
+                format!("{place} == {self:?}{}", $suffix)
+            }
+        }
+    )*};
+}
+
+numbers! { u32, "u"; u64, "ull"; f32, "f"; }
+
+impl<T> Value for *const T {
+    fn equals(&self, place: &str) -> String {
+        assert!(self.is_null(), "{place}");
+        format!("{place} == nullptr")
+    }
+}
+
+impl<T> Value for *mut T {
+    fn equals(&self, place: &str) -> String {
+        self.cast_const().equals(place)
+    }
+}
+
+impl<T: Value> Value for [T; 4] {
+    fn equals(&self, place: &str) -> String {
+        let each = self.iter().enumerate().map(|(i, value)| value.equals(&format!("{place}[{i}]")));
+        each.collect::<Vec<_>>().join(" && ")
+    }
+}
+
+impl Value for cw_tensor {
+    fn equals(&self, place: &str) -> String {
+        let Self { data, dtype, rank, dims, strides } = self;
+        let fields: [(&dyn Value, &str); 5] =
+            [(data, "data"), (dtype, "dtype"), (rank, "rank"), (dims, "dims"), (strides, "strides")];
+        fields.map(|(value, name)| value.equals(&format!("{place}.{name}"))).join(" && ")
+    }
+}
+
+/// Assertions for C, and for C++, which can take the fields of a constant structure apart.
+struct Assertions {
+    c: String,
+    cpp: String,
+}
+
+/// Every field of a structure: one that is left out here does not compile. The initialiser is the header's, with arguments
+/// of 0.
 macro_rules! structure {
+    ($code:ident, $name:ident { $($field:ident),* } = $initialiser:literal) => {{
+        structure!($code, $name { $($field),* });
+        let name = stringify!($name);
+        writeln!($code.cpp, "constexpr {name} of_{name} = {};", $initialiser).unwrap();
+        $({
+            let place = concat!("of_", stringify!($name), ".", stringify!($field));
+            let equals = $name::DEFAULT.$field.equals(place);
+            writeln!($code.cpp, "static_assert({equals}, \"{place}\");").unwrap();
+        })*
+    }};
     ($code:ident, $name:ident { $($field:ident),* }) => {{
+        let $code = &mut $code.c;
         let name = stringify!($name);
         let _all = |value: $name| { let $name { $($field: _),* } = value; };
         writeln!($code, "_Static_assert(sizeof({name}) == {}, \"{name}\");", size_of::<$name>()).unwrap();
@@ -134,9 +199,12 @@ fn header(path: &str) -> String {
     parts.fold(first, |code, part| code + part.split_once("*/").unwrap().1)
 }
 
-/// The C file, and the functions in it.
-fn assertions() -> (String, BTreeSet<&'static str>) {
-    let mut code = String::from("#include <stddef.h>\n#include \"chunkwise.h\"\n");
+/// The files, and the functions in them.
+fn assertions() -> (Assertions, BTreeSet<&'static str>) {
+    let mut code = Assertions {
+        c: String::from("#include <stddef.h>\n#include \"chunkwise.h\"\n"),
+        cpp: String::from("#include \"chunkwise.h\"\n"),
+    };
     structure!(code, cw_tensor { data, dtype, rank, dims, strides });
     structure!(
         code,
@@ -154,11 +222,12 @@ fn assertions() -> (String, BTreeSet<&'static str>) {
             isa,
             threads,
             reserved
-        }
+        } = "CW_ATTENTION(0, 0, 0)"
     );
     structure!(
         code,
-        cw_call { size, abi, q, k, v, o, state_in, state_out, state_bytes, scratch, scratch_bytes }
+        cw_call { size, abi, q, k, v, o, state_in, state_out, state_bytes, scratch, scratch_bytes } =
+            "CW_CALL"
     );
     structure!(
         code,
@@ -170,7 +239,7 @@ fn assertions() -> (String, BTreeSet<&'static str>) {
             forward_scratch_bytes,
             decode_scratch_bytes,
             scratch_align
-        }
+        } = "CW_SIZES"
     );
     structure!(code, cw_parameter { name, tensor });
     structure!(
@@ -190,7 +259,7 @@ fn assertions() -> (String, BTreeSet<&'static str>) {
             final_norm,
             layer_norm_eps,
             layer_norm_clip
-        }
+        } = "CW_MODEL_CONFIG(0)"
     );
     structure!(
         code,
@@ -206,7 +275,7 @@ fn assertions() -> (String, BTreeSet<&'static str>) {
             step_scratch_bytes,
             head_scratch_bytes,
             align
-        }
+        } = "CW_MODEL_SIZES"
     );
     structure!(
         code,
@@ -223,18 +292,21 @@ fn assertions() -> (String, BTreeSet<&'static str>) {
             state_bytes,
             scratch,
             scratch_bytes
-        }
+        } = "CW_MODEL_CALL"
     );
     structure!(
         code,
-        cw_model_file { size, abi, bytes, bytes_len, json, json_len, isa, threads, message, message_bytes }
+        cw_model_file { size, abi, bytes, bytes_len, json, json_len, isa, threads, message, message_bytes } =
+            "CW_MODEL_FILE"
     );
-    writeln!(code, "_Static_assert(CW_ABI_VERSION == {CW_ABI_VERSION}, \"abi\");").unwrap();
+    sizes(&mut code.c);
+    let c = &mut code.c;
+    writeln!(c, "_Static_assert(CW_ABI_VERSION == {CW_ABI_VERSION}, \"abi\");").unwrap();
     for (name, value) in constants() {
-        writeln!(code, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
+        writeln!(c, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
     }
     #[allow(unused_mut, reason = "more are there with files")]
-    let mut functions = prototypes! { code,
+    let mut functions = prototypes! { c,
         cw_status_string(_);
         cw_version();
         cw_abi_version();
@@ -255,7 +327,7 @@ fn assertions() -> (String, BTreeSet<&'static str>) {
         cw_model_head(_, _);
     };
     #[cfg(feature = "files")]
-    functions.extend(prototypes! { code,
+    functions.extend(prototypes! { c,
         cw_model_file_config(_, _);
         cw_model_load(_, _, _, _);
         cw_model_open(_, _, _);
@@ -278,35 +350,86 @@ fn cuda_assertions() -> (String, BTreeSet<&'static str>) {
     (code, functions)
 }
 
+/// The header's sizes at compile time: of states exactly, of scratch at least.
+fn sizes(code: &mut String) {
+    let shapes = [1, 3, 8].into_iter().flat_map(|heads| [1, 16, 17, 100].map(|key| (heads, key)));
+    for (heads, key, value) in shapes.flat_map(|(h, k)| [1, 8, 16, 17, 64, 130].map(|v| (h, k, v))) {
+        let mut assert = |what: String| writeln!(code, "_Static_assert({what}, \"{what}\");").unwrap();
+        let shape = Shape::new(2, 100, heads, key, value);
+        let kinds = [
+            ("CW_NONE", Normaliser::None),
+            ("CW_GLOBAL", Normaliser::Global { eps: 1e-6 }),
+            ("CW_PER_CHUNK", Normaliser::per_chunk(64)),
+        ];
+        let (mut forward, mut decode) = (Attention::scratch_bound(heads, key, value), 0);
+        for (name, normaliser) in kinds {
+            let rule = Rule::linear(normaliser);
+            let state = Attention::new(Config::new(rule, shape)).unwrap().state_len();
+            assert(format!("CW_STATE_BYTES(2, {heads}, {key}, {value}, {name}) == {}", 4 * state));
+            for isa in Isa::available() {
+                for rule in [rule, rule.compensated(true)] {
+                    let attention = Attention::new(Config::new(rule, shape).isa(isa)).unwrap();
+                    forward = forward.max(attention.scratch_len());
+                    decode = decode.max(attention.decode_scratch_len());
+                }
+            }
+        }
+        assert(format!("CW_FORWARD_SCRATCH_BYTES_MAX({heads}, {key}, {value}) >= {}", 4 * forward));
+        assert(format!("CW_DECODE_SCRATCH_BYTES_MAX({key}, {value}) >= {}", 4 * decode));
+    }
+}
+
 fn constants() -> impl Iterator<Item = (&'static str, i64)> {
     let statuses = STATUSES.iter().map(|(name, value)| (*name, i64::from(*value)));
     statuses.chain(CHOICES.iter().map(|(name, value)| (*name, i64::from(*value))))
 }
 
-/// Compiles a file of assertions.
-fn compiles(code: &str, name: &str) {
+/// Compiles a file of assertions as a language; whether there is a compiler for it.
+fn compiles(code: &str, name: &str, language: [&str; 2]) -> bool {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::write(&file, code).unwrap();
     let compiler = std::env::var("CC").unwrap_or("cc".into());
-    let run = Command::new(&compiler)
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I"])
-        .args([root("include"), file])
-        .output();
-    // Where tests run for another machine there may be no compiler; .ci/c has one.
-    let Ok(run) = run else { return eprintln!("{compiler} does not run: the header was NOT compared") };
+    let run = |file: &Path| {
+        Command::new(&compiler)
+            .args([
+                "-x",
+                language[0],
+                language[1],
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-pedantic",
+                "-fsyntax-only",
+                "-I",
+            ])
+            .args([&root("include"), file])
+            .output()
+    };
+    // Where tests run for another machine there may be no compiler; .ci/c has one, and one for C++.
+    let empty = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.empty"));
+    std::fs::write(&empty, "typedef int nothing;\n").unwrap();
+    if !run(&empty).is_ok_and(|run| run.status.success()) {
+        eprintln!("{compiler} does not compile {language:?}: the header was NOT compared");
+        return false;
+    }
+    let run = run(&file).unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    true
 }
 
 #[test]
 fn the_header_is_what_rust_says() {
-    compiles(&assertions().0, "c_header.c");
+    let (Assertions { c, cpp }, _) = assertions();
+    if compiles(&c, "c_header.c", ["c", "-std=c11"]) {
+        compiles(&cpp, "c_header.cpp", ["c++", "-std=c++14"]);
+    }
 }
 
 #[cfg(feature = "cuda")]
 #[test]
 fn the_header_for_gpus_is_what_rust_says() {
     let (code, functions) = cuda_assertions();
-    compiles(&code, "c_header_cuda.c");
+    compiles(&code, "c_header_cuda.c", ["c", "-std=c11"]);
     let header = header("include/chunkwise_cuda.h");
     let declared = functions_of(&header);
     assert_eq!(declared, functions);

@@ -1,16 +1,19 @@
 //! The C ABI, called as C calls it: the bits of the Rust calls, ranges on threads of the caller's own, and every refusal,
 //! with proof that nothing was written.
 #![allow(unsafe_code, reason = "the C ABI is called")]
+mod capi_common;
 mod common;
 
-use std::mem::{size_of, size_of_val};
+use std::mem::size_of_val;
+use std::ops::Range;
 use std::ptr::{null, null_mut};
 
+use capi_common::*;
 use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
 use chunkwise::capi::status::*;
 use chunkwise::capi::*;
-use chunkwise::{Attention, Config, DecodeStep, Forward, Normaliser, State};
+use chunkwise::{Attention, Config, Normaliser, Rule, Shape, State, Tensors};
 use common::*;
 
 const B: usize = 2;
@@ -20,21 +23,7 @@ const K: usize = 5;
 const V: usize = 6;
 
 fn attention(normaliser: u32) -> cw_attention {
-    cw_attention {
-        size: size_of::<cw_attention>() as u32,
-        abi: CW_ABI_VERSION,
-        feature_map: CW_ELU,
-        normaliser,
-        feature_eps: 1e-6,
-        normaliser_eps: 1e-6,
-        chunk: 7,
-        scale: 1.0,
-        compensated: 0,
-        products: CW_PRODUCTS_F32,
-        isa: CW_ISA_DEFAULT,
-        threads: 1,
-        reserved: 0,
-    }
+    cw_attention { normaliser, normaliser_eps: 1e-6, chunk: 7, ..cw_attention::DEFAULT }
 }
 
 fn tensor(data: *const f32, len: usize, dim: usize) -> cw_tensor {
@@ -64,7 +53,7 @@ impl Memory {
         let [q, k] = [1, 2].map(|seed| normals(seed, B * len * H * K));
         let v = normals(3, B * len * H * V);
         let mut memory = Memory { o: vec![SENTINEL; v.len()], q, k, v, state: vec![], scratch: vec![] };
-        let mut sizes = sizes();
+        let mut sizes = cw_sizes::DEFAULT;
         // SAFETY: structures of this test.
         let status = unsafe { cw_attention_sizes(attention, &memory.call(len), &mut sizes) };
         assert_eq!(status, CW_OK);
@@ -76,8 +65,6 @@ impl Memory {
 
     fn call(&mut self, len: usize) -> cw_call {
         cw_call {
-            size: size_of::<cw_call>() as u32,
-            abi: CW_ABI_VERSION,
             q: tensor(self.q.as_ptr(), len, K),
             k: tensor(self.k.as_ptr(), len, K),
             v: tensor(self.v.as_ptr(), len, V),
@@ -87,7 +74,25 @@ impl Memory {
             state_bytes: size_of_val(&self.state[..]) as u64,
             scratch: self.scratch.as_mut_ptr().cast(),
             scratch_bytes: size_of_val(&self.scratch[..]) as u64,
+            ..cw_call::DEFAULT
         }
+    }
+
+    /// Some of the tokens of a call of `T`.
+    fn piece(&mut self, tokens: Range<usize>) -> cw_call {
+        let mut call = self.call(T);
+        for tensor in [&mut call.q, &mut call.k, &mut call.v, &mut call.o] {
+            let skip = tokens.start * tensor.strides[1] as usize;
+            tensor.data = tensor.data.cast::<f32>().wrapping_add(skip).cast();
+            tensor.dims[1] = tokens.len() as u64;
+        }
+        call
+    }
+
+    /// The bits of all that a call may write; of scratch only where it was refused, for what is left there is not specified.
+    fn written(&self, status: i32) -> Vec<u32> {
+        let scratch = if status == CW_OK { &[][..] } else { &self.scratch };
+        [&self.o, &self.state, scratch].into_iter().flatten().map(|x| x.to_bits()).collect()
     }
 
     fn is(&self, other: &Memory) -> bool {
@@ -95,12 +100,6 @@ impl Memory {
             && untouched(&self.state, &other.state)
             && untouched(&self.scratch, &other.scratch)
     }
-}
-
-fn sizes() -> cw_sizes {
-    // SAFETY: integers.
-    let zeros: cw_sizes = unsafe { std::mem::zeroed() };
-    cw_sizes { size: size_of::<cw_sizes>() as u32, abi: CW_ABI_VERSION, ..zeros }
 }
 
 fn normaliser(number: u32) -> Normaliser {
@@ -114,7 +113,8 @@ fn normaliser(number: u32) -> Normaliser {
 #[test]
 fn the_bits_are_those_of_the_rust_calls() {
     for number in [CW_NONE, CW_GLOBAL, CW_PER_CHUNK] {
-        let rust = Attention::new(Config::new(B, T, H, K, V, normaliser(number))).unwrap();
+        let config = |len| Config::new(Rule::linear(normaliser(number)), Shape::new(B, len, H, K, V));
+        let rust = Attention::new(config(T)).unwrap();
         for threads in [1, 2] {
             let attention = cw_attention { threads, ..attention(number) };
             let mut memory = Memory::new(&attention, T);
@@ -122,27 +122,53 @@ fn the_bits_are_those_of_the_rust_calls() {
             let (mut o, mut state) = (vec![SENTINEL; memory.o.len()], vec![0.0; rust.state_len()]);
             let mut scratch = vec![0.0; rust.scratch_len().max(rust.decode_scratch_len())];
             let Memory { q, k, v, .. } = memory.clone();
-            let args = Forward {
-                q: &q,
-                k: &k,
-                v: &v,
-                state: State::Carried(&mut state),
-                o: &mut o,
-                scratch: &mut scratch,
-            };
-            rust.forward(args).unwrap();
+            let tensors = Tensors::new(&q, &k, &v, &mut o);
+            rust.forward(tensors, State::Carried(&mut state), &mut scratch).unwrap();
             // SAFETY: the memory is this test's.
             assert_eq!(unsafe { cw_forward(&attention, &memory.call(T)) }, CW_OK);
             assert!(untouched(&o, &memory.o) && untouched(&state, &memory.state), "forward");
 
-            let one = Attention::new(Config::new(B, 1, H, K, V, normaliser(number))).unwrap();
+            let one = Attention::new(config(1)).unwrap();
             let (rows, columns) = (B * H * K, B * H * V);
-            let (q, k, v) = (&q[..rows], &k[..rows], &v[..columns]);
-            let (o, scratch) = (&mut o[..columns], &mut scratch);
-            one.decode(DecodeStep { q, k, v, state: &mut state, o, scratch }).unwrap();
+            let tensors = Tensors::new(&q[..rows], &k[..rows], &v[..columns], &mut o[..columns]);
+            one.decode(tensors, &mut state, &mut scratch).unwrap();
             // SAFETY: likewise.
             assert_eq!(unsafe { cw_decode(&attention, &memory.call(1)) }, CW_OK);
-            assert!(untouched(o, &memory.o[..columns]) && untouched(&state, &memory.state), "decode");
+            assert!(untouched(&o[..columns], &memory.o[..columns]), "decode");
+            assert!(untouched(&state, &memory.state), "decode");
+        }
+    }
+}
+
+/// Wherever it is cut, whichever of the two calls takes a token, and on every instruction set that fuses multiplications
+/// and additions.
+#[test]
+fn a_stream_has_the_bits_of_one_forward() {
+    for number in [CW_NONE, CW_GLOBAL, CW_PER_CHUNK] {
+        let mut fused = None;
+        for isa in (1..=5).filter(|isa| cw_isas() >> isa & 1 == 1) {
+            let attention = cw_attention { isa, ..attention(number) };
+            let mut whole = Memory::new(&attention, T);
+            let fresh = whole.clone();
+            // SAFETY: the memory is this test's.
+            assert_eq!(unsafe { cw_forward(&attention, &whole.call(T)) }, CW_OK);
+            for cuts in [&[][..], &[1, 4, 5, 16], &[3, 10, 11, 12, 13], &[20]] {
+                let mut pieces = fresh.clone();
+                let mut begin = 0;
+                for end in cuts.iter().copied().chain([T]) {
+                    let call = pieces.piece(begin..end);
+                    let run = if end - begin == 1 { cw_decode } else { cw_forward };
+                    // SAFETY: likewise.
+                    assert_eq!(unsafe { run(&attention, &call) }, CW_OK);
+                    begin = end;
+                }
+                let same = untouched(&whole.o, &pieces.o) && untouched(&whole.state, &pieces.state);
+                assert!(same, "{number} on {isa}, cut at {cuts:?}");
+            }
+            if [CW_ISA_NEON, CW_ISA_AVX2, CW_ISA_AVX512].contains(&isa) {
+                let (o, state) = fused.get_or_insert_with(|| (whole.o.clone(), whole.state.clone()));
+                assert!(untouched(o, &whole.o) && untouched(state, &whole.state), "{number} on {isa}");
+            }
         }
     }
 }
@@ -227,9 +253,10 @@ fn calls_from_many_threads() {
 fn what_is_refused_has_written_nothing() {
     type Change = fn(&mut cw_attention, &mut cw_call);
     let refusals: &[(i32, Change)] = &[
-        (CW_SIZE, |a, _| a.size -= 4),
+        (CW_SIZE, |a, _| a.size -= 2),
         (CW_SIZE, |a, _| a.size += 8),
         (CW_SIZE, |_, c| c.size = 0),
+        (CW_SIZE, |_, c| c.size = u32::MAX),
         (CW_ABI, |a, _| a.abi = 0),
         (CW_ABI, |_, c| c.abi += 1),
         (CW_UNKNOWN, |a, _| a.feature_map = 0),
@@ -238,6 +265,8 @@ fn what_is_refused_has_written_nothing() {
         (CW_UNKNOWN, |a, _| a.normaliser = u32::MAX),
         (CW_UNKNOWN, |a, _| a.compensated = 2),
         (CW_UNKNOWN, |a, _| a.products = 0),
+        (CW_UNKNOWN, |a, _| a.products = 3),
+        (CW_UNAVAILABLE, |a, _| a.products = CW_PRODUCTS_BF16),
         (CW_UNKNOWN, |a, _| a.isa = 6),
         (CW_UNKNOWN, |a, _| a.reserved = 1),
         (CW_UNKNOWN, |_, c| c.q.dtype = 0),
@@ -305,9 +334,10 @@ fn what_is_refused_has_written_nothing() {
         let call = cw_call { state_in: null(), state_out: null_mut(), ..memory.call(1) };
         assert_eq!(cw_decode(&good, &call), CW_NULL);
         assert_eq!(cw_attention_sizes(&good, &memory.call(T), null_mut()), CW_NULL);
-        let mut wrong = cw_sizes { size: 8, ..sizes() };
-        assert_eq!(cw_attention_sizes(&good, &memory.call(T), &mut wrong), CW_SIZE);
-        assert_eq!(wrong.state_bytes, 0);
+        let mut sizes = cw_sizes::DEFAULT;
+        let bf16 = cw_attention { products: CW_PRODUCTS_BF16, ..good };
+        assert_eq!(cw_attention_sizes(&bf16, &memory.call(T), &mut sizes), CW_UNAVAILABLE);
+        assert_eq!(sizes.state_bytes, 0);
         assert_eq!(cw_isa_default(null_mut()), CW_NULL);
         assert_eq!(cw_state_init(null_mut(), 4), CW_NULL);
         assert_eq!(cw_state_init(memory.state.as_mut_ptr(), 5), CW_RANGE);
@@ -345,6 +375,47 @@ fn edges() {
         assert_eq!(cw_state_init(memory.state.as_mut_ptr(), call.state_bytes), CW_OK);
         assert!(untouched(&memory.state, &zero));
     }
+}
+
+/// Structures of programs that were compiled with an older header, and those that no header has.
+#[test]
+fn structures_of_other_sizes() {
+    let good = cw_attention { threads: 2, ..attention(CW_PER_CHUNK) };
+    let fresh = Memory::new(&good, T);
+    let forward = |attention: &cw_attention, change: &dyn Fn(cw_call) -> cw_call| {
+        let mut memory = fresh.clone();
+        let call = change(memory.call(T));
+        // SAFETY: the memory is this test's.
+        let status = unsafe { cw_forward(attention, &call) };
+        (status, memory.written(status))
+    };
+    takes_what_there_is(&good, |attention| forward(attention, &|call| call));
+
+    // A call's pointers are into memory of its own each time: only its size is taken over.
+    for size in ends::<cw_call>() {
+        let got = forward(&good, &|call| older(&call, size).0);
+        let want = forward(&good, &|call| older(&call, size).1);
+        assert!(got == want, "of {size} bytes: {}, and as a whole {}", got.0, want.0);
+    }
+    // The scratch's size is the last field: without it there is none.
+    let without = size_of::<cw_call>() - 8;
+    assert_eq!(forward(&good, &|call| older(&call, without).0), (CW_TOO_SMALL, fresh.written(CW_SIZE)));
+    for size in refused::<cw_call>() {
+        let got = forward(&good, &|call| cw_call { size: size as u32, ..call });
+        assert_eq!(got, (CW_SIZE, fresh.written(CW_SIZE)), "of {size} bytes");
+    }
+    // Without `reserved`, and without `threads`: the defaults.
+    for fields in [1, 2] {
+        let size = cw_attention::FIELDS[cw_attention::FIELDS.len() - fields][0];
+        let (short, long) = older(&good, size);
+        assert_eq!((long.threads, long.reserved), (if fields == 1 { 2 } else { 1 }, 0));
+        assert_eq!(forward(&short, &|call| call).0, CW_OK);
+    }
+
+    let mut memory = fresh.clone();
+    let call = memory.call(T);
+    // SAFETY: the memory is this test's.
+    fills_what_there_is(|sizes| unsafe { cw_attention_sizes(&good, &call, sizes) });
 }
 
 #[test]

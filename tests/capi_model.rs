@@ -1,37 +1,26 @@
 //! Models through the C ABI, every way there is to have one: the golden files, refusals that write nothing, and threads that
 //! share a model.
 #![allow(unsafe_code, reason = "the C ABI is called")]
+mod capi_common;
 mod common;
 
 use std::ffi::{CStr, CString, c_void};
-use std::mem::{size_of, size_of_val, zeroed};
+use std::mem::size_of_val;
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 
-use chunkwise::capi::CW_ABI_VERSION;
+use capi_common::*;
 use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
 use chunkwise::capi::file::*;
 use chunkwise::capi::model::*;
 use chunkwise::capi::status::*;
 use chunkwise::files::{self, ModelFile, Options, Tensor, Tensors};
-use chunkwise::{Attention, Config, FeatureMap, Forward, Normaliser, State, Strides};
+use chunkwise::{Attention, Config, FeatureMap, Normaliser, Rule, Shape, State, Strides};
 use common::*;
 
 /// What the reference's outputs may differ by. Identity maps divide by sums that change sign; tests/golden.rs measures them.
 const CLOSE: f32 = 1e-5;
-
-/// A structure with its head filled in, and zeros where no field is named.
-macro_rules! headed {
-    ($type:ident { $($field:ident: $value:expr),* $(,)? }) => {{
-        $type { size: size_of::<$type>() as u32, abi: CW_ABI_VERSION, $($field: $value,)* ..zeros() }
-    }};
-}
-
-fn zeros<T: Headed>() -> T {
-    // SAFETY: by its trait, every bit pattern is a value.
-    unsafe { zeroed() }
-}
 
 fn golden() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -57,12 +46,17 @@ impl Aligned {
     }
 
     fn file(&self) -> cw_model_file {
-        headed!(cw_model_file { bytes: self.0.as_ptr().cast(), bytes_len: self.1 as u64, threads: 1 })
+        cw_model_file {
+            bytes: self.0.as_ptr().cast(),
+            bytes_len: self.1 as u64,
+            threads: 1,
+            ..cw_model_file::DEFAULT
+        }
     }
 }
 
 fn config_of(file: &cw_model_file) -> cw_model_config {
-    let mut config = headed!(cw_model_config {});
+    let mut config = cw_model_config::DEFAULT;
     // SAFETY: of this test.
     assert_eq!(unsafe { cw_model_file_config(file, &mut config) }, CW_OK);
     config
@@ -106,7 +100,7 @@ fn parameters<'a>(tensors: &Tensors<'a>) -> Vec<(CString, Tensor<'a>)> {
 }
 
 fn sizes_of(model: *const cw_model, batch: usize, len: usize) -> cw_model_sizes {
-    let mut sizes = headed!(cw_model_sizes {});
+    let mut sizes = cw_model_sizes::DEFAULT;
     // SAFETY: a model of this test.
     assert_eq!(unsafe { cw_model_sizes_of(model, batch as u64, len as u64, &mut sizes) }, CW_OK);
     sizes
@@ -126,9 +120,8 @@ impl Memory {
         Self { output: vec![SENTINEL; output], state, scratch: vec![SENTINEL; scratch] }
     }
 
-    #[allow(clippy::needless_update, reason = "all fields are named here, and elsewhere some")]
     fn call(&mut self, batch: usize, len: usize, input: &[f32]) -> cw_model_call {
-        headed!(cw_model_call {
+        cw_model_call {
             batch: batch as u64,
             len: len as u64,
             input: input.as_ptr(),
@@ -139,7 +132,8 @@ impl Memory {
             state_bytes: size_of_val(&self.state[..]) as u64,
             scratch: self.scratch.as_mut_ptr().cast(),
             scratch_bytes: size_of_val(&self.scratch[..]) as u64,
-        })
+            ..cw_model_call::DEFAULT
+        }
     }
 }
 
@@ -204,7 +198,7 @@ fn golden_models() {
             let count = table.len() as u64;
             let status = cw_model_init(&config, table.as_ptr(), count, 0, 1, at, bytes_len, &mut made);
             assert_eq!(status, CW_OK, "{name}");
-            let file = headed!(cw_model_file { threads: 1 });
+            let file = cw_model_file { threads: 1, ..cw_model_file::DEFAULT };
             assert_eq!(cw_model_open(text.as_ptr(), &file, &mut opened), CW_OK, "{name}");
         }
         drop(table);
@@ -261,7 +255,7 @@ fn golden_kernels() {
         };
         let mut o = vec![SENTINEL; batch * len * width];
         let contiguous = [(len * width) as u64, width as u64, dim as u64, 1];
-        let attention = headed!(cw_attention {
+        let attention = cw_attention {
             feature_map: map,
             normaliser: CW_PER_CHUNK,
             feature_eps: 1e-6,
@@ -270,14 +264,16 @@ fn golden_kernels() {
             scale: 1.0,
             products: CW_PRODUCTS_F32,
             threads: 1,
-        });
-        let mut call = headed!(cw_call {
+            ..cw_attention::DEFAULT
+        };
+        let mut call = cw_call {
             q: column(0),
             k: column(1),
             v: column(2),
             o: cw_tensor { data: o.as_mut_ptr().cast(), strides: contiguous, ..column(0) },
-        });
-        let mut sizes = headed!(cw_sizes {});
+            ..cw_call::DEFAULT
+        };
+        let mut sizes = cw_sizes::DEFAULT;
         // SAFETY: of this test.
         unsafe {
             assert_eq!(cw_attention_sizes(&attention, &call, &mut sizes), CW_OK);
@@ -287,13 +283,13 @@ fn golden_kernels() {
         }
 
         let packed = Strides::packed(len, row, dim);
-        let config = Config::new(batch, len, heads, dim, dim, Normaliser::per_chunk(chunk));
-        let config =
-            Config { feature_map, q_strides: packed, k_strides: packed, v_strides: packed, ..config };
-        let rust = Attention::new(config).unwrap();
+        let rule = Rule::linear(Normaliser::per_chunk(chunk)).feature_map(feature_map);
+        let shape = Shape::new(batch, len, heads, dim, dim).with_inputs(packed, packed, packed);
+        let rust = Attention::new(Config::new(rule, shape)).unwrap();
         let (mut want, mut scratch) = (vec![0.0; o.len()], vec![0.0; rust.scratch_len()]);
         let [q, k, v] = [0, 1, 2].map(|i| &qkv.data[i * width..]);
-        rust.forward(Forward { q, k, v, state: State::Zero, o: &mut want, scratch: &mut scratch }).unwrap();
+        let tensors = chunkwise::Tensors::new(q, k, v, &mut want);
+        rust.forward(tensors, State::Zero, &mut scratch).unwrap();
         let name = path.display();
         assert!(untouched(&o, &want), "{name}: not the bits of the Rust call");
         if map != CW_IDENTITY {
@@ -344,6 +340,7 @@ fn calls_that_are_refused_have_written_nothing() {
     type Change = fn(&mut cw_model_call);
     let refusals: &[(i32, Change)] = &[
         (CW_SIZE, |c| c.size += 1),
+        (CW_SIZE, |c| c.size -= 1),
         (CW_ABI, |c| c.abi = 7),
         (CW_NULL, |c| c.input = null()),
         (CW_NULL, |c| c.output = null_mut()),
@@ -386,7 +383,7 @@ fn calls_that_are_refused_have_written_nothing() {
         assert_eq!(cw_model_step(model, &cw_model_call { len: 1, ..good }), CW_STATE);
         assert!(memory.output.iter().all(|x| x.to_bits() == SENTINEL.to_bits()));
         assert!(memory.state.iter().all(|x| *x == 0.5));
-        assert_eq!(cw_model_sizes_of(model, u64::MAX, 2, &mut headed!(cw_model_sizes {})), CW_OVERFLOW);
+        assert_eq!(cw_model_sizes_of(model, u64::MAX, 2, &mut { cw_model_sizes::DEFAULT }), CW_OVERFLOW);
         assert_eq!(cw_model_sizes_of(model, 1, 2, null_mut()), CW_NULL);
         assert_eq!(cw_model_close(null()), CW_OK);
     }
@@ -407,7 +404,8 @@ fn models_that_are_refused() {
 
     type Change = fn(&mut cw_model_config, &mut Vec<cw_parameter>);
     let refusals: &[(i32, Change)] = &[
-        (CW_SIZE, |c, _| c.size = 8),
+        (CW_SIZE, |c, _| c.size = 12),
+        (CW_SIZE, |c, _| c.size += 4),
         (CW_ABI, |c, _| c.abi = 2),
         (CW_ZERO, |c, _| c.num_heads = 0),
         (CW_ZERO, |c, _| c.num_layers = 0),
@@ -485,10 +483,63 @@ fn models_that_are_refused() {
         let askew = cw_model_file { bytes: moved[from..].as_ptr().cast(), ..file };
         assert_eq!(cw_model_load(&askew, at, all, &mut model), CW_MISALIGNED);
 
-        let none = headed!(cw_model_file { threads: 1, message: message, message_bytes: 40 });
+        let none = cw_model_file { threads: 1, message, message_bytes: 40, ..cw_model_file::DEFAULT };
         assert_eq!(cw_model_open(c"/nowhere".as_ptr(), &none, &mut model), CW_IO);
         assert_eq!(cw_model_open(null(), &none, &mut model), CW_NULL);
         assert_eq!(cw_model_open(c"/nowhere".as_ptr(), &file, &mut model), CW_RANGE);
     }
     assert!(memory == before && model == mark);
+}
+
+/// Structures of programs that were compiled with an older header, and those that no header has.
+#[test]
+fn structures_of_other_sizes() {
+    let bytes = small();
+    let tensors = Tensors::parse(&bytes).unwrap();
+    let input = tensors.tensor("input").unwrap();
+    let (batch, len) = (input.shape[0], input.shape[1]);
+    let aligned = Aligned::new(&bytes);
+    let file = aligned.file();
+    let config = config_of(&file);
+    let mut memory = room(&config);
+    let model = load(&file, &mut memory);
+
+    // SAFETY: of this test, as all that follow.
+    fills_what_there_is(|config| unsafe { cw_model_file_config(&file, config) });
+    // SAFETY: likewise.
+    fills_what_there_is(|sizes| unsafe { cw_model_sizes_of(model, batch as u64, len as u64, sizes) });
+    takes_what_there_is(&config, |config| {
+        let (mut bytes, mut align) = (0, 0);
+        // SAFETY: likewise.
+        let status = unsafe { cw_model_memory(config, &mut bytes, &mut align) };
+        (status, vec![bytes as u32, align as u32])
+    });
+    takes_what_there_is(&file, |file| {
+        let mut config = cw_model_config::DEFAULT;
+        // SAFETY: likewise.
+        let status = unsafe { cw_model_file_config(file, &mut config) };
+        (status, capi_common::bytes(&config).iter().map(|byte| u32::from(*byte)).collect())
+    });
+
+    let sizes = sizes_of(model, batch, len);
+    let forward = |change: &dyn Fn(cw_model_call) -> cw_model_call| {
+        let mut memory = Memory::new(&sizes, sizes.output_bytes as usize / 4);
+        let call = change(memory.call(batch, len, &input.data));
+        // SAFETY: likewise.
+        let status = unsafe { cw_model_forward(model, &call) };
+        // What a call that was run leaves in scratch is not specified.
+        let scratch = if status == CW_OK { &[][..] } else { &memory.scratch };
+        (status, memory.output.iter().chain(scratch).map(|x| x.to_bits()).collect::<Vec<_>>())
+    };
+    for size in ends::<cw_model_call>() {
+        let (got, want) = (forward(&|call| older(&call, size).0), forward(&|call| older(&call, size).1));
+        assert!(got == want, "of {size} bytes: {}, and as a whole {}", got.0, want.0);
+    }
+    // The scratch's size is the last field: without it there is none.
+    assert_eq!(forward(&|call| older(&call, size_of::<cw_model_call>() - 8).0).0, CW_TOO_SMALL);
+    let untouched = forward(&|call| cw_model_call { abi: 0, ..call }).1;
+    for size in refused::<cw_model_call>() {
+        let got = forward(&|call| cw_model_call { size: size as u32, ..call });
+        assert!(got.0 == CW_SIZE && got.1 == untouched, "of {size} bytes: {}", got.0);
+    }
 }

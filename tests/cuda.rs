@@ -5,14 +5,15 @@
 mod common;
 mod cuda_common;
 
-use chunkwise::cuda::{self, Buffer, Device, Stream};
-use chunkwise::{Config, Error, FeatureMap, Normaliser, Precision, Strides};
+use chunkwise::cuda::{self, Buffer, Precision, Stream};
+use chunkwise::{Config, Error, FeatureMap, Normaliser, Shape, Strides};
 use common::*;
-use cuda_common::{Emulator, devices, explained, targets};
+use cuda_common::{Emulator, Target, config, devices, explained, precise, targets};
 use half::{bf16, f16};
 
 /// A case on a device, in a type.
 struct Run<E: Number> {
+    target: Target,
     attention: cuda::Attention,
     config: Config,
     q: Buffer<E>,
@@ -24,17 +25,19 @@ struct Run<E: Number> {
 }
 
 impl<E: Number> Run<E> {
-    fn new(device: &Device, case: &Case) -> Self {
-        Self::cut(device, case, None)
+    fn new(target: &Target, case: &Case) -> Self {
+        Self::cut(target, case, None)
     }
 
-    fn cut(device: &Device, case: &Case, segments: Option<usize>) -> Self {
-        let mut attention = explained(cuda::Attention::new(device, case.config));
+    fn cut(target: &Target, case: &Case, segments: Option<usize>) -> Self {
+        let (device, precision) = target;
+        let mut attention = explained(cuda::Attention::new(device, case.config, *precision));
         if let Some(segments) = segments {
             attention = attention.with_segments(segments);
         }
         let upload = |x: &[f32]| explained(Buffer::from_slice(device, &narrow::<E>(x)));
         Self {
+            target: target.clone(),
             config: case.config,
             q: upload(&case.q),
             k: upload(&case.k),
@@ -69,12 +72,13 @@ impl<E: Number> Run<E> {
     }
 
     /// Some of the tokens on the state as it is: at once, or one by one.
-    fn carry(&mut self, device: &Device, tokens: std::ops::Range<usize>, decode: bool) {
-        let Config { q_strides, k_strides, v_strides, o_strides, .. } = self.config;
+    fn carry(&mut self, tokens: std::ops::Range<usize>, decode: bool) {
+        let (device, precision) = &self.target;
+        let Shape { q_strides, k_strides, v_strides, o_strides, .. } = self.config.shape;
         let steps: Vec<_> = if decode { tokens.map(|t| t..t + 1).collect() } else { vec![tokens] };
         for tokens in steps {
-            let config = Config { len: tokens.len(), ..self.config };
-            let attention = explained(cuda::Attention::new(device, config)).with_segments(1);
+            let config = with(self.config, |c| c.shape.len = tokens.len());
+            let attention = explained(cuda::Attention::new(device, config, *precision)).with_segments(1);
             let (q, k) = (self.q.slice(), self.k.slice());
             let (q, k) = (q.from(tokens.start * q_strides.token), k.from(tokens.start * k_strides.token));
             let v = self.v.slice().from(tokens.start * v_strides.token);
@@ -100,7 +104,7 @@ fn rounded<E: Number>(case: &Case) -> Case {
 
 /// The error that is allowed for outputs, as a part of what they would be if nothing cancelled: that of sums in f32, and the
 /// rounding of outputs; with dot products of bf16 phi, the scores and S are rounded for them besides, and so is v.
-fn allowed<E: Number>(config: &Config) -> (f64, f64) {
+fn allowed<E: Number>(config: &Config, precision: Precision) -> (f64, f64) {
     let unit = match E::NAME {
         "bf16" => 2f64.powi(-8),
         "f16" => 2f64.powi(-11),
@@ -108,7 +112,7 @@ fn allowed<E: Number>(config: &Config) -> (f64, f64) {
     };
     // Two terms of bf16 leave out what is below 2^-17; 2^-16 for products of two such numbers and for sums of them.
     let terms = if E::NAME == "f32" { 0.0 } else { 2f64.powi(-15) };
-    let dot = if config.precision == Precision::Bf16Dot { 6.0 / 512.0 } else { 0.0 };
+    let dot = if precision == Precision::Bf16Dot { 6.0 / 512.0 } else { 0.0 };
     let f32s = element_bound(config);
     (f32s + unit + terms + dot, f32s + terms + dot)
 }
@@ -120,14 +124,14 @@ fn sizes<E: Number>(size: Vec<f64>) -> Vec<f64> {
 }
 
 /// Outputs and state against the oracle, element by element.
-fn check<E: Number>(device: &Device, config: Config, seed: u64, segments: Option<usize>) {
+fn check<E: Number>(target: &Target, config: Config, seed: u64, segments: Option<usize>) {
     let case = rounded::<E>(&Case::new(config, seed));
     let (want, want_state) = case.oracle();
     let (size, state_size) = case.without_cancellation().oracle();
-    let (o, state) = Run::<E>::cut(device, &case, segments).whole();
-    let name = format!("{}, {segments:?} segments, {config:?}", E::NAME);
+    let (o, state) = Run::<E>::cut(target, &case, segments).whole();
+    let name = format!("{}, {segments:?} segments, {target:?}, {config:?}", E::NAME);
     assert!(gaps_are_untouched::<E>(&case, &o), "wrote between the rows of o: {name}");
-    let (most, most_state) = allowed::<E>(&config);
+    let (most, most_state) = allowed::<E>(&config, target.1);
     let worst = element_error(&gather(&config, &o), &want, &sizes::<E>(size));
     assert!(worst <= most, "an element is off by {worst:e}, allowed {most:e}: {name}");
     let worst = element_error(&state, &want_state, &state_size);
@@ -138,17 +142,15 @@ fn gaps_are_untouched<E: Number>(case: &Case, o: &[f32]) -> bool {
     let sentinel = E::narrow(SENTINEL).widen();
     let mut o = o.to_vec();
     for (b, t, h) in rows(&case.config) {
-        o[at(case.config.o_strides, b, t, h)..][..case.config.value].fill(sentinel);
+        o[at(case.config.shape.o_strides, b, t, h)..][..case.config.shape.value].fill(sentinel);
     }
     untouched(&o, &vec![sentinel; o.len()])
 }
 
-fn check_all_types(target: &(Device, Precision), config: Config, seed: u64, segments: Option<usize>) {
-    let (device, precision) = target;
-    let config = Config { precision: *precision, ..config };
-    check::<f32>(device, config, seed, segments);
-    check::<bf16>(device, config, seed, segments);
-    check::<f16>(device, config, seed, segments);
+fn check_all_types(target: &Target, config: Config, seed: u64, segments: Option<usize>) {
+    check::<f32>(target, config, seed, segments);
+    check::<bf16>(target, config, seed, segments);
+    check::<f16>(target, config, seed, segments);
 }
 
 /// Below, at and above a tile of each kernel (16, 32 and 64 tokens; K of 64, 128 and 256; panels of 16, 32 and 64 of V), aligned
@@ -165,7 +167,8 @@ fn all_sizes() {
                 let len = [100, 64, 17, 33][(at + more) % 4];
                 let feature_map = MAPS[(at + more) % 3];
                 let heads = 1 + (at + more) % 2;
-                let config = Config { feature_map, ..Config::new(1, len, heads, key, value, normaliser) };
+                let config = config([1, len, heads, key, value], normaliser);
+                let config = with(config, |c| c.rule.feature_map = feature_map);
                 check_all_types(&target, config, at as u64, None);
             }
         }
@@ -177,7 +180,7 @@ fn lengths_and_chunks() {
     for target in targets() {
         for len in [0, 1, 15, 16, 63, 64, 65, 129] {
             for normaliser in normalisers(&[1, 16, 32, 64, 65, 100, 200]) {
-                let config = Config::new(1, len, 1, 24, 16, normaliser);
+                let config = config([1, len, 1, 24, 16], normaliser);
                 check_all_types(&target, config, len as u64, None);
             }
         }
@@ -189,18 +192,15 @@ fn layouts() {
     for target in targets() {
         for order in 0..6 {
             for (normaliser, gaps) in normalisers(&[20]).into_iter().zip([[0, 0, 0], [1, 2, 3], [8, 16, 8]]) {
-                let mut config = Config::new(2, 37, 3, 32, 24, normaliser);
-                config.q_strides = nested(&config, config.key, order, gaps);
-                config.k_strides = nested(&config, config.key, 5 - order, gaps);
-                config.v_strides = nested(&config, config.value, order, gaps);
-                config.o_strides = nested(&config, config.value, 5 - order, gaps);
-                config.scale = -0.3;
+                let (one, other) = ((order, gaps), (5 - order, gaps));
+                let config = with_layouts(config([2, 37, 3, 32, 24], normaliser), [one, other, one, other]);
+                let config = with(config, |c| c.rule.scale = -0.3);
                 check_all_types(&target, config, order as u64, None);
             }
         }
         // Rows of q and k that are all the same one.
-        let mut config = Config::new(2, 20, 2, 16, 16, Normaliser::None);
-        config.q_strides = Strides { batch: 0, token: 0, head: 0 };
+        let mut config = config([2, 20, 2, 16, 16], Normaliser::None);
+        config.shape.q_strides = Strides { batch: 0, token: 0, head: 0 };
         check_all_types(&target, config, 1, None);
     }
 }
@@ -211,26 +211,28 @@ fn segments() {
     for target in targets() {
         for normaliser in normalisers(&[16]) {
             for (segments, len) in [(2, 512), (3, 1000), (4, 1024 + 3)] {
-                let config = Config::new(1, len, 2, 32, 48, normaliser);
-                let attention = explained(cuda::Attention::new(&target.0, config)).with_segments(segments);
+                let config = config([1, len, 2, 32, 48], normaliser);
+                let attention =
+                    explained(cuda::Attention::new(&target.0, config, target.1)).with_segments(segments);
                 assert_eq!(attention.segments(), segments, "cut");
                 check_all_types(&target, config, segments as u64, Some(segments));
             }
         }
     }
-    for device in devices() {
+    for target in precise() {
         // From a state, and to the same.
         for normaliser in normalisers(&[]) {
-            let case = Case::new(Config::new(1, 600, 1, 16, 80, normaliser), 5);
-            let (o, state) = Run::<f32>::cut(&device, &case, Some(1)).whole();
-            let mut run = Run::<f32>::cut(&device, &case, Some(2));
-            run.state = explained(Buffer::zeros(&device, run.attention.state_len()));
-            run.carry(&device, 0..88, false);
-            let config = Config { len: 512, ..case.config };
-            let attention = explained(cuda::Attention::new(&device, config)).with_segments(2);
+            let case = Case::new(config([1, 600, 1, 16, 80], normaliser), 5);
+            let (o, state) = Run::<f32>::cut(&target, &case, Some(1)).whole();
+            let mut run = Run::<f32>::cut(&target, &case, Some(2));
+            let (device, precision) = &target;
+            run.state = explained(Buffer::zeros(device, run.attention.state_len()));
+            run.carry(0..88, false);
+            let config = with(case.config, |c| c.shape.len = 512);
+            let attention = explained(cuda::Attention::new(device, config, *precision)).with_segments(2);
             let mut workspace =
-                explained(Buffer::from_slice(&device, &vec![f32::NAN; attention.workspace_len()]));
-            let (row, out) = (config.q_strides.token, config.o_strides.token);
+                explained(Buffer::from_slice(device, &vec![f32::NAN; attention.workspace_len()]));
+            let (row, out) = (config.shape.q_strides.token, config.shape.o_strides.token);
             let args = cuda::Forward {
                 q: run.q.slice().from(88 * row),
                 k: run.k.slice().from(88 * row),
@@ -256,19 +258,20 @@ fn close(a: &[f32], b: &[f32], most: f64, what: &str) {
 /// Every way of giving a state and of asking for one: what is not asked for is not written, what is given is not changed.
 #[test]
 fn states() {
-    for device in devices() {
+    for target in precise() {
+        let device = &target.0;
         for (key, value) in [(24, 16), (64, 80)] {
             for normaliser in normalisers(&[16, 64, 100]) {
-                let first = Case::new(Config::new(1, 40, 2, key, value, normaliser), 1);
-                let case = Case::new(Config::new(1, 50, 2, key, value, normaliser), 2);
-                let (from_zero, _) = Run::<f32>::new(&device, &case).whole();
-                let (_, before) = Run::<f32>::new(&device, &first).whole();
-                let mut carried = Run::<f32>::new(&device, &case);
-                carried.state = explained(Buffer::from_slice(&device, &before));
-                carried.carry(&device, 0..50, false);
+                let first = Case::new(config([1, 40, 2, key, value], normaliser), 1);
+                let case = Case::new(config([1, 50, 2, key, value], normaliser), 2);
+                let (from_zero, _) = Run::<f32>::new(&target, &case).whole();
+                let (_, before) = Run::<f32>::new(&target, &first).whole();
+                let mut carried = Run::<f32>::new(&target, &case);
+                carried.state = explained(Buffer::from_slice(device, &before));
+                carried.carry(0..50, false);
                 for (initial, last) in [(false, false), (true, false), (true, true)] {
-                    let mut run = Run::<f32>::new(&device, &case);
-                    let given = explained(Buffer::from_slice(&device, &before));
+                    let mut run = Run::<f32>::new(&target, &case);
+                    let given = explained(Buffer::from_slice(device, &before));
                     let state = match (initial, last) {
                         (false, _) => cuda::State::Zero,
                         (true, false) => cuda::State::Initial(given.slice()),
@@ -305,26 +308,26 @@ fn streams() {
         (&[1, 2, 40, 41], usize::MAX),
         (&[1, 2, 40, 41], 2),
     ];
-    for (device, precision) in targets() {
+    for target in targets() {
         // Where operands are rounded to bf16, other tiles round others: less is seen, by the cuts that see most.
-        let (cuts, most) = match precision {
+        let (cuts, most) = match target.1 {
             Precision::F32 => (&cuts[..], 2.0 * NORM_ERROR),
             _ => (&cuts[4..], 6.0 / 512.0),
         };
         for (key, value) in [(24, 70), (64, 64), (130, 20)] {
             for normaliser in normalisers(&[16, 30, 64, 100]) {
-                let config = Config { precision, ..Config::new(1, 150, 2, key, value, normaliser) };
+                let config = config([1, 150, 2, key, value], normaliser);
                 let case = Case::new(config, 7);
-                let (o, state) = Run::<f32>::new(&device, &case).whole();
+                let (o, state) = Run::<f32>::new(&target, &case).whole();
                 for &(cuts, decode_every) in cuts {
-                    let mut run = Run::<f32>::new(&device, &case);
-                    run.state = explained(Buffer::zeros(&device, state.len()));
+                    let mut run = Run::<f32>::new(&target, &case);
+                    run.state = explained(Buffer::zeros(&target.0, state.len()));
                     let mut from = 0;
-                    for (at, to) in cuts.iter().copied().chain([config.len]).enumerate() {
-                        run.carry(&device, from..to, (at + 1).is_multiple_of(decode_every));
+                    for (at, to) in cuts.iter().copied().chain([config.shape.len]).enumerate() {
+                        run.carry(from..to, (at + 1).is_multiple_of(decode_every));
                         from = to;
                     }
-                    let name = format!("{config:?}, cut at {cuts:?}, decode {decode_every}");
+                    let name = format!("{target:?}, {config:?}, cut at {cuts:?}, decode {decode_every}");
                     close(&run.outputs(), &o, most, &name);
                     close(&run.states(), &state, most, &format!("state, {name}"));
                 }
@@ -336,28 +339,30 @@ fn streams() {
 /// All tokens one by one, in every type, against the oracle.
 #[test]
 fn decodes() {
-    for device in devices() {
+    for target in precise() {
         for (key, value) in [(64, 64), (20, 9), (256, 300), (1, 1)] {
             for normaliser in normalisers(&[1, 7]) {
                 for feature_map in MAPS {
-                    let config = Config { feature_map, ..Config::new(1, 15, 2, key, value, normaliser) };
-                    decode_in::<f32>(&device, config);
-                    decode_in::<bf16>(&device, config);
-                    decode_in::<f16>(&device, config);
+                    let config = config([1, 15, 2, key, value], normaliser);
+                    let config = with(config, |c| c.rule.feature_map = feature_map);
+                    decode_in::<f32>(&target, config);
+                    decode_in::<bf16>(&target, config);
+                    decode_in::<f16>(&target, config);
                 }
             }
         }
     }
 }
 
-fn decode_in<E: Number>(device: &Device, config: Config) {
+fn decode_in<E: Number>(target: &Target, config: Config) {
     let case = rounded::<E>(&Case::new(config, 3));
     let (want, want_state) = case.oracle();
     let (size, state_size) = case.without_cancellation().oracle();
-    let mut run = Run::<E>::new(device, &case);
-    run.state = explained(Buffer::zeros(device, run.attention.state_len()));
-    run.carry(device, 0..config.len, true);
-    let (most, _) = allowed::<E>(&config);
+    let mut run = Run::<E>::new(target, &case);
+    run.state = explained(Buffer::zeros(&target.0, run.attention.state_len()));
+    run.carry(0..config.shape.len, true);
+    // No products are taken by tensor cores, whatever the precision.
+    let (most, _) = allowed::<E>(&config, Precision::F32);
     let worst = element_error(&run.outputs(), &want, &sizes::<E>(size));
     assert!(worst <= most, "an element is off by {worst:e}, allowed {most:e}: {} {config:?}", E::NAME);
     let worst = element_error(&run.states(), &want_state, &state_size);
@@ -367,40 +372,43 @@ fn decode_in<E: Number>(device: &Device, config: Config) {
 /// The documented accuracy: f32 within 2e-6 by norm, bf16 and f16 within 1.5 times what rounding inputs and outputs costs.
 #[test]
 fn accuracy() {
-    fn over_rounding<E: Number>(device: &Device, config: Config) {
+    fn over_rounding<E: Number>(target: &Target, config: Config) {
         let case = Case::new(config, 1);
         let want = oracle(&config, &case.q, &case.k, &case.v);
         let narrow_case = rounded::<E>(&case);
         let exact = oracle(&config, &narrow_case.q, &narrow_case.k, &narrow_case.v);
         let rounding =
             norm_error(&widen(&narrow::<E>(&exact.iter().map(|x| *x as f32).collect::<Vec<_>>())), &want);
-        let dot = Config { precision: Precision::Bf16Dot, ..config };
-        let error = norm_error(&Run::<E>::new(device, &case).whole().0, &want);
-        let of_dot =
-            norm_error(&Run::<E>::new(device, &Case { config: dot, ..case.clone() }).whole().0, &want);
+        let dot = (target.0.clone(), Precision::Bf16Dot);
+        let error = norm_error(&Run::<E>::new(target, &case).whole().0, &want);
+        let of_dot = norm_error(&Run::<E>::new(&dot, &case).whole().0, &want);
         report(&format!(
-            "{device:?}, {} {:?} {:?} K {}: {error:.2e}, {:.2} of rounding; with dot products of bf16 {:.2}",
+            "{:?}, {} {:?} {:?} K {}: {error:.2e}, {:.2} of rounding; with dot products of bf16 {:.2}",
+            target.0,
             E::NAME,
-            config.feature_map,
-            config.normaliser,
-            config.key,
+            config.rule.feature_map,
+            config.rule.normaliser,
+            config.shape.key,
             error / rounding,
             of_dot / rounding
         ));
         assert!(error <= 1.5 * rounding);
     }
-    for device in devices() {
+    for target in precise() {
         for normaliser in normalisers(&[64]) {
             for key in [64, 128] {
-                let config = Config::new(1, 1024, 1, key, 64, normaliser);
+                let config = config([1, 1024, 1, key, 64], normaliser);
                 let case = Case::new(config, 1);
                 let (want, want_state) = case.oracle();
-                let (o, state) = Run::<f32>::new(&device, &case).whole();
+                let (o, state) = Run::<f32>::new(&target, &case).whole();
                 let (error, of_state) = (norm_error(&o, &want), norm_error(&state, &want_state));
-                report(&format!("{device:?}, f32 {normaliser:?} K {key}: {error:.2e}, state {of_state:.2e}"));
+                report(&format!(
+                    "{:?}, f32 {normaliser:?} K {key}: {error:.2e}, state {of_state:.2e}",
+                    target.0
+                ));
                 assert!(error <= NORM_ERROR && of_state <= NORM_ERROR, "{error:e} {of_state:e}: {config:?}");
-                over_rounding::<bf16>(&device, config);
-                over_rounding::<f16>(&device, config);
+                over_rounding::<bf16>(&target, config);
+                over_rounding::<f16>(&target, config);
             }
         }
     }
@@ -409,14 +417,14 @@ fn accuracy() {
 /// A NaN or an infinity at a token leaves every output before it, and other columns, untouched.
 #[test]
 fn nan_stays_in_its_future() {
-    for (device, precision) in targets() {
+    for target in targets() {
         // The last is finite, but not in bf16.
         for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
             for normaliser in normalisers(&[64, 20]) {
                 for (key, value) in [(64, 64), (128, 40)] {
-                    let config = Config { precision, ..Config::new(1, 100, 2, key, value, normaliser) };
+                    let config = config([1, 100, 2, key, value], normaliser);
                     let case = Case::new(config, 2);
-                    let (clean, _) = Run::<f32>::new(&device, &case).whole();
+                    let (clean, _) = Run::<f32>::new(&target, &case).whole();
                     // v's is the one that a mask must stop.
                     for (tensor, tokens) in
                         [&[5, 64][..], &[0, 37], &[0, 5, 37, 64, 99]].into_iter().enumerate()
@@ -429,9 +437,12 @@ fn nan_stays_in_its_future() {
                                 _ => (&mut broken.v, value),
                             };
                             data[token * 2 * dim + 3] = bad;
-                            let (o, _) = Run::<f32>::new(&device, &broken).whole();
-                            let name =
-                                format!("{bad} in {} at {token}, {:?}", ["q", "k", "v"][tensor], case.config);
+                            let (o, _) = Run::<f32>::new(&target, &broken).whole();
+                            let name = format!(
+                                "{bad} in {} at {token}, {target:?}, {:?}",
+                                ["q", "k", "v"][tensor],
+                                case.config
+                            );
                             for (b, t, h) in rows(&case.config) {
                                 let (got, want) =
                                     (row(&case.config, &o, (b, t, h)), row(&case.config, &clean, (b, t, h)));
@@ -462,23 +473,22 @@ fn nan_stays_in_its_future() {
 /// The same bits for any batch around a sequence, any strides and pieces cut at tiles.
 #[test]
 fn bits() {
-    for (device, precision) in targets() {
+    for target in targets() {
         for normaliser in normalisers(&[64]) {
-            let config = Config { precision, ..Config::new(2, 150, 2, 64, 40, normaliser) };
-            let case = Case::new(config, 9);
-            let (o, _) = Run::<f32>::cut(&device, &case, Some(1)).whole();
-            let one = Config { precision, ..Config::new(1, 150, 1, 64, 40, normaliser) };
+            let case = Case::new(config([2, 150, 2, 64, 40], normaliser), 9);
+            let (o, _) = Run::<f32>::cut(&target, &case, Some(1)).whole();
+            let one = config([1, 150, 1, 64, 40], normaliser);
             for (b, h) in [(0, 1), (1, 0)] {
                 let single = case.rearranged(one, |_, t, _| (b, t, h));
-                let (alone, _) = Run::<f32>::cut(&device, &single, Some(1)).whole();
+                let (alone, _) = Run::<f32>::cut(&target, &single, Some(1)).whole();
                 let mine: Vec<f32> =
                     (0..150).flat_map(|t| row(&case.config, &o, (b, t, h)).to_vec()).collect();
                 assert_eq!(first_difference(&alone, &mine), None, "{normaliser:?}");
-                let mut run = Run::<f32>::cut(&device, &single, Some(1));
-                run.state = explained(Buffer::zeros(&device, run.attention.state_len()));
-                run.carry(&device, 0..64, false);
-                run.carry(&device, 64..128, false);
-                run.carry(&device, 128..150, false);
+                let mut run = Run::<f32>::cut(&target, &single, Some(1));
+                run.state = explained(Buffer::zeros(&target.0, run.attention.state_len()));
+                run.carry(0..64, false);
+                run.carry(64..128, false);
+                run.carry(128..150, false);
                 assert_eq!(first_difference(&run.outputs(), &mine), None, "in pieces, {normaliser:?}");
             }
         }
@@ -491,18 +501,16 @@ fn any_order_gives_the_same_bits() {
     let emulator = Emulator::get();
     let normalisers = normalisers(&[30, 64, 100]);
     let all = targets().into_iter().flat_map(|target| normalisers.iter().map(move |n| (target.clone(), *n)));
-    for ((device, precision), normaliser) in all {
-        let device = &device;
+    for (target, normaliser) in all {
         // Two panels of V: both read a state that one of them overwrites.
-        let config = Config { precision, ..Config::new(1, 150, 2, 24, 70, normaliser) };
-        let case = Case::new(config, 11);
+        let case = Case::new(config([1, 150, 2, 24, 70], normaliser), 11);
         let run = |schedule: i32| {
             emulator.schedule(schedule, schedule as u64);
-            let mut run = Run::<f32>::new(device, &case);
-            run.state = explained(Buffer::zeros(device, run.attention.state_len()));
-            run.carry(device, 0..77, false);
-            run.carry(device, 77..79, true);
-            run.carry(device, 79..150, false);
+            let mut run = Run::<f32>::new(&target, &case);
+            run.state = explained(Buffer::zeros(&target.0, run.attention.state_len()));
+            run.carry(0..77, false);
+            run.carry(77..79, true);
+            run.carry(79..150, false);
             (run.outputs(), run.states())
         };
         let (o, state) = run(0);
@@ -518,23 +526,23 @@ fn any_order_gives_the_same_bits() {
 /// What is refused, and that nothing is written then.
 #[test]
 fn errors() {
-    let device = &devices()[0];
-    let config = Config::new(1, 8, 2, 4, 4, Normaliser::per_chunk(4));
-    let refused = |config| cuda::Attention::new(device, config).err();
-    assert_eq!(refused(Config { heads: 0, ..config }), Some(Error::Zero { what: "heads" }.into()));
+    let target = (devices()[0].clone(), Precision::F32);
+    let good = config([1, 8, 2, 4, 4], Normaliser::per_chunk(4));
+    let refused = |config| cuda::Attention::new(&target.0, config, target.1).err();
+    assert_eq!(refused(with(good, |c| c.shape.heads = 0)), Some(Error::Zero { what: "heads" }.into()));
     assert!(matches!(
-        refused(Config { compensated: true, ..config }),
+        refused(with(good, |c| c.rule.compensated = true)),
         Some(cuda::Error::Unsupported { what: "the compensated state" })
     ));
-    let too_wide = Config::new(1, 8, 2, 257, 4, Normaliser::None);
+    let too_wide = config([1, 8, 2, 257, 4], Normaliser::None);
     assert!(matches!(refused(too_wide), Some(cuda::Error::Unsupported { .. })));
-    let huge = Config { batch: 1 << 31, len: 0, ..config };
+    let huge = with(good, |c| (c.shape.batch, c.shape.len) = (1 << 31, 0));
     assert_eq!(refused(huge), Some(Error::Overflow { what: "batch x heads" }.into()));
 
-    let case = Case::new(config, 1);
+    let case = Case::new(good, 1);
     let need = 8 * 2 * 4;
     for (short, what) in ["q", "k", "v", "o"].into_iter().enumerate() {
-        let mut run = Run::<f32>::new(device, &case);
+        let mut run = Run::<f32>::new(&target, &case);
         let cut = |tensor: usize| if tensor == short { need - 1 } else { need };
         // SAFETY: the same memory, said to be shorter.
         let (q, k, v) = unsafe {
@@ -548,7 +556,7 @@ fn errors() {
         assert_eq!(error, Err(Error::TooShort { what, need, got: need - 1 }.into()));
         assert!(untouched(&run.outputs(), &case.output()), "written in spite of a short {what}");
     }
-    let mut run = Run::<f32>::new(device, &case);
+    let mut run = Run::<f32>::new(&target, &case);
     let (q, k, v) = (run.q.slice(), run.k.slice(), run.v.slice());
     let state = cuda::State::Final(run.state.slice_mut().split_at(3).0);
     let args = cuda::Forward { q, k, v, state, o: run.o.slice_mut(), workspace: run.workspace.slice_mut() };
@@ -584,9 +592,11 @@ fn options_reach_the_kernels() {
     for target in targets() {
         for normaliser in [Normaliser::Global { eps: 2.0 }, Normaliser::PerChunk { chunk: 10, eps: 3.0 }] {
             let feature_map = FeatureMap::Relu { eps: 0.5 };
-            let config = Config { feature_map, scale: 1.5, ..Config::new(1, 40, 1, 8, 8, normaliser) };
+            let config = with(config([1, 40, 1, 8, 8], normaliser), |c| {
+                (c.rule.feature_map, c.rule.scale) = (feature_map, 1.5);
+            });
             check_all_types(&target, config, 4, None);
-            decode_in::<f32>(&target.0, config);
+            decode_in::<f32>(&target, config);
         }
     }
 }

@@ -6,10 +6,10 @@ mod cuda_common;
 
 use std::sync::{Mutex, PoisonError};
 
-use chunkwise::cuda::{Attention, Buffer, DecodeStep, Device, Forward, State, Stream};
-use chunkwise::{Config, Normaliser, Precision};
+use chunkwise::Normaliser;
+use chunkwise::cuda::{Attention, Buffer, DecodeStep, Device, Forward, Precision, State, Stream};
 use common::*;
-use cuda_common::{Counters, Emulator, explained, targets};
+use cuda_common::{Counters, Emulator, config, explained, targets};
 use half::bf16;
 
 /// Multiprocessors of an H200 and their clock, in GHz.
@@ -31,10 +31,10 @@ const LEN: usize = 1024;
 /// A head in bf16, without a state: what was counted.
 fn count(device: &Device, precision: Precision, dim: usize, segments: usize) -> Counters {
     let emulator = Emulator::get();
-    let config = Config::new(1, LEN, 1, dim, dim, Normaliser::None);
-    let config = Config { precision, ..config };
+    let config = config([1, LEN, 1, dim, dim], Normaliser::None);
     let case = Case::new(config, 1);
-    let attention = Attention::new(device, config).expect("a configuration").with_segments(segments);
+    let attention =
+        Attention::new(device, config, precision).expect("a configuration").with_segments(segments);
     assert_eq!(attention.segments(), segments, "segments");
     let upload = |x: &[f32]| Buffer::from_slice(device, &narrow::<bf16>(x)).expect("memory");
     let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
@@ -162,8 +162,8 @@ fn decode_passes_over_the_state_once() {
     let emulator = Emulator::get();
     let device = emulator.open().expect("the emulator's device");
     for dim in [64, 128] {
-        let config = Config::new(1, 1, 2, dim, dim, Normaliser::None);
-        let attention = Attention::new(&device, config).expect("a configuration");
+        let config = config([1, 1, 2, dim, dim], Normaliser::None);
+        let attention = Attention::new(&device, config, Precision::F32).expect("a configuration");
         let case = Case::new(config, 1);
         let upload = |x: &[f32]| Buffer::from_slice(&device, &narrow::<bf16>(x)).expect("memory");
         let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));

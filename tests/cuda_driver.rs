@@ -13,10 +13,12 @@ use std::ffi::c_int;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chunkwise::cuda::{self, Attention, Buffer, DecodeStep, Device, Error, Forward, Slice, State, Stream};
-use chunkwise::{Config, Normaliser, Precision};
+use chunkwise::cuda::{
+    self, Attention, Buffer, DecodeStep, Device, Error, Forward, Precision, Slice, State, Stream,
+};
+use chunkwise::{Config, Normaliser};
 use common::*;
-use cuda_common::{Emulator, Live, emulator_path};
+use cuda_common::{Emulator, Live, Target, config, emulator_path};
 use half::bf16;
 use libloading::Library;
 
@@ -274,8 +276,11 @@ struct Things {
 
 impl Things {
     fn config(len: usize) -> Config {
-        let global = Normaliser::Global { eps: 1e-6 };
-        Config { precision: Precision::Bf16Dot, ..Config::new(1, len, 1, KEY, VALUE, global) }
+        config([1, len, 1, KEY, VALUE], Normaliser::Global { eps: 1e-6 })
+    }
+
+    fn attention(device: &Device, len: usize) -> cuda::Result<Attention> {
+        Attention::new(device, Self::config(len), Precision::Bf16Dot)
     }
 
     fn open(&mut self, emulator: &Emulator) -> cuda::Result<Device> {
@@ -294,9 +299,9 @@ impl Things {
         for tensor in [&case.q, &case.k, &case.v] {
             self.inputs.push(Buffer::from_slice(&device, &narrow::<bf16>(tensor))?);
         }
-        let whole = Attention::new(&device, Self::config(LEN))?.with_segments(2);
+        let whole = Self::attention(&device, LEN)?.with_segments(2);
         assert_eq!(whole.segments(), 2, "the scan would not be launched");
-        let piece = Attention::new(&device, Self::config(64))?.with_segments(1);
+        let piece = Self::attention(&device, 64)?.with_segments(1);
         let [q, k, v] = [0, 1, 2].map(|tensor| self.inputs[tensor].slice());
         let o = self.outputs.insert(Buffer::zeros(&device, LEN * VALUE)?);
         let state = self.state.insert(Buffer::zeros(&device, whole.state_len())?);
@@ -504,7 +509,7 @@ fn kernel_faults() {
         let mut things = Things::default();
         things.all(&emulator).expect("nothing is wrong yet");
         let device = things.device.clone().expect("opened");
-        let attention = Attention::new(&device, Things::config(LEN)).expect("legal");
+        let attention = Things::attention(&device, LEN).expect("legal");
         let short = Buffer::<bf16>::zeros(&device, 64 * KEY).expect("memory");
         let address = match bad {
             "odd" => things.inputs[0].slice().address() + 1,
@@ -655,8 +660,8 @@ fn threads() {
 // --- the GPUs that there are
 
 /// Outputs and state of a case on a device.
-fn on<E: Number>(device: &Device, case: &Case) -> cuda::Result<(Vec<f32>, Vec<f32>)> {
-    let attention = Attention::new(device, case.config)?.with_segments(1);
+fn on<E: Number>((device, precision): &Target, case: &Case) -> cuda::Result<(Vec<f32>, Vec<f32>)> {
+    let attention = Attention::new(device, case.config, *precision)?.with_segments(1);
     let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| Buffer::from_slice(device, &narrow::<E>(x)));
     let (q, k, v) = (q?, k?, v?);
     let mut o = Buffer::<E>::zeros(device, case.output().len())?;
@@ -680,7 +685,7 @@ fn on<E: Number>(device: &Device, case: &Case) -> cuda::Result<(Vec<f32>, Vec<f3
 fn shared_memory_of_gpus() {
     fn of<E: Number>(emulator: &Emulator, key: usize, precision: Precision) {
         let normaliser = Normaliser::per_chunk(64);
-        let case = Case::new(Config { precision, ..Config::new(1, 70, 1, key, key, normaliser) }, 8);
+        let case = Case::new(config([1, 70, 1, key, key], normaliser), 8);
         let mut first: Option<(Vec<f32>, Vec<f32>)> = None;
         let mut copied = Vec::new();
         for (capability, shared) in
@@ -690,8 +695,8 @@ fn shared_memory_of_gpus() {
             emulator.device(1, capability, 20, shared);
             let device = emulator.open().expect("a device");
             let name = format!("{device:?}, {}, {precision:?}, K = V = {key}", E::NAME);
-            let (o, state) =
-                on::<E>(&device, &case).unwrap_or_else(|e| panic!("{e}: {}: {name}", emulator.fault()));
+            let (o, state) = on::<E>(&(device, precision), &case)
+                .unwrap_or_else(|e| panic!("{e}: {}: {name}", emulator.fault()));
             assert!(o.iter().chain(&state).all(|x| x.is_finite()), "{name}");
             copied.push(emulator.counters().cp_async > 0);
             let (first_o, first_state) = first.get_or_insert_with(|| (o.clone(), state.clone()));

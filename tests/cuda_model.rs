@@ -8,10 +8,10 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use chunkwise::cuda::{self, Device};
+use chunkwise::FeatureMap;
+use chunkwise::cuda::{self, Device, Precision};
 use chunkwise::files::{self, ModelFile, Tensors};
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
-use chunkwise::{FeatureMap, Precision};
 use cli_common::{command, fine, finish, refused, scratch_file};
 use common::*;
 use cuda_common::{devices, emulator_path, explained};

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "a kernel runs on memory by its address")]
 mod common;
 
-use chunkwise::{Config, FeatureMap, Normaliser};
+use chunkwise::{Config, FeatureMap, Normaliser, Rule, Shape};
 use common::*;
 use cuda_emulator::isa::Entry;
 use cuda_emulator::launch::{Grid, Options, Policy, launch};
@@ -165,7 +165,10 @@ impl Plan {
     fn new(kernel: Kernel, name: &'static str, normaliser: Normaliser, stages: usize) -> Self {
         // Three whole tiles, so that stages are used again, and a part of one.
         let len = 3 * kernel.tokens + kernel.tokens / 2 + 3;
-        let case = edges_weigh(Case::new(Config::new(1, len, 1, KEY, VALUE, normaliser), 11));
+        let case = edges_weigh(Case::new(
+            Config::new(Rule::linear(normaliser), Shape::new(1, len, 1, KEY, VALUE)),
+            11,
+        ));
         Self::of(kernel, name, case, stages, Part::Whole)
     }
 
@@ -183,7 +186,7 @@ impl Plan {
         };
         let of = |case: &Case| {
             let mut oracle = before(case);
-            let len = if part == Part::Sums { segment_len(&kernel) } else { case.config.len };
+            let len = if part == Part::Sums { segment_len(&kernel) } else { case.config.shape.len };
             let o = oracle.run(&case.q, &case.k, &case.v, from..len);
             if part == Part::Sums { oracle.state() } else { [o, oracle.state()].concat() }
         };
@@ -216,8 +219,8 @@ impl Plan {
 
     /// A launch of an entry: o and the state, or the segment's sums.
     fn launch(&self, entry: &Entry, policy: Policy) -> Result<Vec<f32>, String> {
-        let Config { len, value, normaliser, feature_map, scale, .. } = self.case.config;
-        let (normaliser, chunk, eps) = match normaliser {
+        let Config { rule, shape: Shape { len, value, .. }, .. } = self.case.config;
+        let (normaliser, chunk, eps) = match rule.normaliser {
             Normaliser::None => (0, 0, 0.0),
             Normaliser::Global { eps } => (1, 0, eps),
             Normaliser::PerChunk { chunk, eps } => (2, chunk as i32, eps),
@@ -253,14 +256,14 @@ impl Plan {
             value: value as i32,
             chunk,
             normaliser,
-            feature_map: if feature_map == FeatureMap::Identity { 2 } else { 0 },
+            feature_map: if rule.feature_map == FeatureMap::Identity { 2 } else { 0 },
             outputs: i32::from(!sums),
             aligned: 1,
             paired: 1,
             stages: self.stages as i32,
             eps,
             map_eps: 0.0,
-            scale,
+            scale: rule.scale,
         };
         let dynamic_shared = (self.kernel.shared + self.stages * self.kernel.stage) as u32;
         let grid = Grid { blocks: [1, 1, 1], threads: [256, 1, 1], dynamic_shared };
@@ -341,7 +344,10 @@ fn plans(kernel: Kernel) -> Vec<Plan> {
     plans.push(Plan::of(kernel, "a chunk that has begun", case, 2, Part::After(110)));
     if kernel.narrow {
         // Whole tiles have a path of their own.
-        let config = Config::new(1, plans[0].case.config.len, 1, KEY, WHOLE, Normaliser::None);
+        let config = Config::new(
+            Rule::linear(Normaliser::None),
+            Shape::new(1, plans[0].case.config.shape.len, 1, KEY, WHOLE),
+        );
         plans.push(Plan::of(kernel, "whole tiles", edges_weigh(Case::new(config, 12)), 2, Part::Whole));
     }
     let case = plans[0].case.clone();
@@ -357,7 +363,7 @@ fn plans(kernel: Kernel) -> Vec<Plan> {
         // a chunk is more than a tile; an eps as large as the sums keeps what both lack from cancelling.
         let two_passes = Normaliser::PerChunk { chunk: 64, eps: 1e8 };
         for normaliser in [Normaliser::None, global, two_passes] {
-            let config = Config { normaliser, ..plans[0].case.config };
+            let config = with(plans[0].case.config, |c| c.rule.normaliser = normaliser);
             let mut plan = Plan::of(kernel, THREE_TERMS, of_three_terms(config), 2, Part::Whole);
             let shipped = entry(&kernel.lines()).expect("what is shipped");
             let got = plan.launch(&shipped, Policy::Ascending).expect("no fault");
@@ -382,7 +388,7 @@ fn has_three_terms(x: f32) -> bool {
 /// Tensors whose third terms do not cancel in sums, nor do those of the scores, of S and of z: of three numbers and powers of
 /// two, which differ from token to token in q and k, and from column to column in v, so that a transposed one shows.
 fn of_three_terms(config: Config) -> Case {
-    let config = Config { feature_map: FeatureMap::Identity, ..config };
+    let config = with(config, |c| c.rule.feature_map = FeatureMap::Identity);
     let find = |fits: &dyn Fn(f32) -> bool| {
         let mut numbers = (0..1 << 23).map(|i| 1.0 + i as f32 / (1 << 23) as f32);
         numbers.find(|x| has_three_terms(*x) && fits(*x)).expect("such a number")

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use chunkwise::element::Element;
 use chunkwise::files::{self, ModelFile, Options};
 use chunkwise::nn::{BlockWeights, Model};
-use chunkwise::{Attention, Config, DecodeStep, Forward, Isa, Normaliser, State, Strides};
+use chunkwise::{Attention, Config, Isa, Normaliser, Rule, Shape, State, Strides, Tensors};
 use cpu_time::ProcessTime;
 use half::{bf16, f16};
 use serde_json::{Value, json};
@@ -148,14 +148,9 @@ impl<E: Element> Case<E> {
         let [batch, heads, len, dim] =
             [size("B")?, size("H")?, size("T")?, size("D")?].map(|size| size as usize);
         let strides = Strides::bhtd(len, heads, dim);
-        let attention = Attention::new(Config {
-            q_strides: strides,
-            k_strides: strides,
-            v_strides: strides,
-            o_strides: strides,
-            threads,
-            ..Config::new(batch, len, heads, dim, dim, normaliser)
-        })?;
+        let shape = Shape::new(batch, len, heads, dim, dim);
+        let shape = shape.with_inputs(strides, strides, strides).with_output(strides);
+        let attention = Attention::new(Config::new(Rule::linear(normaliser), shape).threads(threads))?;
         let tensor = |name: &str| -> Result<Vec<E>> {
             let bytes = files::read(folder.join(name))?;
             let (numbers, rest) = bytes.as_chunks::<4>();
@@ -182,14 +177,15 @@ impl<E: Element> Peer for Case<E> {
     fn run(&mut self) {
         let Self { attention, decode, q, k, v, o, state, scratch, .. } = self;
         if !*decode {
-            attention.forward(Forward { q, k, v, state: State::Zero, o, scratch }).expect("lengths that fit");
+            let tensors = Tensors::new(&*q, &*k, &*v, o);
+            attention.forward(tensors, State::Zero, scratch).expect("lengths that fit");
             return;
         }
         state.fill(0.0);
-        let Config { len, key, .. } = *attention.config();
-        for at in (0..len).map(|t| t * key) {
-            let (q, k, v, o) = (&q[at..], &k[at..], &v[at..], &mut o[at..]);
-            attention.decode(DecodeStep { q, k, v, state, o, scratch }).expect("lengths that fit");
+        let Shape { len, key, .. } = attention.config().shape;
+        for first in (0..len).map(|t| t * key) {
+            let tensors = Tensors::new(&q[first..], &k[first..], &v[first..], &mut o[first..]);
+            attention.decode(tensors, state, scratch).expect("lengths that fit");
         }
     }
 

@@ -3,9 +3,9 @@
 #![no_std]
 #![no_main]
 
-use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Isa, Normaliser};
 #[cfg(feature = "forward")]
-use chunkwise::{Forward, State};
+use chunkwise::State;
+use chunkwise::{Attention, Config, Isa, Normaliser, Rule, Shape, Tensors};
 use semihosting::process;
 
 const HEADS: usize = 2;
@@ -22,12 +22,9 @@ fn main() -> ! {
 }
 
 fn run() -> Option<bool> {
-    let attention = Attention::new(Config {
-        feature_map: FeatureMap::Elu,
-        isa: Some(Isa::Scalar),
-        ..Config::new(1, TOKENS, HEADS, DIM, DIM, Normaliser::Global { eps: 1e-6 })
-    })
-    .ok()?;
+    let rule = Rule::linear(Normaliser::Global { eps: 1e-6 });
+    let config = Config::new(rule, Shape::new(1, TOKENS, HEADS, DIM, DIM)).isa(Isa::Scalar);
+    let attention = Attention::new(config).ok()?;
     let (mut state, mut scratch) = ([0.0; STATE], [0.0; SCRATCH]);
     let (q, k, v) = ([0.5; ROWS], [0.25; ROWS], [2.0; ROWS]);
     let mut o = [0.0; ROWS];
@@ -35,14 +32,14 @@ fn run() -> Option<bool> {
     {
         let state = State::Carried(&mut state);
         let scratch = scratch.get_mut(..attention.scratch_len())?;
-        attention.forward(Forward { q: &q, k: &k, v: &v, state, o: &mut o, scratch }).ok()?;
+        attention.forward(Tensors::new(&q, &k, &v, &mut o), state, scratch).ok()?;
         if o.iter().any(|o| (o - 2.0).abs() > 1e-5) {
             return None;
         }
     }
     for _ in 0..10 {
         let scratch = scratch.get_mut(..attention.decode_scratch_len())?;
-        attention.decode(DecodeStep { q: &q, k: &k, v: &v, state: &mut state, o: &mut o, scratch }).ok()?;
+        attention.decode(Tensors::new(&q, &k, &v, &mut o), &mut state, scratch).ok()?;
     }
     // Every value was 2, so their weighted mean is.
     Some(o[..HEADS * DIM].iter().all(|o| (o - 2.0).abs() < 1e-5))

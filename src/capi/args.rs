@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "documented in the header")]
 
 use core::ffi::{c_char, c_void};
+use core::ptr::{null, null_mut};
 
 use half::{bf16, f16};
 
@@ -9,16 +10,27 @@ use super::span::{self, Span};
 use super::status::*;
 use super::{CW_ABI_VERSION, Result, size};
 use crate::element::Elements;
-use crate::shape::{Disjoint, Outputs};
+use crate::tensors::{Disjoint, Outputs};
 
 /// A structure that begins with `size` and `abi`.
 ///
+/// A caller's may be that of an older header, which has fewer fields: `size` says how many bytes of it there are.
+///
 /// # Safety
 /// It is `repr(C)`, these are its first fields, and every bit pattern is one of its values.
-pub unsafe trait Headed: Copy {}
+pub unsafe trait Headed: Copy {
+    /// What the header's initialiser makes (its arguments are 0): the values of fields that the caller's structure does
+    /// not have.
+    const DEFAULT: Self;
+    /// Where the fields begin and end, in bytes.
+    const FIELDS: &'static [[usize; 2]];
+}
+
+/// Bytes of the two first fields.
+const HEAD: usize = size_of::<[u32; 2]>();
 
 macro_rules! headed {
-    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {$(
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $default:expr,)* })*) => {$(
         $(#[$doc])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug)]
@@ -29,7 +41,17 @@ macro_rules! headed {
         }
 
         // SAFETY: as defined above, of integers, floats, pointers and the like.
-        unsafe impl Headed for $name {}
+        unsafe impl Headed for $name {
+            const DEFAULT: Self =
+                Self { size: size_of::<Self>() as u32, abi: CW_ABI_VERSION, $($field: $default,)* };
+            const FIELDS: &'static [[usize; 2]] = &[$({
+                let begin = core::mem::offset_of!(Self, $field);
+                [begin, begin + size_of::<$type>()]
+            },)*];
+        }
+
+        // A field that is added later must not lie in what is padding now.
+        const _: () = assert!($name::FIELDS[$name::FIELDS.len() - 1][1] == size_of::<$name>());
     )*};
 }
 
@@ -44,6 +66,11 @@ pub struct cw_tensor {
     pub strides: [u64; 4],
 }
 
+impl cw_tensor {
+    /// `CW_NO_TENSOR`.
+    const NONE: Self = Self { data: null_mut(), dtype: 0, rank: 0, dims: [0; 4], strides: [0; 4] };
+}
+
 /// A named tensor of a model.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -55,112 +82,152 @@ pub struct cw_parameter {
 headed! {
     /// What to compute.
     cw_attention {
-        feature_map: u32,
-        normaliser: u32,
-        feature_eps: f32,
-        normaliser_eps: f32,
-        chunk: u64,
-        scale: f32,
-        compensated: u32,
-        products: u32,
-        isa: u32,
-        threads: u32,
-        reserved: u32,
+        feature_map: u32 = CW_ELU,
+        normaliser: u32 = 0,
+        feature_eps: f32 = 1e-6,
+        normaliser_eps: f32 = 0.0,
+        chunk: u64 = 0,
+        scale: f32 = 1.0,
+        compensated: u32 = 0,
+        products: u32 = CW_PRODUCTS_F32,
+        isa: u32 = CW_ISA_DEFAULT,
+        threads: u32 = 1,
+        reserved: u32 = 0,
     }
     /// On what.
     cw_call {
-        q: cw_tensor,
-        k: cw_tensor,
-        v: cw_tensor,
-        o: cw_tensor,
-        state_in: *const f32,
-        state_out: *mut f32,
-        state_bytes: u64,
-        scratch: *mut c_void,
-        scratch_bytes: u64,
+        q: cw_tensor = cw_tensor::NONE,
+        k: cw_tensor = cw_tensor::NONE,
+        v: cw_tensor = cw_tensor::NONE,
+        o: cw_tensor = cw_tensor::NONE,
+        state_in: *const f32 = null(),
+        state_out: *mut f32 = null_mut(),
+        state_bytes: u64 = 0,
+        scratch: *mut c_void = null_mut(),
+        scratch_bytes: u64 = 0,
     }
     /// What to bring.
     cw_sizes {
-        state_bytes: u64,
-        state_align: u64,
-        forward_scratch_bytes: u64,
-        decode_scratch_bytes: u64,
-        scratch_align: u64,
+        state_bytes: u64 = 0,
+        state_align: u64 = 0,
+        forward_scratch_bytes: u64 = 0,
+        decode_scratch_bytes: u64 = 0,
+        scratch_align: u64 = 0,
     }
     /// The options of a model.
     cw_model_config {
-        embed_dim: u64,
-        hidden_size: u64,
-        num_heads: u64,
-        num_layers: u64,
-        chunk_size: u64,
-        seq_len: u64,
-        feature_map: u32,
-        feature_eps: f32,
-        output_mode: u32,
-        final_norm: u32,
-        layer_norm_eps: f32,
-        layer_norm_clip: u32,
+        embed_dim: u64 = 0,
+        hidden_size: u64 = 256,
+        num_heads: u64 = 4,
+        num_layers: u64 = 4,
+        chunk_size: u64 = 64,
+        seq_len: u64 = 64,
+        feature_map: u32 = CW_ELU,
+        feature_eps: f32 = 1e-6,
+        output_mode: u32 = CW_LAST_TIMESTEP,
+        final_norm: u32 = 1,
+        layer_norm_eps: f32 = 1e-5,
+        layer_norm_clip: u32 = 0,
     }
     /// What a model takes and gives.
     cw_model_sizes {
-        embed_dim: u64,
-        hidden_size: u64,
-        head_size: u64,
-        output_bytes: u64,
-        state_bytes: u64,
-        forward_scratch_bytes: u64,
-        step_scratch_bytes: u64,
-        head_scratch_bytes: u64,
-        align: u64,
+        embed_dim: u64 = 0,
+        hidden_size: u64 = 0,
+        head_size: u64 = 0,
+        output_bytes: u64 = 0,
+        state_bytes: u64 = 0,
+        forward_scratch_bytes: u64 = 0,
+        step_scratch_bytes: u64 = 0,
+        head_scratch_bytes: u64 = 0,
+        align: u64 = 0,
     }
     /// On what a model runs.
     cw_model_call {
-        batch: u64,
-        len: u64,
-        input: *const f32,
-        input_bytes: u64,
-        output: *mut f32,
-        output_bytes: u64,
-        state: *mut f32,
-        state_bytes: u64,
-        scratch: *mut c_void,
-        scratch_bytes: u64,
+        batch: u64 = 0,
+        len: u64 = 0,
+        input: *const f32 = null(),
+        input_bytes: u64 = 0,
+        output: *mut f32 = null_mut(),
+        output_bytes: u64 = 0,
+        state: *mut f32 = null_mut(),
+        state_bytes: u64 = 0,
+        scratch: *mut c_void = null_mut(),
+        scratch_bytes: u64 = 0,
     }
     /// Where a model comes from.
     cw_model_file {
-        bytes: *const c_void,
-        bytes_len: u64,
-        json: *const c_char,
-        json_len: u64,
-        isa: u32,
-        threads: u32,
-        message: *mut c_char,
-        message_bytes: u64,
+        bytes: *const c_void = null(),
+        bytes_len: u64 = 0,
+        json: *const c_char = null(),
+        json_len: u64 = 0,
+        isa: u32 = CW_ISA_DEFAULT,
+        threads: u32 = 1,
+        message: *mut c_char = null_mut(),
+        message_bytes: u64 = 0,
     }
 }
 
-/// Checks a structure that is to be written or read.
-pub(super) unsafe fn check<T: Headed>(from: *const T) -> Result<()> {
-    span::of(from, 1)?;
+/// Checks the head of a structure, and says where it lies.
+///
+/// # Safety
+/// It is null, or as many bytes as it says can be read.
+unsafe fn check<T: Headed>(from: *const T) -> Result<Span> {
+    span::of(from.cast::<u32>(), 2)?;
+    if !from.is_aligned() {
+        return Err(Status(CW_MISALIGNED));
+    }
     // SAFETY: not null and aligned, just checked; both fields are there, by the trait's promise, whatever size the caller's
     // structure has.
     let [size, abi] = unsafe { from.cast::<[u32; 2]>().read() };
     if abi != CW_ABI_VERSION {
         return Err(Status(CW_ABI));
     }
-    if size as usize != size_of::<T>() {
+    let size = size as usize;
+    let cut = T::FIELDS.iter().any(|[begin, end]| (begin + 1..*end).contains(&size));
+    if cut || !(HEAD..=size_of::<T>()).contains(&size) {
         return Err(Status(CW_SIZE));
     }
-    Ok(())
+    span::of(from.cast::<u8>(), size)
 }
 
-/// Checks a structure and copies it: what is written later can't change what was checked.
+/// Checks a structure and copies it: what is written later can't change what was checked. Fields that the caller's does
+/// not have take their defaults.
+///
+/// # Safety
+/// It is null, or as many bytes as it says can be read.
 pub(super) unsafe fn copy<T: Headed>(from: *const T) -> Result<T> {
     // SAFETY: the caller's promise, passed on.
-    unsafe { check(from)? };
-    // SAFETY: not null, aligned, and of that size by the caller's own word.
-    Ok(unsafe { from.read() })
+    let size = unsafe { check(from)? }.bytes;
+    let mut value = T::DEFAULT;
+    // SAFETY: there are as many bytes by the caller's own word, and no more than the structure has; whatever they are makes
+    // a value, by the trait's promise.
+    unsafe { (&raw mut value).cast::<u8>().copy_from_nonoverlapping(from.cast(), size) };
+    Ok(value)
+}
+
+/// A structure of the caller's that is to be written, as far as it goes.
+pub(super) struct Output<T> {
+    to: *mut T,
+    pub(super) span: Span,
+}
+
+impl<T: Headed> Output<T> {
+    /// Checks its head.
+    ///
+    /// # Safety
+    /// It is null, or as many bytes as it says can be read, and written until [`Output::write`].
+    pub(super) unsafe fn new(to: *mut T) -> Result<Self> {
+        // SAFETY: the caller's promise, passed on.
+        Ok(Self { to, span: unsafe { check(to)? } })
+    }
+
+    /// Writes the fields that the caller's structure has; its head stays.
+    pub(super) fn write(self, value: T) {
+        let (from, size) = ((&raw const value).cast::<u8>(), self.span.bytes);
+        // SAFETY: `new` has checked that there are as many bytes by the caller's own word, no more than the structure has and
+        // no less than its head; that they can be written is the promise made to `new`.
+        unsafe { self.to.cast::<u8>().add(HEAD).copy_from_nonoverlapping(from.add(HEAD), size - HEAD) };
+    }
 }
 
 impl cw_tensor {

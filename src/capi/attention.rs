@@ -2,15 +2,14 @@
 
 use core::ops::Range;
 
-use super::args::{check, cw_attention, cw_call, cw_sizes, cw_tensor, slice, slice_mut};
+use super::args::{Headed, Output, cw_attention, cw_call, cw_sizes, cw_tensor, slice, slice_mut};
 use super::span::{Span, apart, needed};
 use super::status::*;
-use super::{CW_ABI_VERSION, FLOAT, Result, arguments, fill, guard, isa, size};
-use crate::attention::{Attention, Config, Precision};
-use crate::feature_map::FeatureMap;
-use crate::part::{Op, Part, States, Tensors};
-use crate::shape::{Disjoint, Extent, Strides};
-use crate::state::Normaliser;
+use super::{FLOAT, Result, arguments, guard, isa, size};
+use crate::attention::{Attention, Config, Execution, Op, Part, States};
+use crate::rule::{FeatureMap, Normaliser, Rule};
+use crate::shape::{Shape, Strides};
+use crate::tensors::{Disjoint, Tensors};
 
 /// What to bring. Neither data nor state nor scratch of the call is looked at.
 #[unsafe(no_mangle)]
@@ -23,19 +22,16 @@ pub unsafe extern "C" fn cw_attention_sizes(
         // SAFETY: the caller's promise, passed on.
         let (attention, call) = unsafe { arguments(attention, call)? };
         // SAFETY: likewise.
-        unsafe { check(sizes)? };
+        let sizes = unsafe { Output::new(sizes)? };
         let attention = attention.with(&call)?;
-        let value = cw_sizes {
-            size: size_of::<cw_sizes>() as u32,
-            abi: CW_ABI_VERSION,
+        sizes.write(cw_sizes {
             state_bytes: (attention.state_len() * FLOAT) as u64,
             state_align: align_of::<f32>() as u64,
             forward_scratch_bytes: (attention.scratch_len() * FLOAT) as u64,
             decode_scratch_bytes: (attention.decode_scratch_len() * FLOAT) as u64,
             scratch_align: align_of::<f32>() as u64,
-        };
-        // SAFETY: checked above.
-        unsafe { fill(sizes, value) };
+            ..cw_sizes::DEFAULT
+        });
         Ok(())
     })
 }
@@ -96,12 +92,12 @@ unsafe fn run(
             return Err(Status(CW_SHAPE));
         }
     }
-    let rows = match range {
+    let heads = match range {
         Some((first, count)) => {
-            let end = first.checked_add(count).filter(|end| *end <= whole.rows() as u64);
+            let end = first.checked_add(count).filter(|end| *end <= whole.all_heads() as u64);
             size(first)?..size(end.ok_or(Status(CW_RANGE))?)?
         }
-        None => 0..whole.rows(),
+        None => 0..whole.all_heads(),
     };
     let attention = if range.is_some() { whole.on_one_thread() } else { whole };
     let scratch_len = match op {
@@ -109,12 +105,8 @@ unsafe fn run(
         Op::Decode => attention.decode_scratch_len(),
     };
 
-    let Config { batch, len, heads, key, value, q_strides, k_strides, v_strides, o_strides, .. } =
-        *attention.config();
-    let reach = |dim, strides| Extent { batch, len, heads, dim }.reach(strides, "a tensor");
-    let (q, k, v, o) =
-        (reach(key, q_strides)?, reach(key, k_strides)?, reach(value, v_strides)?, reach(value, o_strides)?);
-    let memory = Memory::new(&call, &attention, rows.clone())?;
+    let [q, k, v, o] = attention.config().shape.reach()?;
+    let memory = Memory::new(&call, &attention, heads.clone())?;
     let scratch = needed(call.scratch.cast::<f32>(), call.scratch_bytes, scratch_len)?;
     let read = [call.q.span(q)?, call.k.span(k)?, call.v.span(v)?, memory.read];
     apart(&[call.o.span(o)?, memory.written, scratch], &read)?;
@@ -124,28 +116,28 @@ unsafe fn run(
     // call have other rows of o and other parts of the state.
     let (tensors, states, scratch): (Tensors<'_>, States<'_>, &mut [f32]) = unsafe {
         (
-            attention.tensors(
-                op,
-                call.q.elements(q),
-                call.k.elements(k),
-                call.v.elements(v),
-                call.o.outputs(o),
-            )?,
+            Tensors {
+                q: call.q.elements(q),
+                k: call.k.elements(k),
+                v: call.v.elements(v),
+                o: call.o.outputs(o),
+            },
             memory.states(),
             slice_mut(call.scratch.cast(), scratch_len),
         )
     };
+    attention.check_tensors(op, &tensors)?;
     if let Some(initial) = states.initial {
-        attention.check_state(initial, rows.clone())?;
+        attention.check_state(initial, heads.clone())?;
     }
     if let Some(carried) = states.carried {
         // SAFETY: nothing else was made of it yet.
-        attention.check_state(unsafe { carried.whole() }, rows.clone())?;
+        attention.check_state(unsafe { carried.whole() }, heads.clone())?;
     }
-    match (range, op, states.carried) {
-        (None, Op::Forward, _) => attention.forward_checked(&tensors, states, scratch),
-        (None, Op::Decode, Some(state)) => attention.decode_checked(&tensors, state, scratch),
-        _ => Part::new(&attention, op, rows, tensors, states).run(scratch)?,
+    match (range, op) {
+        (Some(_), _) => Part::new(&attention, op, heads, tensors, states).run(scratch)?,
+        (None, Op::Forward) => attention.run::<false>(&tensors, states, scratch),
+        (None, Op::Decode) => attention.run::<true>(&tensors, states, scratch),
     }
     Ok(())
 }
@@ -160,9 +152,9 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(call: &cw_call, attention: &Attention, rows: Range<usize>) -> Result<Self> {
+    fn new(call: &cw_call, attention: &Attention, heads: Range<usize>) -> Result<Self> {
         let (all, head) = (attention.state_len(), attention.head_state_len());
-        let (at, len) = (rows.start * head, rows.len() * head);
+        let (begin, len) = (heads.start * head, heads.len() * head);
         let carried = call.state_in == call.state_out.cast_const();
         let mut memory = Self {
             initial: call.state_in,
@@ -174,11 +166,11 @@ impl Memory {
         // Asked about as a whole, taken in part.
         if !call.state_in.is_null() && !carried {
             memory.read = needed(call.state_in, call.state_bytes, all)?;
-            memory.initial = call.state_in.wrapping_add(at);
+            memory.initial = call.state_in.wrapping_add(begin);
         }
         if !call.state_out.is_null() {
             memory.written = needed(call.state_out, call.state_bytes, all)?;
-            memory.last = call.state_out.wrapping_add(at);
+            memory.last = call.state_out.wrapping_add(begin);
         }
         if carried {
             memory.initial = memory.last;
@@ -203,12 +195,17 @@ impl Memory {
 }
 
 impl cw_attention {
-    /// With the shapes of a call.
+    /// With the shapes of a call, on the CPU.
     fn with(&self, call: &cw_call) -> Result<Attention> {
-        Ok(Attention::new(self.config(call)?)?)
+        let config = self.config(call)?;
+        if self.products == CW_PRODUCTS_BF16 {
+            // Only GPUs have them.
+            return Err(Status(CW_UNAVAILABLE));
+        }
+        Ok(Attention::new(config)?)
     }
 
-    /// The same, not yet checked.
+    /// The same, not yet checked; `products` is one of its constants.
     pub(super) fn config(&self, call: &cw_call) -> Result<Config> {
         let [batch, len, heads, key] = call.q.dims()?;
         let [.., value] = call.v.dims()?;
@@ -226,28 +223,20 @@ impl cw_attention {
                 return Err(Status(CW_SHAPE));
             }
         }
-        let compensated = flag(self.compensated)?;
-        let precision = match self.products {
-            CW_PRODUCTS_F32 => Precision::F32,
-            CW_PRODUCTS_BF16 => Precision::Bf16Dot,
-            _ => return Err(Status(CW_UNKNOWN)),
-        };
-        if self.reserved != 0 {
+        if !(CW_PRODUCTS_F32..=CW_PRODUCTS_BF16).contains(&self.products) || self.reserved != 0 {
             return Err(Status(CW_UNKNOWN));
         }
-        Ok(Config {
-            q_strides: strides(&call.q)?,
-            k_strides: strides(&call.k)?,
-            v_strides: strides(&call.v)?,
-            o_strides: strides(&call.o)?,
+        let rule = Rule {
             feature_map: feature_map(self.feature_map, self.feature_eps)?,
+            normaliser: self.normaliser()?,
             scale: self.scale,
-            compensated,
-            precision,
-            isa: isa(self.isa)?,
-            threads: self.threads as usize,
-            ..Config::new(batch, len, heads, key, value, self.normaliser()?)
-        })
+            compensated: flag(self.compensated)?,
+        };
+        let shape = Shape::new(batch, len, heads, key, value)
+            .with_inputs(strides(&call.q)?, strides(&call.k)?, strides(&call.v)?)
+            .with_output(strides(&call.o)?);
+        let execution = Execution { isa: isa(self.isa)?, threads: self.threads as usize };
+        Ok(Config { rule, shape, execution })
     }
 
     fn normaliser(&self) -> Result<Normaliser> {

@@ -5,16 +5,14 @@ use std::boxed::Box;
 
 use half::{bf16, f16};
 
-use super::args::{check, cw_attention, cw_call, cw_sizes, cw_tensor};
+use super::args::{Headed, Output, cw_attention, cw_call, cw_sizes, cw_tensor};
 use super::message::Message;
 use super::span::{apart, needed, of};
 use super::status::*;
-use super::{CW_ABI_VERSION, FLOAT, Result, arguments, fill, guard};
-use crate::attention::Config;
-use crate::cuda::{Attention, DecodeStep, Device, Error, Forward, Slice, SliceMut, State, Stream};
+use super::{FLOAT, Result, arguments, guard};
+use crate::attention::Op;
+use crate::cuda::{Attention, DecodeStep, Device, Error, Forward, Precision, Slice, SliceMut, State, Stream};
 use crate::element::Element;
-use crate::part::Op;
-use crate::shape::Extent;
 
 /// A GPU; its mark says that it was opened and not yet closed.
 pub struct cw_cuda {
@@ -30,6 +28,19 @@ impl cw_cuda {
         // SAFETY: not null and aligned, just checked; that it is one is the caller's promise, which the mark checks.
         let this = unsafe { &*cuda };
         if this.mark == MARK { Ok(this) } else { Err(Status(CW_MODEL)) }
+    }
+
+    /// With the shapes of a call.
+    fn attention(&self, attention: &cw_attention, call: &cw_call, message: Message) -> Result<Attention> {
+        let config = attention.config(call)?;
+        let precision = match attention.products {
+            CW_PRODUCTS_BF16 => Precision::Bf16Dot,
+            _ => Precision::F32,
+        };
+        Attention::new(&self.device, config, precision).map_err(|error| {
+            message.say(&error);
+            code(&error)
+        })
     }
 }
 
@@ -94,25 +105,16 @@ pub unsafe extern "C" fn cw_cuda_sizes(
         // SAFETY: the caller's promise, passed on.
         let (attention, call) = unsafe { arguments(attention, call)? };
         // SAFETY: likewise.
-        let cuda = unsafe {
-            check(sizes)?;
-            cw_cuda::get(cuda)?
-        };
-        let attention = Attention::new(&cuda.device, attention.config(&call)?).map_err(|error| {
-            message.say(&error);
-            code(&error)
-        })?;
-        let value = cw_sizes {
-            size: size_of::<cw_sizes>() as u32,
-            abi: CW_ABI_VERSION,
+        let (sizes, cuda) = unsafe { (Output::new(sizes)?, cw_cuda::get(cuda)?) };
+        let attention = cuda.attention(&attention, &call, message)?;
+        sizes.write(cw_sizes {
             state_bytes: (attention.state_len() * FLOAT) as u64,
             state_align: align_of::<f32>() as u64,
             forward_scratch_bytes: (attention.workspace_len() * FLOAT) as u64,
             decode_scratch_bytes: 0,
             scratch_align: align_of::<f32>() as u64,
-        };
-        // SAFETY: checked above.
-        unsafe { fill(sizes, value) };
+            ..cw_sizes::DEFAULT
+        });
         Ok(())
     })
 }
@@ -160,12 +162,7 @@ unsafe fn run(
         let (attention, call) = arguments(attention, call)?;
         (attention, call, cw_cuda::get(cuda)?)
     };
-    let config = attention.config(&call)?;
-    let failed = |error: Error| {
-        message.say(&error);
-        code(&error)
-    };
-    let attention = Attention::new(&cuda.device, config).map_err(failed)?;
+    let attention = cuda.attention(&attention, &call, message)?;
     if [&call.k, &call.v, &call.o].iter().any(|tensor| tensor.dtype != call.q.dtype) {
         return Err(Status(CW_UNAVAILABLE));
     }
@@ -173,7 +170,7 @@ unsafe fn run(
         if call.state_in.is_null() || call.state_out.is_null() {
             return Err(Status(CW_NULL));
         }
-        if config.len != 1 || call.state_in != call.state_out.cast_const() {
+        if attention.config().shape.len != 1 || call.state_in != call.state_out.cast_const() {
             return Err(Status(CW_SHAPE));
         }
     }
@@ -187,7 +184,10 @@ unsafe fn run(
             _ => launch::<f32>(op, &attention, &call, stream)?,
         }
     };
-    result.map_err(failed)
+    result.map_err(|error| {
+        message.say(&error);
+        code(&error)
+    })
 }
 
 /// Addresses are asked what those of this side's memory are asked: null, aligned, apart. The device's memory is not looked at.
@@ -197,11 +197,7 @@ unsafe fn launch<E: Element>(
     call: &cw_call,
     stream: Stream,
 ) -> Result<crate::cuda::Result<()>> {
-    let Config { batch, len, heads, key, value, q_strides, k_strides, v_strides, o_strides, .. } =
-        *attention.config();
-    let reach = |dim, strides| Extent { batch, len, heads, dim }.reach(strides, "a tensor");
-    let (q, k, v, o) =
-        (reach(key, q_strides)?, reach(key, k_strides)?, reach(value, v_strides)?, reach(value, o_strides)?);
+    let [q, k, v, o] = attention.config().shape.reach()?;
     let (all, scratch) =
         (attention.state_len(), if op == Op::Forward { attention.workspace_len() } else { 0 });
     let carried = call.state_in == call.state_out.cast_const();

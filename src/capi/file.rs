@@ -7,12 +7,12 @@ use std::boxed::Box;
 use std::string::ToString;
 use std::vec::Vec;
 
-use super::args::{check, copy, cw_model_config, cw_model_file, slice};
+use super::args::{Output, copy, cw_model_config, cw_model_file, slice};
 use super::message::Message;
 use super::model::{Room, cw_model, run_on};
 use super::span::{self, Span, apart};
 use super::status::*;
-use super::{Result, fill, guard, size};
+use super::{Result, guard, size};
 use crate::files::{self, Error, ModelFile, Options};
 use crate::nn::{BlockWeights, Model};
 
@@ -91,12 +91,11 @@ pub unsafe extern "C" fn cw_model_file_config(
         // SAFETY: the caller's promise, passed on.
         let source = Source::new(&unsafe { copy(file)? })?;
         // SAFETY: likewise.
-        unsafe { check(config)? };
-        apart(&[span::of(config, 1)?, source.message.span], &[source.span])?;
+        let config = unsafe { Output::new(config)? };
+        apart(&[config.span, source.message.span], &[source.span])?;
         // SAFETY: asked about by `Source::new`.
         let model = unsafe { source.parse() }.map_err(|error| say(source.message, &error))?;
-        // SAFETY: checked above.
-        unsafe { fill(config, model.config().into()) };
+        config.write(model.config().into());
         Ok(())
     })
 }

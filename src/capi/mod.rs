@@ -140,12 +140,6 @@ pub unsafe extern "C" fn cw_state_init(state: *mut f32, bytes: u64) -> i32 {
     })
 }
 
-/// Writes a result structure, whose head was checked.
-unsafe fn fill<T: args::Headed>(to: *mut T, value: T) {
-    // SAFETY: the caller's promise.
-    unsafe { to.write(value) };
-}
-
 /// The arguments of a call, each structure checked and copied.
 unsafe fn arguments<A: args::Headed, B: args::Headed>(a: *const A, b: *const B) -> Result<(A, B)> {
     // SAFETY: the caller's promise, passed on.

@@ -4,16 +4,16 @@ use core::ffi::{CStr, c_void};
 use core::fmt::{self, Write};
 
 use super::args::{
-    check, copy, cw_model_call, cw_model_config, cw_model_sizes, cw_parameter, slice, slice_mut,
+    Headed, Output, copy, cw_model_call, cw_model_config, cw_model_sizes, cw_parameter, slice, slice_mut,
 };
 use super::attention::{feature_map, flag};
 use super::span::{self, Span, apart, needed};
 use super::status::*;
-use super::{CW_ABI_VERSION, FLOAT, Result, fill, guard, isa, size};
+use super::{FLOAT, Result, guard, isa, size};
 use crate::element::Elements;
-use crate::feature_map::FeatureMap;
 use crate::isa::Isa;
 use crate::nn::{BlockWeights, Linear, Model, ModelConfig, OutputMode, Weights};
+use crate::rule::FeatureMap;
 
 /// What a handle points to: at the beginning of the caller's memory, its blocks behind it.
 pub struct cw_model {
@@ -203,7 +203,7 @@ pub unsafe extern "C" fn cw_model_sizes_of(
         // SAFETY: the caller's promise, passed on.
         let model = unsafe { cw_model::get(model)? }.model;
         // SAFETY: likewise.
-        unsafe { check(sizes)? };
+        let sizes = unsafe { Output::new(sizes)? };
         let (batch, len) = (size(batch)?, size(len)?);
         let bytes = |elements: usize| match elements.checked_mul(FLOAT) {
             Some(bytes) if bytes <= isize::MAX as usize => Ok(bytes as u64),
@@ -212,9 +212,7 @@ pub unsafe extern "C" fn cw_model_sizes_of(
         let output = model.output_len(batch, len);
         let hidden = model.config().output_size();
         bytes(batch.saturating_mul(len).saturating_mul(model.config().embed_dim))?;
-        let value = cw_model_sizes {
-            size: size_of::<cw_model_sizes>() as u32,
-            abi: CW_ABI_VERSION,
+        sizes.write(cw_model_sizes {
             embed_dim: model.config().embed_dim as u64,
             hidden_size: hidden as u64,
             head_size: model.head_len().unwrap_or(0) as u64,
@@ -224,9 +222,8 @@ pub unsafe extern "C" fn cw_model_sizes_of(
             step_scratch_bytes: bytes(model.step_scratch_len(batch)?)?,
             head_scratch_bytes: bytes(model.head_scratch_len(output / hidden))?,
             align: align_of::<f32>() as u64,
-        };
-        // SAFETY: checked above.
-        unsafe { fill(sizes, value) };
+            ..cw_model_sizes::DEFAULT
+        });
         Ok(())
     })
 }
@@ -373,8 +370,6 @@ impl From<&ModelConfig> for cw_model_config {
             FeatureMap::Identity => (CW_IDENTITY, 0.0),
         };
         Self {
-            size: size_of::<Self>() as u32,
-            abi: CW_ABI_VERSION,
             embed_dim: config.embed_dim as u64,
             hidden_size: config.hidden_size as u64,
             num_heads: config.num_heads as u64,
@@ -391,6 +386,7 @@ impl From<&ModelConfig> for cw_model_config {
             final_norm: config.final_norm.into(),
             layer_norm_eps: config.layer_norm_eps,
             layer_norm_clip: config.layer_norm_clip.into(),
+            ..Self::DEFAULT
         }
     }
 }

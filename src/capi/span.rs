@@ -7,7 +7,7 @@ use super::status::*;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Span {
     at: usize,
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 /// Of so many elements; where there are none the pointer may be anything.

@@ -34,7 +34,7 @@ statuses! {
     CW_ZERO = 6, "a size is zero that must be at least one";
     CW_RANGE = 7, "a number is not finite, negative, or out of its range";
     CW_UNKNOWN = 8, "a choice has a value that is none of its constants";
-    CW_SIZE = 9, "a structure's size is not the one that this library knows";
+    CW_SIZE = 9, "a structure is larger than this library knows, or its size ends within a field";
     CW_ABI = 10, "a structure was filled by a header of another ABI version";
     CW_SHAPE = 11, "the dimensions or strides of tensors do not fit together";
     CW_STATE = 12, "the state was not made by this configuration";
@@ -96,7 +96,7 @@ impl From<Error> for Status {
             Error::Overlap { .. } => CW_OVERLAP,
             Error::NotFinite { .. } | Error::ChunkTooLong { .. } => CW_RANGE,
             Error::BadState => CW_STATE,
-            Error::Isa { .. } | Error::NoBf16Dot { .. } => CW_UNAVAILABLE,
+            Error::Isa { .. } => CW_UNAVAILABLE,
             Error::Parameter { .. } | Error::Part { .. } => CW_PARAMETER,
         })
     }

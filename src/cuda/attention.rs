@@ -8,12 +8,13 @@ use super::device::{Device, Stream};
 use super::error::{Error, Result};
 use super::kernels::{Kernel, Kind, Products};
 use super::memory::{Slice, SliceMut};
-use crate::attention::{Config, Precision};
+use super::precision::Precision;
+use crate::attention::Config;
 use crate::element::Element;
 use crate::error::{check_len, check_room};
-use crate::feature_map::FeatureMap;
-use crate::shape::{Extent, Strides};
-use crate::state::{Layout, Normaliser};
+use crate::rule::{FeatureMap, Normaliser, Rule};
+use crate::shape::{Shape, Strides};
+use crate::state::Layout;
 
 /// The most elements of a row of q and k.
 const MOST_KEY: usize = 256;
@@ -35,7 +36,7 @@ pub enum State<'a> {
     Carried(SliceMut<'a>),
 }
 
-/// Arguments of [`Attention::forward`], as [`crate::Forward`]; all four tensors are of one type.
+/// Arguments of [`Attention::forward`]; all four tensors are of one type.
 #[derive(Debug)]
 pub struct Forward<'a, E> {
     /// q `[B, T, H, K]` by its strides.
@@ -72,6 +73,7 @@ pub struct DecodeStep<'a, E> {
 pub struct Attention {
     device: Device,
     config: Config,
+    precision: Precision,
     layout: Layout,
     segments: usize,
 }
@@ -195,15 +197,15 @@ struct DecodeArgs {
     scale: f32,
 }
 
-/// The options of the kernels that are numbers in [`Config`]'s enums: chunk, normaliser, its eps, the map, its eps.
-fn options(config: &Config) -> (i32, i32, f32, i32, f32) {
-    let (normaliser, chunk, eps) = match config.normaliser {
+/// The options of the kernels that are numbers in [`Rule`]'s enums: chunk, normaliser, its eps, the map, its eps.
+fn options(rule: &Rule) -> (i32, i32, f32, i32, f32) {
+    let (normaliser, chunk, eps) = match rule.normaliser {
         Normaliser::None => (0, 0, 0.0),
         Normaliser::Global { eps } => (1, 0, eps),
         // Checked: no more than 2^24.
         Normaliser::PerChunk { chunk, eps } => (2, chunk as i32, eps),
     };
-    let (map, map_eps) = match config.feature_map {
+    let (map, map_eps) = match rule.feature_map {
         FeatureMap::Elu => (0, 0.0),
         FeatureMap::Relu { eps } => (1, eps),
         FeatureMap::Identity => (2, 0.0),
@@ -212,31 +214,31 @@ fn options(config: &Config) -> (i32, i32, f32, i32, f32) {
 }
 
 impl Attention {
-    /// Checks a configuration. `isa` and `threads` play no part; [`Precision::F32`] takes every product as precisely as f32
-    /// does, [`Precision::Bf16Dot`] rounds phi, scores and the state to bf16 for them, as fla does.
+    /// Checks a configuration; its [`crate::Execution`] plays no part. `precision` is that of [`Attention::forward`].
     ///
     /// # Errors
     /// As for [`crate::Attention::new`]; the compensated state, and K above 256 and V above 2^15, which the kernels don't have.
-    pub fn new(device: &Device, config: Config) -> Result<Self> {
+    pub fn new(device: &Device, config: Config, precision: Precision) -> Result<Self> {
         let layout = config.check()?;
-        if config.compensated {
+        let Config { rule, shape, .. } = config;
+        if rule.compensated {
             return Err(Error::Unsupported { what: "the compensated state" });
         }
-        if config.key > MOST_KEY || config.value > MOST_VALUE {
+        if shape.key > MOST_KEY || shape.value > MOST_VALUE {
             return Err(Error::Unsupported { what: "K above 256 or V above 2^15" });
         }
-        let heads = config.batch.checked_mul(config.heads).filter(|heads| *heads <= i32::MAX as usize);
+        let heads = shape.batch.checked_mul(shape.heads).filter(|heads| *heads <= i32::MAX as usize);
         if heads.is_none() {
             return Err(crate::Error::Overflow { what: "batch x heads" }.into());
         }
-        let mut this = Self { device: device.clone(), config, layout, segments: 1 };
+        let mut this = Self { device: device.clone(), config, precision, layout, segments: 1 };
         let rows = this.rows();
-        let each = layout.len() as u128 * 3 + 2 * config.key as u128 + 1;
+        let each = layout.len() as u128 * 3 + 2 * shape.key as u128 + 1;
         if rows as u128 * each * 64 > isize::MAX as u128 {
             return Err(crate::Error::Overflow { what: "the workspace" }.into());
         }
         // Where there are fewer blocks of threads than multiprocessors by half, sequences are cut.
-        let panels = config.value.div_ceil(this.variant(Kind::Bf16).columns());
+        let panels = shape.value.div_ceil(this.variant(Kind::Bf16).columns());
         let blocks = (rows * panels).max(1);
         this = this.with_segments(device.multiprocessors() / blocks);
         Ok(this)
@@ -250,7 +252,7 @@ impl Attention {
     pub fn with_segments(mut self, segments: usize) -> Self {
         let tokens = self.segment_unit();
         // A segment of fewer than four tiles is not worth the reading.
-        let most = if self.can_be_cut() { self.config.len / (4 * tokens.max(64)) } else { 1 };
+        let most = if self.can_be_cut() { self.config.shape.len / (4 * tokens.max(64)) } else { 1 };
         self.segments = segments.clamp(1, most.clamp(1, 64));
         self
     }
@@ -277,27 +279,27 @@ impl Attention {
     }
 
     fn rows(&self) -> usize {
-        self.config.batch * self.config.heads
+        self.config.shape.all_heads()
     }
 
     /// Elements of S and z of one head.
     fn sums_len(&self) -> usize {
-        let Config { key, value, normaliser, .. } = self.config;
-        key * value + if normaliser == Normaliser::None { 0 } else { key }
+        let Config { rule, shape, .. } = self.config;
+        shape.key * shape.value + if rule.normaliser == Normaliser::None { 0 } else { shape.key }
     }
 
     /// Elements of S of the finished chunks of one head, where chunks are not tiles.
     fn finished_len(&self) -> usize {
-        if self.chunk() == 0 { 0 } else { self.config.key * self.config.value }
+        if self.chunk() == 0 { 0 } else { self.config.shape.key * self.config.shape.value }
     }
 
     /// Elements of z, the chunk's z, and count of one head.
     fn snapshot_len(&self) -> usize {
-        if self.config.normaliser == Normaliser::None { 0 } else { 2 * self.config.key + 1 }
+        if self.config.rule.normaliser == Normaliser::None { 0 } else { 2 * self.config.shape.key + 1 }
     }
 
     fn chunk(&self) -> usize {
-        if let Normaliser::PerChunk { chunk, .. } = self.config.normaliser { chunk } else { 0 }
+        if let Normaliser::PerChunk { chunk, .. } = self.config.rule.normaliser { chunk } else { 0 }
     }
 
     /// Tokens of whose multiple a segment must be.
@@ -314,7 +316,7 @@ impl Attention {
     }
 
     fn products(&self) -> Products {
-        match (self.config.precision, self.device.capability()) {
+        match (self.precision, self.device.capability()) {
             (Precision::F32, _) => Products::Exact,
             (Precision::Bf16Dot, (9, 0)) => Products::WarpgroupDot,
             (Precision::Bf16Dot, _) => Products::Dot,
@@ -322,22 +324,17 @@ impl Attention {
     }
 
     fn variant(&self, kind: Kind) -> Variant {
-        Variant::new(kind, self.products(), self.config.key)
-    }
-
-    fn extent(&self, len: usize, dim: usize) -> Extent {
-        Extent { batch: self.config.batch, len, heads: self.config.heads, dim }
+        Variant::new(kind, self.products(), self.config.shape.key)
     }
 
     /// Lengths, as [`crate::Attention`] checks them.
-    fn check(&self, len: usize, q: usize, k: usize, v: usize, o: usize) -> crate::Result<()> {
-        let Config { key, value, q_strides, k_strides, v_strides, o_strides, .. } = self.config;
-        let tensors = [(q, key, q_strides, "q"), (k, key, k_strides, "k"), (v, value, v_strides, "v")];
-        for (got, dim, strides, what) in tensors {
-            check_room(what, self.extent(len, dim).reach(strides, what)?, got)?;
+    fn check(&self, len: usize, lens: [usize; 4]) -> crate::Result<()> {
+        let shape = self.config.shape.with_len(len);
+        shape.check()?;
+        for ((what, need), got) in ["q", "k", "v", "o"].into_iter().zip(shape.reach()?).zip(lens) {
+            check_room(what, need, got)?;
         }
-        check_room("o", self.extent(len, value).reach(o_strides, "o")?, o)?;
-        self.extent(len, value).check_disjoint(o_strides, "o")
+        Ok(())
     }
 
     /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`. Queued on the stream; what goes wrong on the device
@@ -348,7 +345,8 @@ impl Attention {
     /// of the driver.
     pub fn forward<E: Element>(&self, args: Forward<'_, E>, stream: Stream) -> Result<()> {
         let Forward { q, k, v, state, o, workspace } = args;
-        self.check(self.config.len, q.len(), k.len(), v.len(), o.len())?;
+        let Config { rule, shape, .. } = self.config;
+        self.check(shape.len, [q.len(), k.len(), v.len(), o.len()])?;
         check_room("workspace", self.workspace_len(), workspace.len())?;
         let (initial, last) = match &state {
             State::Zero => (None, None),
@@ -366,13 +364,12 @@ impl Attention {
         }
         let address = |state: Option<(u64, usize)>| state.map_or(0, |(address, _)| address);
         let (initial, last) = (address(initial), address(last));
-        if self.rows() == 0 || self.config.len == 0 && last == 0 {
+        if self.rows() == 0 || shape.len == 0 && last == 0 {
             return Ok(());
         }
         let _current = self.device.current()?;
         let kind = Kind::of::<E>();
         let variant = self.variant(kind);
-        let Config { key, value, normaliser, .. } = self.config;
         let rows = self.rows();
 
         // The workspace: S of finished chunks, a snapshot of z, the segments' sums.
@@ -384,18 +381,19 @@ impl Attention {
         // A state's chunk may have begun: only the device knows.
         let segments = if self.chunk() > 0 && initial != 0 { 1 } else { self.segments };
         let unit = self.segment_unit();
-        let segment_len = self.config.len.div_ceil(segments).next_multiple_of(unit).max(1);
-        let segments = self.config.len.div_ceil(segment_len).max(1);
-        let panels = value.div_ceil(variant.columns());
+        let segment_len = shape.len.div_ceil(segments).next_multiple_of(unit).max(1);
+        let segments = shape.len.div_ceil(segment_len).max(1);
+        let panels = shape.value.div_ceil(variant.columns());
 
-        let overwritten = initial != 0 && initial == last && normaliser != Normaliser::None && panels > 1;
+        let overwritten =
+            initial != 0 && initial == last && rule.normaliser != Normaliser::None && panels > 1;
         if overwritten && segments == 1 {
             self.snapshot(snapshot, initial, stream)?;
         }
         let aligned = self.is_aligned(kind, q.address() | k.address() | v.address());
         let room = self.device.shared_memory().saturating_sub(variant.shared_len());
         let stages = if aligned { (room / variant.stage_len(kind)).min(2) } else { 0 };
-        let (chunk, normaliser, eps, feature_map, map_eps) = options(&self.config);
+        let (chunk, normaliser, eps, feature_map, map_eps) = options(&rule);
         let strides = |s: Strides| [s.batch as i64, s.token as i64, s.head as i64];
         let mut args = PrefillArgs {
             q: q.address(),
@@ -407,18 +405,13 @@ impl Attention {
             last,
             finished,
             segments: if segments > 1 { segments_at } else { 0 },
-            strides: [
-                strides(self.config.q_strides),
-                strides(self.config.k_strides),
-                strides(self.config.v_strides),
-                strides(self.config.o_strides),
-            ],
+            strides: [shape.q_strides, shape.k_strides, shape.v_strides, shape.o_strides].map(strides),
             state_len: self.layout.len() as i64,
-            len: self.config.len as i64,
+            len: shape.len as i64,
             segment_len: segment_len as i64,
-            heads: self.config.heads as i32,
-            key: key as i32,
-            value: value as i32,
+            heads: shape.heads as i32,
+            key: shape.key as i32,
+            value: shape.value as i32,
             chunk,
             normaliser,
             feature_map,
@@ -428,7 +421,7 @@ impl Attention {
             stages: stages as i32,
             eps,
             map_eps,
-            scale: self.config.scale,
+            scale: rule.scale,
         };
         let shared = variant.shared_len() + stages * variant.stage_len(kind);
         let kernel = Kernel::Prefill { kind, products: self.products(), key: variant.key };
@@ -454,10 +447,11 @@ impl Attention {
     /// As for [`Attention::forward`].
     pub fn decode<E: Element>(&self, args: DecodeStep<'_, E>, stream: Stream) -> Result<()> {
         let DecodeStep { q, k, v, state, o } = args;
-        self.check(1, q.len(), k.len(), v.len(), o.len())?;
+        let Config { rule, shape, .. } = self.config;
+        self.check(1, [q.len(), k.len(), v.len(), o.len()])?;
         check_len("state", self.state_len(), state.len())?;
         let _current = self.device.current()?;
-        let (chunk, normaliser, eps, feature_map, map_eps) = options(&self.config);
+        let (chunk, normaliser, eps, feature_map, map_eps) = options(&rule);
         let strides = |s: Strides| [s.batch as i64, s.head as i64];
         let mut args = DecodeArgs {
             q: q.address(),
@@ -465,24 +459,19 @@ impl Attention {
             v: v.address(),
             o: o.address(),
             state: state.address(),
-            strides: [
-                strides(self.config.q_strides),
-                strides(self.config.k_strides),
-                strides(self.config.v_strides),
-                strides(self.config.o_strides),
-            ],
+            strides: [shape.q_strides, shape.k_strides, shape.v_strides, shape.o_strides].map(strides),
             state_len: self.layout.len() as i64,
-            heads: self.config.heads as i32,
-            key: self.config.key as i32,
-            value: self.config.value as i32,
+            heads: shape.heads as i32,
+            key: shape.key as i32,
+            value: shape.value as i32,
             chunk,
             normaliser,
             feature_map,
             kind: Kind::of::<E>() as i32,
-            across: self.config.value.next_power_of_two().clamp(16, 64) as i32,
+            across: shape.value.next_power_of_two().clamp(16, 64) as i32,
             eps,
             map_eps,
-            scale: self.config.scale,
+            scale: rule.scale,
         };
         let grid = [self.rows() as u32, 1, 1];
         // SAFETY: the arguments are decode.cu's, checked as those of `forward`.
@@ -493,8 +482,8 @@ impl Attention {
 
     fn snapshot(&self, to: u64, state: u64, stream: Stream) -> Result<()> {
         let (mut to, mut state, mut state_len) = (to, state, self.layout.len() as i64);
-        let mut key = self.config.key as i32;
-        let mut matrix = (self.config.key * self.config.value) as i32;
+        let mut key = self.config.shape.key as i32;
+        let mut matrix = (self.config.shape.key * self.config.shape.value) as i32;
         let mut per_chunk = i32::from(self.chunk() > 0);
         let arguments = [
             from_mut(&mut to).cast::<c_void>(),
@@ -525,7 +514,7 @@ impl Attention {
 
     /// Whether rows of q, k and v can be read by eight elements, aligned to 16 bytes.
     fn is_aligned(&self, kind: Kind, addresses: u64) -> bool {
-        let Config { key, value, q_strides, k_strides, v_strides, .. } = self.config;
+        let Shape { key, value, q_strides, k_strides, v_strides, .. } = self.config.shape;
         let whole = |strides: Strides| {
             [strides.batch, strides.token, strides.head].iter().all(|s| (s * kind.size()).is_multiple_of(16))
         };
@@ -536,7 +525,7 @@ impl Attention {
 
     /// Whether rows of o can be written by pairs.
     fn is_paired(&self, kind: Kind, address: u64) -> bool {
-        let Config { value, o_strides: Strides { batch, token, head }, .. } = self.config;
+        let Shape { value, o_strides: Strides { batch, token, head }, .. } = self.config.shape;
         address.is_multiple_of(2 * kind.size() as u64) && (value | batch | token | head).is_multiple_of(2)
     }
 }

@@ -11,11 +11,13 @@ use super::device::{Device, Stream};
 use super::error::Result;
 use super::kernels::{Kernel, Kind};
 use super::memory::{Buffer, Slice, SliceMut};
-use crate::attention::{Config, Precision};
+use super::precision::Precision;
+use crate::attention::Config;
 use crate::element::Elements;
 use crate::error::{Error, check_len, check_room};
 use crate::nn::{BlockWeights, LayerNorm, Linear, Model as CpuModel, ModelConfig, OutputMode};
-use crate::shape::Strides;
+use crate::rule::Rule;
+use crate::shape::{Shape, Strides};
 
 /// A model whose parameters lie in a device's memory.
 #[derive(Debug)]
@@ -162,15 +164,9 @@ impl Model {
         let ModelConfig { hidden_size, num_heads, feature_map, .. } = self.config;
         let dim = self.config.head_dim();
         let packed = Strides::packed(len, 3 * hidden_size, dim);
-        let config = Config {
-            q_strides: packed,
-            k_strides: packed,
-            v_strides: packed,
-            feature_map,
-            precision: self.precision,
-            ..Config::new(batch, len, num_heads, dim, dim, self.config.normaliser())
-        };
-        Attention::new(&self.device, config)
+        let rule = Rule::linear(self.config.normaliser()).feature_map(feature_map);
+        let shape = Shape::new(batch, len, num_heads, dim, dim).with_inputs(packed, packed, packed);
+        Attention::new(&self.device, Config::new(rule, shape), self.precision)
     }
 
     fn sizes(&self, batch: usize, len: usize) -> Result<Sizes> {

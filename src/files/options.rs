@@ -5,8 +5,8 @@ use std::string::{String, ToString};
 use serde_json::{Map, Value};
 
 use super::{Error, Result, json};
-use crate::feature_map::FeatureMap;
 use crate::nn::OutputMode;
+use crate::rule::FeatureMap;
 
 /// What is known of a model: the fields are those of [`crate::nn::ModelConfig`], and the same words in JSON.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,20 +1,9 @@
-//! aarch64: Neon's conversions of f16, and the dot products of FEAT_BF16. Written as assembly: the compiler has no
-//! stable types of these elements.
+//! aarch64: Neon's conversions of f16, written as assembly: the compiler has no stable type of these elements.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
 
 use half::f16;
-
-use super::pairs::{DotPairs, Pairs};
-
-/// Whether the CPU has BFDOT: asked of the system with `std`, else known only when compiled for it.
-pub(super) fn has_bf16() -> bool {
-    #[cfg(feature = "std")]
-    return std::arch::is_aarch64_feature_detected!("bf16");
-    #[cfg(not(feature = "std"))]
-    return cfg!(target_feature = "bf16");
-}
 
 #[inline]
 #[target_feature(enable = "neon")]
@@ -70,60 +59,4 @@ pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
     padded[..from_tail.len()].copy_from_slice(from_tail);
     one(&padded, &mut half);
     to_tail.copy_from_slice(&half[..to_tail.len()]);
-}
-
-struct NeonBf16;
-
-impl Pairs for NeonBf16 {
-    const LANES: usize = 4;
-    type F32 = float32x4_t;
-    type U32 = uint32x4_t;
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> float32x4_t {
-        // SAFETY: the caller's promise, as below.
-        unsafe { vld1q_f32(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, sums: float32x4_t) {
-        // SAFETY: as above.
-        unsafe { vst1q_f32(to, sums) }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(from: *const u32) -> uint32x4_t {
-        // SAFETY: as above.
-        unsafe { vld1q_u32(from) }
-    }
-    #[inline(always)]
-    unsafe fn splat(pair: u32) -> uint32x4_t {
-        // SAFETY: as above.
-        unsafe { vdupq_n_u32(pair) }
-    }
-    #[inline(always)]
-    unsafe fn dot(sums: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
-        // SAFETY: as above.
-        unsafe { bfdot(sums, a, b) }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "neon,bf16")]
-fn bfdot(mut sums: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
-    // SAFETY: BFDOT is part of FEAT_BF16, which the function asks for.
-    unsafe {
-        asm!(
-            "bfdot {0:v}.4s, {1:v}.8h, {2:v}.8h",
-            inout(vreg) sums, in(vreg) a, in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    sums
-}
-
-/// # Safety
-/// As for [`DotPairs::run_on`].
-#[target_feature(enable = "neon,bf16")]
-pub(super) unsafe fn dot_pairs(args: DotPairs<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { args.run_on::<NeonBf16>() }
 }

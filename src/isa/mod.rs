@@ -8,16 +8,15 @@
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
-mod pairs;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use core::fmt;
+use core::ops::Range;
 
 use half::f16;
 use pulp::{Simd, WithSimd};
 
-pub(crate) use self::pairs::DotPairs;
 use crate::error::{Error, Result};
 
 macro_rules! proof {
@@ -124,18 +123,6 @@ impl Isa {
         Ok(Isa::best())
     }
 
-    /// Whether it comes with dot products of pairs of bf16 here ([`crate::Precision::Bf16Dot`]): AVX512-BF16 beside
-    /// AVX-512, FEAT_BF16 beside Neon.
-    pub fn has_bf16_dot(self) -> bool {
-        self.bf16_dot().is_some()
-    }
-
-    /// The proof of it.
-    pub(crate) fn bf16_dot(self) -> Option<Bf16Dot> {
-        let beside = matches!(self, Isa::Avx512(_) | Isa::Neon(_));
-        (beside && detect() & BF16 != 0).then_some(Bf16Dot(()))
-    }
-
     /// Its name, as [`Isa::from_name`] takes it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -202,26 +189,37 @@ pub(crate) fn outline<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
     simd.vectorize(op)
 }
 
-/// A step that several places share: one function on the scalar set, which is that of small machines, where code is
-/// counted in bytes; inlined where there are vectors, for there it is counted in cycles.
-#[inline(always)]
-pub(crate) fn share<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
-    if S::F32_LANES == 1 { outline(simd, op) } else { op.with_simd(simd) }
+/// Whether [`prefetch`] does anything.
+pub(crate) const PREFETCHES: bool = cfg!(target_arch = "x86_64");
+
+/// Some bytes of each of some rows at a stride, in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines {
+    pub(crate) first: *const u8,
+    pub(crate) stride: usize,
+    pub(crate) bytes: usize,
 }
 
-/// Asks for the cache lines of `len` bytes that will be read or written some microseconds from now: into L2, for what is
-/// needed until then is more than L1 holds.
-#[inline(always)]
-pub(crate) fn prefetch(row: *const u8, len: usize) {
-    for at in (0..len).step_by(64) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint, valid on any address; SSE is part of x86-64.
-        unsafe {
-            use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(at).cast());
+impl Lines {
+    pub(crate) const NONE: Self = Self { first: core::ptr::null(), stride: 0, bytes: 0 };
+}
+
+/// Asks for the cache lines of rows that will be read or written some microseconds from now. It is a call, for its loop
+/// would be unrolled wherever it is used.
+#[inline(never)]
+pub(crate) fn prefetch(lines: Lines, rows: Range<usize>) {
+    for row in rows {
+        let first = lines.first.wrapping_add(row * lines.stride);
+        for byte in (0..lines.bytes).step_by(64) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a hint, valid on any address; SSE is part of x86-64.
+            unsafe {
+                use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(byte).cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = (first, byte);
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (row, at);
     }
 }
 
@@ -261,10 +259,6 @@ pub(crate) fn narrow_f16<S: Simd>(_: S, from: &[f32], to: &mut [f16]) {
     }
 }
 
-/// Proof that pairs of bf16 can be multiplied and summed in one instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bf16Dot(());
-
 // Levels, as cached and compared: on one architecture they are totally ordered.
 const UNKNOWN: u8 = 0;
 const SCALAR: u8 = 1;
@@ -272,16 +266,9 @@ const AVX2: u8 = 2;
 const AVX512: u8 = 3;
 const NEON: u8 = 4;
 const SIMD128: u8 = 5;
-/// Beside the level: dot products of bf16.
-const BF16: u8 = 0x80;
 
-/// The best level.
+/// The best level, detected once.
 fn level() -> u8 {
-    detect() & !BF16
-}
-
-/// The best level and what is beside it, detected once.
-fn detect() -> u8 {
     use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
     static LEVEL: AtomicU8 = AtomicU8::new(UNKNOWN);
     match LEVEL.load(Relaxed) {
@@ -297,7 +284,6 @@ fn detect() -> u8 {
 #[cfg(target_arch = "aarch64")]
 fn ask() -> u8 {
     match pulp::aarch64::Neon::try_new() {
-        Some(_) if arm::has_bf16() => NEON | BF16,
         Some(_) => NEON,
         None => SCALAR,
     }
@@ -311,9 +297,8 @@ fn ask() -> u8 {
 #[cfg(target_arch = "x86_64")]
 fn ask() -> u8 {
     // pulp must agree: its tokens enable the features, so its list of them is the one that counts.
-    let asked = x86::level(&x86::Cpu);
-    match asked & !BF16 {
-        AVX512 if pulp::x86::V4::try_new().is_some() => asked,
+    match x86::level(&x86::Cpu) {
+        AVX512 if pulp::x86::V4::try_new().is_some() => AVX512,
         AVX512 | AVX2 if pulp::x86::V3::try_new().is_some() => AVX2,
         _ => SCALAR,
     }

@@ -1,15 +1,13 @@
-//! x86-64: detection, the conversions of F16C, and the dot products of AVX512-BF16.
+//! x86-64: detection, and the conversions of F16C.
 //!
 //! Detection is sound without an operating system's help: CPUID says what the CPU can do, XGETBV what the OS (or the
 //! firmware) saves across a context switch; only both together allow the wider registers.
 
 use core::arch::x86_64::*;
-use core::mem::transmute;
 
 use half::f16;
 
-use super::pairs::{DotPairs, Pairs};
-use super::{AVX2, AVX512, BF16, SCALAR};
+use super::{AVX2, AVX512, SCALAR};
 
 /// Rows at a time: pulp's tokens don't include F16C, so these are calls, never inlined.
 #[target_feature(enable = "avx,f16c")]
@@ -49,51 +47,6 @@ pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
         _mm_storeu_si128(half.as_mut_ptr().cast(), bits);
     }
     to_tail.copy_from_slice(&half[..to_tail.len()]);
-}
-
-struct Avx512Bf16;
-
-impl Pairs for Avx512Bf16 {
-    const LANES: usize = 16;
-    type F32 = __m512;
-    type U32 = __m512i;
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m512 {
-        // SAFETY: the caller's promise, as below.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, sums: __m512) {
-        // SAFETY: as above.
-        unsafe { _mm512_storeu_ps(to, sums) }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(from: *const u32) -> __m512i {
-        // SAFETY: as above.
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn splat(pair: u32) -> __m512i {
-        // SAFETY: as above.
-        unsafe { _mm512_set1_epi32(pair.cast_signed()) }
-    }
-    #[inline(always)]
-    unsafe fn dot(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
-        // SAFETY: as above; the transmuted are vectors of bits, of one size.
-        unsafe {
-            let (a, b) = (transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b));
-            _mm512_dpbf16_ps(sums, a, b)
-        }
-    }
-}
-
-/// # Safety
-/// As for [`DotPairs::run_on`].
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn dot_pairs(args: DotPairs<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { args.run_on::<Avx512Bf16>() }
 }
 
 /// What detection asks; a trait so that tests can lie.
@@ -146,9 +99,7 @@ pub(super) fn level(ask: &impl Ask) -> u8 {
     if !has(seven_ebx, &[16, 17, 28, 30, 31]) || !has(xcr0, &[5, 6, 7]) {
         return AVX2;
     }
-    // EAX of leaf 7 is its last subleaf; AVX512-BF16 is bit 5 of subleaf 1.
-    let [subleaves, ..] = ask.cpuid(7, 0);
-    if subleaves >= 1 && has(ask.cpuid(7, 1)[0], &[5]) { AVX512 | BF16 } else { AVX512 }
+    AVX512
 }
 
 #[cfg(test)]
@@ -159,8 +110,6 @@ mod tests {
         leaves: u32,
         one_ecx: u32,
         seven_ebx: u32,
-        /// EAX of subleaf 1 of leaf 7, where there is one.
-        seven_one: Option<u32>,
         xcr0: Option<u64>,
     }
 
@@ -169,8 +118,7 @@ mod tests {
             match (leaf, sub) {
                 (0, _) => [self.leaves, 0, 0, 0],
                 (1, _) => [0, 0, self.one_ecx, 0],
-                (7, 0) => [self.seven_one.is_some() as u32, self.seven_ebx, 0, 0],
-                (7, 1) => [self.seven_one.expect("a subleaf beyond the last may hold anything"), 0, 0, 0],
+                (7, 0) => [0, self.seven_ebx, 0, 0],
                 leaf => panic!("nobody should ask for {leaf:?}"),
             }
         }
@@ -185,8 +133,7 @@ mod tests {
 
     #[test]
     fn the_os_has_the_last_word() {
-        let fake =
-            |one_ecx, seven_ebx, xcr0| level(&Fake { leaves: 7, one_ecx, seven_ebx, seven_one: None, xcr0 });
+        let fake = |one_ecx, seven_ebx, xcr0| level(&Fake { leaves: 7, one_ecx, seven_ebx, xcr0 });
         assert_eq!(fake(V3_1, V4_7, Some(0xe7)), AVX512);
         assert_eq!(fake(V3_1, V4_7, Some(0x07)), AVX2, "ZMM is not saved");
         assert_eq!(fake(V3_1, V4_7, Some(0x67)), AVX2, "the upper sixteen ZMM are not saved");
@@ -196,18 +143,7 @@ mod tests {
         assert_eq!(fake(V3_1 & !(1 << 12), V4_7, Some(0xe7)), SCALAR, "no FMA");
         assert_eq!(fake(V3_1 & !(1 << 29), V4_7, Some(0xe7)), SCALAR, "no F16C");
         assert_eq!(fake(V3_1, V3_7 & !(1 << 5), Some(0xe7)), SCALAR, "no AVX2");
-        let old = Fake { leaves: 6, one_ecx: V3_1, seven_ebx: V4_7, seven_one: None, xcr0: None };
+        let old = Fake { leaves: 6, one_ecx: V3_1, seven_ebx: V4_7, xcr0: None };
         assert_eq!(level(&old), SCALAR);
-    }
-
-    #[test]
-    fn bf16_only_beside_avx512() {
-        let fake = |seven_ebx, seven_one, xcr0| {
-            level(&Fake { leaves: 7, one_ecx: V3_1, seven_ebx, seven_one: Some(seven_one), xcr0: Some(xcr0) })
-        };
-        assert_eq!(fake(V4_7, 1 << 5, 0xe7), AVX512 | BF16);
-        assert_eq!(fake(V4_7, !(1 << 5), 0xe7), AVX512);
-        assert_eq!(fake(V4_7, 1 << 5, 0x07), AVX2, "ZMM is not saved");
-        assert_eq!(fake(V3_7, 1 << 5, 0xe7), AVX2);
     }
 }

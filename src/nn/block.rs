@@ -3,11 +3,13 @@
 use super::config::ModelConfig;
 use super::linear::{self, Epilogue};
 use super::weights::{BlockWeights, Weights};
-use crate::attention::{Attention, Config, DecodeStep, Forward, State};
+use crate::attention::{Attention, Config, State};
 use crate::error::{Error, Result, check_len};
 use crate::isa::Isa;
+use crate::rule::Rule;
 use crate::scratch::{self, padded};
-use crate::shape::Strides;
+use crate::shape::{Shape, Strides};
+use crate::tensors::Tensors;
 
 /// A block with its weights.
 #[derive(Clone, Copy, Debug)]
@@ -127,21 +129,11 @@ impl<'w> Block<'w> {
             }
         }
         let (q, k, v) = (&qkv[..], &qkv[width.min(qkv.len())..], &qkv[(2 * width).min(qkv.len())..]);
+        let tensors = Tensors::new(q, k, v, &mut *mixed);
         match pass {
-            Pass::Whole => {
-                attention.forward(Forward { q, k, v, state: State::Zero, o: mixed, scratch: rest })?
-            }
-            Pass::Carried(state) => {
-                attention.forward(Forward {
-                    q,
-                    k,
-                    v,
-                    state: State::Carried(state),
-                    o: mixed,
-                    scratch: rest,
-                })?;
-            }
-            Pass::Step(state) => attention.decode(DecodeStep { q, k, v, state, o: mixed, scratch: rest })?,
+            Pass::Whole => attention.forward(tensors, State::Zero, rest)?,
+            Pass::Carried(state) => attention.forward(tensors, State::Carried(state), rest)?,
+            Pass::Step(state) => attention.decode(tensors, state, rest)?,
         }
         let rows = match wanted {
             Wanted::All => rows,
@@ -175,16 +167,10 @@ pub(super) fn attention(
     len: usize,
 ) -> Result<Attention> {
     let dim = config.head_dim();
-    let packed = Strides::packed(len, 3 * config.hidden_size, dim);
-    Attention::new(Config {
-        q_strides: packed,
-        k_strides: packed,
-        v_strides: packed,
-        feature_map: config.feature_map,
-        isa: Some(isa),
-        threads,
-        ..Config::new(batch, len, config.num_heads, dim, dim, config.normaliser())
-    })
+    let qkv = Strides::packed(len, 3 * config.hidden_size, dim);
+    let shape = Shape::new(batch, len, config.num_heads, dim, dim).with_inputs(qkv, qkv, qkv);
+    let rule = Rule::linear(config.normaliser()).feature_map(config.feature_map);
+    Attention::new(Config::new(rule, shape).isa(isa).threads(threads))
 }
 
 /// Elements of the pieces of a block's scratch.

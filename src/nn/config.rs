@@ -3,8 +3,7 @@
 use core::fmt;
 
 use crate::error::{Error, Result};
-use crate::feature_map::FeatureMap;
-use crate::state::Normaliser;
+use crate::rule::{FeatureMap, Normaliser};
 
 /// What the model returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

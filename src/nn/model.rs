@@ -255,7 +255,7 @@ impl<'w> Model<'w> {
         let layer = attention.state_len();
         let (layers, means) = state.split_at_mut(layer * num_layers);
         for state in layers.chunks_exact(layer) {
-            attention.check_state(state, 0..attention.rows())?;
+            attention.check_state(state, 0..attention.all_heads())?;
         }
 
         let (x, scratch) = scratch.split_at_mut(padded(batch * hidden_size));

@@ -5,6 +5,7 @@ use pulp::{Simd, WithSimd};
 use crate::element::Elements;
 use crate::error::{Error, Result, check_len};
 use crate::isa::{Isa, dispatch};
+use crate::math::{GROUP, sum_group};
 
 /// Layer norm over a row, biased variance:
 ///
@@ -88,25 +89,27 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// The sum of x, or of (x - mean)^2: the order is one vector's lanes, then the tail.
+/// The sum of x, or of (x - mean)^2, in the canonical order: sixteen partial sums, then a tree.
 #[inline(always)]
 fn sum<S: Simd>(simd: S, x: &[f32], mean: f32, squared: bool) -> f32 {
-    let (vectors, tail) = S::as_simd_f32s(x);
-    let mut acc = [simd.splat_f32s(0.0); 4];
+    let (groups, tail) = x.as_chunks::<GROUP>();
     let wide_mean = simd.splat_f32s(mean);
-    for (at, x) in vectors.iter().enumerate() {
-        let acc = &mut acc[at % 4];
-        if squared {
-            let x = simd.sub_f32s(*x, wide_mean);
-            *acc = simd.mul_add_e_f32s(x, x, *acc);
-        } else {
-            *acc = simd.add_f32s(*acc, *x);
+    // As many vectors as a group has; the others are never used.
+    let mut partial = [simd.splat_f32s(0.0); GROUP];
+    // What is added of the padding is zero.
+    let mut padded = [if squared { mean } else { 0.0 }; GROUP];
+    padded[..tail.len()].copy_from_slice(tail);
+    for group in groups.iter().chain([&padded]) {
+        for (partial, x) in partial.iter_mut().zip(S::as_simd_f32s(group).0) {
+            if squared {
+                let x = simd.sub_f32s(*x, wide_mean);
+                *partial = simd.mul_add_e_f32s(x, x, *partial);
+            } else {
+                *partial = simd.add_f32s(*partial, *x);
+            }
         }
     }
-    let [a, b, c, d] = acc;
-    let mut sum = simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d)));
-    for x in tail {
-        sum += if squared { (x - mean) * (x - mean) } else { *x };
-    }
-    sum
+    let mut sums = [0.0; GROUP];
+    sums.copy_from_slice(&bytemuck::cast_slice::<S::f32s, f32>(&partial)[..GROUP]);
+    sum_group(&sums)
 }

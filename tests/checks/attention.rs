@@ -2,9 +2,7 @@
 //! give any number, but no crash, and nothing outside the rows of o. What is refused has written nothing.
 
 use arbitrary::{Result, Unstructured};
-use chunkwise::{
-    Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, Precision, State, Strides,
-};
+use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors};
 use half::{bf16, f16};
 
 use crate::common::*;
@@ -16,9 +14,9 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let mut config = config(u)?;
     let wild = u.arbitrary()?;
     if wild {
-        config.scale = u.arbitrary()?;
-        config.feature_map = FeatureMap::Relu { eps: u.arbitrary()? };
-        config.normaliser = Normaliser::PerChunk { chunk: u.int_in_range(0..=40)?, eps: u.arbitrary()? };
+        config.rule.scale = u.arbitrary()?;
+        config.rule.feature_map = FeatureMap::Relu { eps: u.arbitrary()? };
+        config.rule.normaliser = Normaliser::PerChunk { chunk: u.int_in_range(0..=40)?, eps: u.arbitrary()? };
     }
     let Ok(attention) = Attention::new(config) else { return Ok(()) };
     if attention.state_len().max(attention.scratch_len()).max(attention.decode_scratch_len()) > MOST {
@@ -28,7 +26,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         return too_short(&attention);
     }
     // Of no sequence there may be any number of tokens; the cases of the tests go through them.
-    if config.len > MOST {
+    if config.shape.len > MOST {
         return Ok(());
     }
     if wild || u.arbitrary()? { any_bits(u, &attention) } else { harmless(u, config) }
@@ -40,19 +38,15 @@ fn config(u: &mut Unstructured<'_>) -> Result<Config> {
     let len = size(u, 0, 3 * TILE + 2)?;
     let heads = size(u, 1, 4)?;
     let (key, value) = (size(u, 1, 70)?, size(u, 1, 70)?);
-    let mut config = Config::new(batch, len, heads, key, value, normaliser(u)?);
-    config.feature_map = feature_map(u)?;
-    config.scale = *u.choose(&[1.0, 0.125, -3.7, 0.0])?;
-    let isa = isa(u)?;
-    config.isa = Some(isa);
-    config.compensated = u.ratio(1, 4)?;
-    if u.ratio(1, 4)? && isa.has_bf16_dot() {
-        config.precision = Precision::Bf16Dot;
-    }
-    config.q_strides = strides(u, &config, key)?;
-    config.k_strides = strides(u, &config, key)?;
-    config.v_strides = strides(u, &config, value)?;
-    config.o_strides = strides(u, &config, value)?;
+    let rule = Rule::linear(normaliser(u)?)
+        .feature_map(feature_map(u)?)
+        .scale(*u.choose(&[1.0, 0.125, -3.7, 0.0])?)
+        .compensated(u.ratio(1, 4)?);
+    let mut config = Config::new(rule, Shape::new(batch, len, heads, key, value)).isa(isa(u)?);
+    config.shape.q_strides = strides(u, &config, key)?;
+    config.shape.k_strides = strides(u, &config, key)?;
+    config.shape.v_strides = strides(u, &config, value)?;
+    config.shape.o_strides = strides(u, &config, value)?;
     Ok(config)
 }
 
@@ -79,7 +73,7 @@ fn size(u: &mut Unstructured<'_>, least: usize, most: usize) -> Result<usize> {
 }
 
 fn strides(u: &mut Unstructured<'_>, config: &Config, dim: usize) -> Result<Strides> {
-    let Config { batch, len, heads, .. } = *config;
+    let Shape { batch, len, heads, .. } = config.shape;
     let elements = [batch, len, heads, dim].into_iter().fold(1, |all: usize, n| all.saturating_mul(n.max(1)));
     let mut three = |most| -> Result<[usize; 3]> {
         Ok([u.int_in_range(0..=most)?, u.int_in_range(0..=most)?, u.int_in_range(0..=most)?])
@@ -97,10 +91,10 @@ fn strides(u: &mut Unstructured<'_>, config: &Config, dim: usize) -> Result<Stri
 /// Elements that q, k, v and o take.
 fn reaches(config: &Config) -> [usize; 4] {
     [
-        reach(config, config.q_strides, config.key),
-        reach(config, config.k_strides, config.key),
-        reach(config, config.v_strides, config.value),
-        reach(config, config.o_strides, config.value),
+        reach(config, config.shape.q_strides, config.shape.key),
+        reach(config, config.shape.k_strides, config.shape.key),
+        reach(config, config.shape.v_strides, config.shape.value),
+        reach(config, config.shape.o_strides, config.shape.value),
     ]
 }
 
@@ -109,9 +103,8 @@ fn too_short(attention: &Attention) -> Result<()> {
     let [q, k, v, o] = reaches(attention.config()).map(|reach| vec![SENTINEL; reach.min(MOST)]);
     let (mut written, mut scratch) = (o.clone(), vec![0.0; attention.scratch_len()]);
     let mut state = vec![0.0; attention.state_len()];
-    let (q, k, v) = (&q[..], &k[..], &v[..]);
-    let args = Forward { q, k, v, state: State::Carried(&mut state), o: &mut written, scratch: &mut scratch };
-    attention.forward(args).expect_err("too short");
+    let tensors = Tensors::new(&q[..], &k[..], &v[..], &mut written[..]);
+    attention.forward(tensors, State::Carried(&mut state), &mut scratch).expect_err("too short");
     assert!(untouched(&written, &o) && state.iter().all(|x| x.to_bits() == 0), "written");
     Ok(())
 }
@@ -120,8 +113,9 @@ fn too_short(attention: &Attention) -> Result<()> {
 pub(super) fn numbers(u: &mut Unstructured<'_>, config: Config) -> Result<Case> {
     let mut case = Case::new(config, u.int_in_range(0..=255)?);
     // A rounding of exp shows in phi the more, the further below zero x is (see `strongly_negative_inputs` of the oracle).
-    let least = if config.feature_map == FeatureMap::Elu { -1.5 } else { -4.0 };
-    let positive = config.feature_map == FeatureMap::Identity && config.normaliser != Normaliser::None;
+    let Rule { feature_map, normaliser, .. } = config.rule;
+    let least = if feature_map == FeatureMap::Elu { -1.5 } else { -4.0 };
+    let positive = feature_map == FeatureMap::Identity && normaliser != Normaliser::None;
     for tensor in [&mut case.q, &mut case.k, &mut case.v] {
         for _ in 0..u.int_in_range(0..=8)? {
             let x = f32::from(u.arbitrary::<i8>()?) / 32.0;
@@ -156,9 +150,6 @@ fn against_oracle(case: &Case) {
     let config = &case.config;
     let (o, state) = case.whole_and_state();
     assert!(case.gaps_are_untouched(&o), "forward wrote between the rows of o: {config:?}");
-    if config.precision != Precision::F32 {
-        return;
-    }
     let (want, want_state) = case.oracle();
     let (size, state_size) = case.without_cancellation().oracle();
     let compare = |o: &[f32], state: &[f32]| {
@@ -166,15 +157,19 @@ fn against_oracle(case: &Case) {
         assert!(norm_error_of(&o, &want, &size) <= NORM_ERROR, "{config:?}");
         assert!(element_error(&o, &want, &size) <= element_bound(config), "{config:?}");
         // What rounding took comes after the sums.
-        if !config.compensated {
+        if !config.rule.compensated {
             assert!(element_error(state, &want_state, &state_size) <= element_bound(config), "{config:?}");
         }
     };
     compare(&o, &state);
-    let (mut o, mut state) = (case.output(), case.zero_state());
-    case.decode(0..config.len, &mut state, &mut o);
-    assert!(case.gaps_are_untouched(&o), "decode wrote between the rows of o: {config:?}");
-    compare(&o, &state);
+    let (mut decoded, mut after) = (case.output(), case.zero_state());
+    case.decode(0..config.shape.len, &mut after, &mut decoded);
+    assert!(case.gaps_are_untouched(&decoded), "decode wrote between the rows of o: {config:?}");
+    compare(&decoded, &after);
+    if !config.rule.compensated {
+        assert_eq!(first_difference(&decoded, &o), None, "decode is forward: {config:?}");
+        assert_eq!(first_difference(&after, &state), None, "decode is forward: {config:?}");
+    }
 }
 
 /// Other types give the bits that f32 gives on the widened rows, rounded once.
@@ -185,8 +180,8 @@ fn same_bits<Q: Number, K: Number, V: Number, O: Number>(case: &Case) {
     let attention = case.attention();
     let (mut o, mut state) = (narrow::<O>(&case.output()), case.zero_state());
     let scratch = &mut vec![f32::NAN; attention.scratch_len()];
-    let (q, k, v, last) = (&q[..], &k[..], &v[..], State::Final(&mut state));
-    attention.forward(Forward { q, k, v, state: last, o: &mut o, scratch }).expect("legal arguments");
+    let tensors = Tensors::new(&q[..], &k[..], &v[..], &mut o[..]);
+    attention.forward(tensors, State::Final(&mut state), scratch).expect("legal arguments");
     let want = widen(&narrow::<O>(&want));
     assert_eq!(first_difference(&widen(&o), &want), None, "{:?}", case.config);
     assert_eq!(first_difference(&state, &want_state), None, "{:?}", case.config);
@@ -210,20 +205,19 @@ fn any_bits(u: &mut Unstructured<'_>, attention: &Attention) -> Result<()> {
     }
     let before = state.clone();
     let (mut o, scratch) = (case.output(), &mut vec![f32::NAN; attention.scratch_len()]);
-    let Case { q, k, v, .. } = &case;
-    let args = Forward { q, k, v, state: State::Carried(&mut state), o: &mut o, scratch };
-    let done = attention.forward(args);
+    let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| &x[..]);
+    let tensors = Tensors::new(q, k, v, &mut o[..]);
+    let done = attention.forward(tensors, State::Carried(&mut state), scratch);
     assert!(case.gaps_are_untouched(&o), "forward wrote between the rows of o: {config:?}");
     if done.is_err() {
         assert!(untouched(&o, &case.output()) && untouched(&state, &before), "written: {config:?}");
-    } else if config.len > 0 {
-        case.config.len = 1;
+    } else if config.shape.len > 0 {
+        case.config.shape.len = 1;
         let scratch = &mut vec![f32::NAN; attention.decode_scratch_len()];
-        let [q, k, v, o] = [&case.q, &case.k, &case.v, &case.output()].map(|x| x.clone());
-        let (state, o) = (&mut state, &mut { o });
-        let args = DecodeStep { q: &q, k: &k, v: &v, state, o, scratch };
-        attention.decode(args).expect("legal arguments");
-        assert!(case.gaps_are_untouched(o), "decode wrote between the rows of o: {config:?}");
+        let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| &x[..]);
+        let mut o = case.output();
+        attention.decode(Tensors::new(q, k, v, &mut o[..]), &mut state, scratch).expect("legal arguments");
+        assert!(case.gaps_are_untouched(&o), "decode wrote between the rows of o: {config:?}");
     }
     Ok(())
 }

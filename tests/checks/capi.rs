@@ -51,6 +51,11 @@ fn mostly(u: &mut Unstructured<'_>, right: u32) -> Result<u32> {
     if u.ratio(1, 40)? { u.arbitrary() } else { Ok(right) }
 }
 
+/// The size of a structure, or now and then of an older or a newer one, or any other.
+fn size(u: &mut Unstructured<'_>, right: usize) -> Result<u32> {
+    if u.ratio(1, 20)? { Ok(u.int_in_range(0..=right as u32 / 4 + 2)? * 4) } else { mostly(u, right as u32) }
+}
+
 /// One of the choices from 1 on, or now and then any.
 fn choice(u: &mut Unstructured<'_>, choices: u32) -> Result<u32> {
     let right = u.int_in_range(1..=choices)?;
@@ -64,7 +69,7 @@ fn dim(u: &mut Unstructured<'_>, most: u64) -> Result<u64> {
 
 fn attention(u: &mut Unstructured<'_>) -> Result<cw_attention> {
     Ok(cw_attention {
-        size: mostly(u, size_of::<cw_attention>() as u32)?,
+        size: size(u, size_of::<cw_attention>())?,
         abi: mostly(u, CW_ABI_VERSION)?,
         feature_map: choice(u, 3)?,
         normaliser: choice(u, 3)?,
@@ -116,7 +121,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let (state_out, out_room) = if u.ratio(2, 3)? { (state_in, in_room) } else { block.place(u, 5)? };
     let (scratch, scratch_room) = block.place(u, SCRATCH)?;
     let call = cw_call {
-        size: mostly(u, size_of::<cw_call>() as u32)?,
+        size: size(u, size_of::<cw_call>())?,
         abi: mostly(u, CW_ABI_VERSION)?,
         q,
         k,

@@ -1,8 +1,8 @@
 //! A sequence in pieces, by forward and by decode, with steps back to snapshots: what the oracle says of the whole, and
-//! the bits of one forward where the cuts allow it.
+//! the bits of one forward.
 
 use arbitrary::{Result, Unstructured};
-use chunkwise::{Config, Normaliser, State};
+use chunkwise::{Config, Rule, Shape, State};
 
 use super::attention::{feature_map, isa, normaliser, numbers};
 use crate::common::*;
@@ -10,12 +10,8 @@ use crate::common::*;
 pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let (batch, heads) = (u.int_in_range(1..=2)?, u.int_in_range(1..=3)?);
     let (len, key, value) = (u.int_in_range(0..=100)?, u.int_in_range(1..=40)?, u.int_in_range(1..=40)?);
-    let config = Config {
-        feature_map: feature_map(u)?,
-        isa: Some(isa(u)?),
-        compensated: u.ratio(1, 4)?,
-        ..Config::new(batch, len, heads, key, value, normaliser(u)?)
-    };
+    let rule = Rule::linear(normaliser(u)?).feature_map(feature_map(u)?).compensated(u.ratio(1, 4)?);
+    let config = Config::new(rule, Shape::new(batch, len, heads, key, value)).isa(isa(u)?);
     if chunkwise::Attention::new(config).is_err() {
         return Ok(());
     }
@@ -23,11 +19,8 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let (want, want_state) = case.oracle();
     let (size, state_size) = case.without_cancellation().oracle();
 
-    // Where cuts don't change bits: at a tile's end, counted from a chunk's beginning.
-    let cut = |token: usize| match config.normaliser {
-        Normaliser::PerChunk { chunk, .. } => (token % chunk).is_multiple_of(TILE),
-        _ => token.is_multiple_of(TILE),
-    };
+    // Where cuts don't change bits.
+    let cut = |token: usize| !rule.compensated || token.is_multiple_of(COMPENSATED_CUT) || token == len;
     let (mut token, mut exact) = (0, true);
     let (mut state, mut o) = (case.zero_state(), case.output());
     let mut snapshot = (token, exact, state.clone());
@@ -40,7 +33,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
             1 => (token, exact, state) = snapshot.clone(),
             2 => {
                 case.decode(token..token + 1, &mut state, &mut o);
-                (token, exact) = (token + 1, false);
+                (token, exact) = (token + 1, exact && cut(token + 1));
             }
             way => {
                 let end = if u.arbitrary()? { len.min(token + TILE) } else { u.int_in_range(token..=len)? };
@@ -50,7 +43,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
                     let before = state.clone();
                     case.forward(token..end, State::InitialFinal(&before, &mut state), &mut o);
                 }
-                (token, exact) = (end, exact && (cut(end) || end == len));
+                (token, exact) = (end, exact && cut(end));
             }
         }
     }
@@ -60,10 +53,10 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     assert!(norm_error_of(&got, &want, &size) <= NORM_ERROR, "{config:?}");
     assert!(element_error(&got, &want, &size) <= element_bound(&config), "{config:?}");
     // What rounding took comes after the sums.
-    if !config.compensated {
+    if !config.rule.compensated {
         assert!(element_error(&state, &want_state, &state_size) <= element_bound(&config), "{config:?}");
     }
-    if exact && (cut(token) || token == len) {
+    if exact {
         let (whole, last) = case.whole_and_state();
         assert_eq!(first_difference(&o, &whole), None, "{config:?}");
         assert_eq!(first_difference(&state, &last), None, "{config:?}");

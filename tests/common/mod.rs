@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use chunkwise::reference::Recurrence;
 use chunkwise::{
-    Attention, Config, DecodeStep, Element, FeatureMap, Forward, Isa, Normaliser, State, Strides,
+    Attention, Config, Element, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors,
 };
 use half::{bf16, f16};
 
@@ -15,14 +15,38 @@ use half::{bf16, f16};
 /// left.
 pub(crate) const NORM_ERROR: f64 = 2e-6;
 
-/// Tokens in the kernel's tile: pieces cut at its multiples give the same bits.
-pub(crate) const TILE: usize = 16;
+/// The most tokens that the kernels prepare together. Results don't depend on it; sizes around it are worth a test.
+pub(crate) const TILE: usize = 24;
+
+/// A compensated stream has the bits of the whole only where it is cut at multiples of so many tokens.
+pub(crate) const COMPENSATED_CUT: usize = 4;
 
 /// What outputs hold before a call, and between their rows after it: a NaN with a mark.
 pub(crate) const SENTINEL: f32 = f32::from_bits(0x7fc5_a5a5);
 
 /// Every feature map.
 pub(crate) const MAPS: [FeatureMap; 3] = [FeatureMap::Elu, FeatureMap::RELU, FeatureMap::Identity];
+
+/// A configuration with some of it changed.
+pub(crate) fn with(mut config: Config, change: impl FnOnce(&mut Config)) -> Config {
+    change(&mut config);
+    config
+}
+
+/// A configuration whose q, k, v and o lie in these orders with these gaps, see [`nested`].
+pub(crate) fn with_layouts(config: Config, layouts: [(usize, [usize; 3]); 4]) -> Config {
+    let Shape { key, value, .. } = config.shape;
+    let [q, k, v, o] = layouts;
+    let strides = |dim, (order, gaps)| nested(&config, dim, order, gaps);
+    let inputs = config.shape.with_inputs(strides(key, q), strides(key, k), strides(value, v));
+    with(config, |c| c.shape = inputs.with_output(strides(value, o)))
+}
+
+/// The instruction sets of this machine that fuse a multiplication and an addition: all of them give the same bits. The others
+/// round twice, and give the same bits only as themselves.
+pub(crate) fn fused() -> impl Iterator<Item = Isa> {
+    Isa::available().filter(|isa| !["scalar", "simd128"].contains(&isa.name()))
+}
 
 /// What a run covers and what it does not is said even when the tests pass: past the harness, which would keep it.
 pub(crate) fn report(line: &str) {
@@ -131,7 +155,7 @@ pub(crate) fn element_error(got: &[f32], want: &[f64], size: &[f64]) -> f64 {
 /// products is n 2^-24; their errors are independent, so that sqrt(n) 2^-24 is what is seen. Twice that for
 /// the worst of some 10^6 elements, and 16 more roundings for phi, the score, the norm and the quotient.
 pub(crate) fn element_bound(config: &Config) -> f64 {
-    let n = (config.key + config.len) as f64;
+    let n = (config.shape.key + config.shape.len) as f64;
     (2.0 * n.sqrt() + 16.0) / f64::from(1 << 24)
 }
 
@@ -153,7 +177,7 @@ pub(crate) fn at(strides: Strides, batch: usize, token: usize, head: usize) -> u
 
 /// Elements from the first to the last one of a strided tensor.
 pub(crate) fn reach(config: &Config, strides: Strides, dim: usize) -> usize {
-    let Config { batch, len, heads, .. } = *config;
+    let Shape { batch, len, heads, .. } = config.shape;
     if batch * len * heads == 0 { 0 } else { at(strides, batch - 1, len - 1, heads - 1) + dim }
 }
 
@@ -161,7 +185,7 @@ pub(crate) fn reach(config: &Config, strides: Strides, dim: usize) -> usize {
 /// for o. Order 0 without gaps is `[B, T, H, D]`, 1 is `[B, H, T, D]`.
 pub(crate) fn nested(config: &Config, dim: usize, order: usize, gaps: [usize; 3]) -> Strides {
     const ORDERS: [[usize; 3]; 6] = [[2, 1, 0], [1, 2, 0], [2, 0, 1], [0, 2, 1], [1, 0, 2], [0, 1, 2]];
-    let sizes = [config.batch, config.len, config.heads];
+    let sizes = [config.shape.batch, config.shape.len, config.shape.heads];
     let (mut strides, mut covered) = ([0; 3], dim);
     for (axis, gap) in ORDERS[order].into_iter().zip(gaps) {
         strides[axis] = covered + gap;
@@ -172,7 +196,7 @@ pub(crate) fn nested(config: &Config, dim: usize, order: usize, gaps: [usize; 3]
 
 /// All rows `[B, T, H]` of a configuration.
 pub(crate) fn rows(config: &Config) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-    let Config { batch, len, heads, .. } = *config;
+    let Shape { batch, len, heads, .. } = config.shape;
     (0..batch).flat_map(move |b| (0..len).flat_map(move |t| (0..heads).map(move |h| (b, t, h))))
 }
 
@@ -182,7 +206,7 @@ pub(crate) fn row<'a>(
     o: &'a [f32],
     (batch, token, head): (usize, usize, usize),
 ) -> &'a [f32] {
-    &o[at(config.o_strides, batch, token, head)..][..config.value]
+    &o[at(config.shape.o_strides, batch, token, head)..][..config.shape.value]
 }
 
 /// The rows of a strided output, contiguous `[B, T, H, V]`.
@@ -192,7 +216,7 @@ pub(crate) fn gather(config: &Config, o: &[f32]) -> Vec<f32> {
 
 /// The oracle over whole tensors, from the zero state: o `[B, T, H, V]`, contiguous.
 pub(crate) fn oracle(config: &Config, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
-    Oracle::new(config).run(q, k, v, 0..config.len)
+    Oracle::new(config).run(q, k, v, 0..config.shape.len)
 }
 
 /// The oracle's sums of all heads.
@@ -212,7 +236,7 @@ struct Sums {
 impl Oracle {
     /// Before the first token.
     pub(crate) fn new(config: &Config) -> Self {
-        let Config { batch, heads, key, value, .. } = *config;
+        let Shape { batch, heads, key, value, .. } = config.shape;
         let zero = || Sums {
             s: vec![0.0; key * value],
             z: vec![0.0; key],
@@ -225,18 +249,19 @@ impl Oracle {
 
     /// Some tokens more: their o `[B, tokens, H, V]`, contiguous.
     pub(crate) fn run(&mut self, q: &[f32], k: &[f32], v: &[f32], tokens: Range<usize>) -> Vec<f64> {
-        let Config { batch, heads, key, value, feature_map, normaliser, .. } = self.config;
-        let config = Config { len: tokens.len(), ..self.config };
-        let mut o = vec![0.0; batch * config.len * heads * value];
+        let Shape { batch, heads, key, value, .. } = self.config.shape;
+        let Rule { feature_map, normaliser, scale, .. } = self.config.rule;
+        let config = with(self.config, |c| c.shape.len = tokens.len());
+        let mut o = vec![0.0; batch * tokens.len() * heads * value];
         for ((b, t, h), o) in rows(&config).zip(o.chunks_exact_mut(value)) {
             let Sums { s, z, chunk_s, chunk_z, count } = &mut self.heads[b * heads + h];
-            let scale = f64::from(config.scale);
+            let scale = f64::from(scale);
             let mut head =
                 Recurrence { feature_map, normaliser, scale, s, z, chunk_s, chunk_z, count: *count };
             let t = tokens.start + t;
-            let q = &q[at(config.q_strides, b, t, h)..][..key];
-            let k = &k[at(config.k_strides, b, t, h)..][..key];
-            let v = &v[at(config.v_strides, b, t, h)..][..value];
+            let q = &q[at(config.shape.q_strides, b, t, h)..][..key];
+            let k = &k[at(config.shape.k_strides, b, t, h)..][..key];
+            let v = &v[at(config.shape.v_strides, b, t, h)..][..value];
             head.step(q, k, v, o);
             *count = head.count;
         }
@@ -248,10 +273,10 @@ impl Oracle {
         let mut state = Vec::new();
         for Sums { s, z, chunk_s, chunk_z, count } in &self.heads {
             state.extend(s);
-            if self.config.normaliser != Normaliser::None {
+            if self.config.rule.normaliser != Normaliser::None {
                 state.extend(z);
             }
-            if let Normaliser::PerChunk { .. } = self.config.normaliser {
+            if let Normaliser::PerChunk { .. } = self.config.rule.normaliser {
                 state.extend(chunk_s.iter().chain(chunk_z).chain(&[*count as f64]));
             }
         }
@@ -273,9 +298,10 @@ impl Case {
     /// Rows of normal numbers. Where the identity's products are divided by their sum, q and k are positive:
     /// else the sum may be anywhere near zero and no kernel has the accuracy that the oracle asks for.
     pub(crate) fn new(config: Config, seed: u64) -> Self {
-        let positive = config.feature_map == FeatureMap::Identity && config.normaliser != Normaliser::None;
+        let Config { rule, shape, .. } = config;
+        let positive = rule.feature_map == FeatureMap::Identity && rule.normaliser != Normaliser::None;
         let tensor = |seed, strides, dim, positive: bool| {
-            let mut numbers = normals(seed, config.batch * config.len * config.heads * dim).into_iter();
+            let mut numbers = normals(seed, shape.batch * shape.len * shape.heads * dim).into_iter();
             let mut tensor = vec![f32::NAN; reach(&config, strides, dim)];
             for (b, t, h) in rows(&config) {
                 let row = &mut tensor[at(strides, b, t, h)..][..dim];
@@ -285,9 +311,9 @@ impl Case {
         };
         Self {
             config,
-            q: tensor(3 * seed, config.q_strides, config.key, positive),
-            k: tensor(3 * seed + 1, config.k_strides, config.key, positive),
-            v: tensor(3 * seed + 2, config.v_strides, config.value, false),
+            q: tensor(3 * seed, shape.q_strides, shape.key, positive),
+            k: tensor(3 * seed + 1, shape.k_strides, shape.key, positive),
+            v: tensor(3 * seed + 2, shape.v_strides, shape.value, false),
         }
     }
 
@@ -306,19 +332,19 @@ impl Case {
             }
             tensor
         };
-        let old = self.config;
+        let (old, new) = (self.config.shape, config.shape);
         Self {
             config,
-            q: tensor(&self.q, old.q_strides, config.q_strides, config.key),
-            k: tensor(&self.k, old.k_strides, config.k_strides, config.key),
-            v: tensor(&self.v, old.v_strides, config.v_strides, config.value),
+            q: tensor(&self.q, old.q_strides, new.q_strides, new.key),
+            k: tensor(&self.k, old.k_strides, new.k_strides, new.key),
+            v: tensor(&self.v, old.v_strides, new.v_strides, new.value),
         }
     }
 
     /// The same case on another instruction set.
     pub(crate) fn on(&self, isa: Isa) -> Self {
         let mut case = self.clone();
-        case.config.isa = Some(isa);
+        case.config.execution.isa = Some(isa);
         case
     }
 
@@ -328,18 +354,18 @@ impl Case {
         let mut case = self.clone();
         let absolute = |x: &mut Vec<f32>| x.iter_mut().for_each(|x| *x = x.abs());
         absolute(&mut case.v);
-        if case.config.feature_map == FeatureMap::Identity {
+        if case.config.rule.feature_map == FeatureMap::Identity {
             absolute(&mut case.q);
             absolute(&mut case.k);
         }
-        case.config.scale = case.config.scale.abs();
+        case.config.rule.scale = case.config.rule.scale.abs();
         case
     }
 
     /// The oracle's outputs and its state after the last token.
     pub(crate) fn oracle(&self) -> (Vec<f64>, Vec<f64>) {
         let mut oracle = Oracle::new(&self.config);
-        let o = oracle.run(&self.q, &self.k, &self.v, 0..self.config.len);
+        let o = oracle.run(&self.q, &self.k, &self.v, 0..self.config.shape.len);
         (o, oracle.state())
     }
 
@@ -350,7 +376,7 @@ impl Case {
 
     /// An output that nothing was written to.
     pub(crate) fn output(&self) -> Vec<f32> {
-        vec![SENTINEL; reach(&self.config, self.config.o_strides, self.config.value)]
+        vec![SENTINEL; reach(&self.config, self.config.shape.o_strides, self.config.shape.value)]
     }
 
     /// The state before the first token.
@@ -360,7 +386,7 @@ impl Case {
 
     /// The part of each tensor that begins with a token, and o likewise: `[q, k, v]`.
     fn at_token<'a>(&'a self, token: usize, o: &'a mut [f32]) -> ([&'a [f32]; 3], &'a mut [f32]) {
-        let Config { q_strides, k_strides, v_strides, o_strides, .. } = self.config;
+        let Shape { q_strides, k_strides, v_strides, o_strides, .. } = self.config.shape;
         let inputs = [(&self.q, q_strides), (&self.k, k_strides), (&self.v, v_strides)];
         // An empty piece may begin behind the end.
         let inputs = inputs.map(|(x, strides)| x.get(token.saturating_mul(strides.token)..).unwrap_or(&[]));
@@ -369,24 +395,24 @@ impl Case {
 
     /// Some of the tokens.
     pub(crate) fn forward(&self, tokens: Range<usize>, state: State<'_>, o: &mut [f32]) {
-        let config = Config { len: tokens.len(), ..self.config };
+        let config = with(self.config, |c| c.shape.len = tokens.len());
         let attention = Attention::new(config).expect("a legal configuration");
         let scratch = &mut vec![f32::NAN; attention.scratch_len()];
         let ([q, k, v], o) = self.at_token(tokens.start, o);
-        attention.forward(Forward { q, k, v, state, o, scratch }).expect("legal arguments");
+        attention.forward(Tensors::new(q, k, v, o), state, scratch).expect("legal arguments");
     }
 
     /// All tokens from the zero state.
     pub(crate) fn whole(&self) -> Vec<f32> {
         let mut o = self.output();
-        self.forward(0..self.config.len, State::Zero, &mut o);
+        self.forward(0..self.config.shape.len, State::Zero, &mut o);
         o
     }
 
     /// All tokens from the zero state: o and the state after them.
     pub(crate) fn whole_and_state(&self) -> (Vec<f32>, Vec<f32>) {
         let (mut o, mut state) = (self.output(), vec![SENTINEL; self.attention().state_len()]);
-        self.forward(0..self.config.len, State::Final(&mut state), &mut o);
+        self.forward(0..self.config.shape.len, State::Final(&mut state), &mut o);
         (o, state)
     }
 
@@ -396,7 +422,7 @@ impl Case {
         let scratch = &mut vec![f32::NAN; attention.decode_scratch_len()];
         for token in tokens {
             let ([q, k, v], o) = self.at_token(token, o);
-            attention.decode(DecodeStep { q, k, v, state, o, scratch }).expect("legal arguments");
+            attention.decode(Tensors::new(q, k, v, o), state, scratch).expect("legal arguments");
         }
     }
 
@@ -404,7 +430,7 @@ impl Case {
     pub(crate) fn gaps_are_untouched(&self, o: &[f32]) -> bool {
         let mut o = o.to_vec();
         for (b, t, h) in rows(&self.config) {
-            o[at(self.config.o_strides, b, t, h)..][..self.config.value].fill(SENTINEL);
+            o[at(self.config.shape.o_strides, b, t, h)..][..self.config.shape.value].fill(SENTINEL);
         }
         untouched(&o, &self.output())
     }

@@ -6,8 +6,8 @@ use std::ffi::{CString, c_char, c_int};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use chunkwise::Precision;
-use chunkwise::cuda::Device;
+use chunkwise::cuda::{Device, Precision};
+use chunkwise::{Config, Normaliser, Rule, Shape};
 use libloading::Library;
 
 use crate::common::report;
@@ -179,10 +179,23 @@ pub(crate) fn devices() -> Vec<Device> {
     devices
 }
 
+/// A device, and what it multiplies by.
+pub(crate) type Target = (Device, Precision);
+
+/// The devices as they are by default.
+pub(crate) fn precise() -> Vec<Target> {
+    devices().into_iter().map(|device| (device, Precision::F32)).collect()
+}
+
 /// The same with what they multiply by: each kernel once, Hopper's own and the older ones.
-pub(crate) fn targets() -> Vec<(Device, Precision)> {
+pub(crate) fn targets() -> Vec<Target> {
     let both = |device: Device| [(device.clone(), Precision::F32), (device, Precision::Bf16Dot)];
     let mut targets: Vec<_> = devices().into_iter().flat_map(both).collect();
     targets.push((emulated()[0].clone(), Precision::Bf16Dot));
     targets
+}
+
+/// B, T, H, K and V, contiguous.
+pub(crate) fn config([batch, len, heads, key, value]: [usize; 5], normaliser: Normaliser) -> Config {
+    Config::new(Rule::linear(normaliser), Shape::new(batch, len, heads, key, value))
 }

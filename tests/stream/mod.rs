@@ -1,7 +1,7 @@
 //! A stream much longer than any tensor: in pieces, the state carried along, with the oracle beside it. How far
 //! its last outputs are off says what rounding has done to the state.
 
-use chunkwise::{Config, Isa, Normaliser, State, Strides};
+use chunkwise::{Config, Isa, Normaliser, Rule, Shape, State, Strides};
 
 use crate::common::*;
 
@@ -25,17 +25,17 @@ pub(crate) enum Tokens {
 
 /// One head, Elu.
 pub(crate) fn config(normaliser: Normaliser, tokens: Tokens) -> Config {
-    let config = Config::new(1, PIECE, 1, DIM, DIM, normaliser);
+    let config = Config::new(Rule::linear(normaliser), Shape::new(1, PIECE, 1, DIM, DIM));
     let strides = match tokens {
-        Tokens::Normal => config.q_strides,
-        Tokens::Same => Strides { token: 0, ..config.q_strides },
+        Tokens::Normal => config.shape.q_strides,
+        Tokens::Same => Strides { token: 0, ..config.shape.q_strides },
     };
-    Config { q_strides: strides, k_strides: strides, v_strides: strides, ..config }
+    with(config, |c| c.shape = c.shape.with_inputs(strides, strides, strides))
 }
 
 /// Kinds of state, and how to ask for them.
 pub(crate) const KINDS: [(&str, Ask); 2] =
-    [("plain", |config| config), ("compensated", |config| Config { compensated: true, ..config })];
+    [("plain", |config| config), ("compensated", |config| with(config, |c| c.rule.compensated = true))];
 type Ask = fn(Config) -> Config;
 
 /// One way through the stream.
@@ -54,12 +54,12 @@ pub(crate) struct Stream {
 
 /// Every kind of state both ways on some instruction sets, for a configuration like [`config`]'s.
 pub(crate) fn streams(config: Config, isas: &[Isa]) -> Vec<Stream> {
-    let same = config.k_strides.token == 0;
+    let same = config.shape.k_strides.token == 0;
     let case = |piece| Case::new(config, if same { 0 } else { piece });
     let mut streams = Vec::new();
     for (isa, (kind, ask)) in isas.iter().flat_map(|isa| KINDS.map(|kind| (*isa, kind))) {
         for forward in [true, false] {
-            let config = Config { isa: Some(isa), ..ask(config) };
+            let config = ask(config).isa(isa);
             let case = Case { config, ..case(0) };
             let (state, o) = (case.zero_state(), case.output());
             streams.push(Stream { kind, config, forward, state, o, error: f64::INFINITY });
@@ -69,7 +69,7 @@ pub(crate) fn streams(config: Config, isas: &[Isa]) -> Vec<Stream> {
     for piece in 0..TOKENS / PIECE {
         let mut case = case(piece as u64);
         let want = oracle.run(&case.q, &case.k, &case.v, 0..PIECE);
-        let judged = want.len() - JUDGED * config.value..;
+        let judged = want.len() - JUDGED * config.shape.value..;
         for Stream { config, forward, state, o, error, .. } in &mut streams {
             case.config = *config;
             if *forward {

@@ -1,11 +1,11 @@
 //! A part of the oracle suite as a WebAssembly module, without std and without an allocator: forward and decode
-//! against the recurrence in f64, at sizes around its vectors, panels and tiles.
+//! against the recurrence in f64 and against each other's bits, at sizes around its vectors, panels and tiles.
 #![no_std]
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use chunkwise::reference::Recurrence;
-use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State};
+use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
 
 /// As the oracle suite has it.
 const NORM_ERROR: f64 = 2e-6;
@@ -35,6 +35,7 @@ struct Memory {
     k: [f32; ROWS * MOST],
     v: [f32; ROWS * MOST],
     o: [f32; ROWS * MOST],
+    decoded: [f32; ROWS * MOST],
     want: [f64; ROWS * MOST],
     state: [f32; 2 * MOST * (MOST + 1) + 1],
     scratch: [f32; SCRATCH],
@@ -70,6 +71,7 @@ pub extern "C" fn compare() -> u64 {
         k: [0.0; ROWS * MOST],
         v: [0.0; ROWS * MOST],
         o: [0.0; ROWS * MOST],
+        decoded: [0.0; ROWS * MOST],
         want: [0.0; ROWS * MOST],
         state: [0.0; 2 * MOST * (MOST + 1) + 1],
         scratch: [0.0; SCRATCH],
@@ -94,13 +96,10 @@ pub extern "C" fn compare() -> u64 {
                     for (m, feature_map) in
                         [FeatureMap::Elu, FeatureMap::RELU, FeatureMap::Identity].into_iter().enumerate()
                     {
-                        let config = Config {
-                            feature_map,
-                            isa: Some(isa),
-                            ..Config::new(1, len, 1, key, value, normaliser)
-                        };
-                        let wrong = both(config, memory).unwrap_or(2);
-                        made += 2;
+                        let rule = Rule::linear(normaliser).feature_map(feature_map);
+                        let config = Config::new(rule, Shape::new(1, len, 1, key, value)).isa(isa);
+                        let wrong = both(config, memory).unwrap_or(3);
+                        made += 3;
                         failed += wrong;
                         if wrong > 0 {
                             LAST.store(
@@ -116,10 +115,11 @@ pub extern "C" fn compare() -> u64 {
     u64::from(made) << 32 | u64::from(failed)
 }
 
-/// How many of forward and decode are wrong.
+/// How many are wrong of forward, of decode, and of their having the same bits.
 fn both(config: Config, memory: &mut Memory) -> chunkwise::Result<u32> {
-    let Memory { q, k, v, o, want, state, scratch, sums: [s, chunk_s], norms: [z, chunk_z] } = memory;
-    let Config { len, key, value, feature_map, normaliser, .. } = config;
+    let Memory { q, k, v, o, decoded, want, state, scratch, sums: [s, chunk_s], norms: [z, chunk_z] } =
+        memory;
+    let (Shape { len, key, value, .. }, Rule { feature_map, normaliser, .. }) = (config.shape, config.rule);
     let mut random = Random((len * 1_000_000 + key * 1000 + value) as u64);
     // One token's score is all there is where T = 1: one that cancels has no accuracy to ask for.
     let positive = feature_map == FeatureMap::Identity;
@@ -128,7 +128,8 @@ fn both(config: Config, memory: &mut Memory) -> chunkwise::Result<u32> {
     q.fill_with(|| next(positive));
     k.fill_with(|| next(positive));
     v.fill_with(|| next(false));
-    let (o, want) = (&mut o[..len * value], &mut want[..len * value]);
+    let [o, decoded] = [o, decoded].map(|o| &mut o[..len * value]);
+    let want = &mut want[..len * value];
 
     let (s, z, chunk_s, chunk_z) =
         (&mut s[..key * value], &mut z[..key], &mut chunk_s[..key * value], &mut chunk_z[..key]);
@@ -147,17 +148,19 @@ fn both(config: Config, memory: &mut Memory) -> chunkwise::Result<u32> {
 
     let attention = Attention::new(config)?;
     o.fill(f32::NAN);
-    attention.forward(Forward { q, k, v, state: State::Zero, o, scratch })?;
+    attention.forward(Tensors::new(&*q, &*k, &*v, &mut *o), State::Zero, scratch)?;
     let mut wrong = u32::from(!close(o, want));
 
-    o.fill(f32::NAN);
+    decoded.fill(f32::NAN);
     let state = &mut state[..attention.state_len()];
     state.fill(0.0);
     for t in 0..len {
         let (q, k, v) = (&q[t * key..], &k[t * key..], &v[t * value..]);
-        attention.decode(DecodeStep { q, k, v, state, o: &mut o[t * value..], scratch })?;
+        attention.decode(Tensors::new(q, k, v, &mut decoded[t * value..]), state, scratch)?;
     }
-    wrong += u32::from(!close(o, want));
+    wrong += u32::from(!close(decoded, want));
+    let mut pairs = o.iter().zip(decoded);
+    wrong += u32::from(!pairs.all(|(one, other)| one.to_bits() == other.to_bits()));
     Ok(wrong)
 }
 

@@ -13,10 +13,10 @@ pub(crate) type Ran = (Tensor<'static>, Duration, String);
 pub(crate) fn on_gpu(model: &Model<'_>, input: &Tensor<'_>, number: usize) -> files::Result<Ran> {
     use std::time::Instant;
 
-    use chunkwise::{Precision, cuda};
+    use chunkwise::cuda;
 
     let device = cuda::Device::open(number)?;
-    let model = cuda::Model::new(&device, model, Precision::F32)?;
+    let model = cuda::Model::new(&device, model, cuda::Precision::F32)?;
     files::forward_on_gpu(&model, input)?;
     let begin = Instant::now();
     let output = files::forward_on_gpu(&model, input)?;

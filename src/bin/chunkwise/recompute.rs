@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use chunkwise::files::{self, Options, Result, Tensor};
 use chunkwise::nn::{Block, Linear, Model, ModelConfig, OutputMode};
-use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, State, Strides};
+use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors};
 
 /// A tensor computed anew.
 pub(crate) struct Recomputed {
@@ -145,16 +145,11 @@ impl Kernel {
     fn attention(&self, len: usize) -> Result<Attention> {
         // The strides of the whole tensor, whatever part of the tokens one call takes.
         let packed = Strides::packed(self.len, self.row, self.dim);
-        Ok(Attention::new(Config {
-            q_strides: packed,
-            k_strides: packed,
-            v_strides: packed,
-            o_strides: Strides::bthd(self.len, self.heads, self.dim),
-            feature_map: self.feature_map,
-            isa: Some(self.isa),
-            threads: self.threads,
-            ..Config::new(self.batch, len, self.heads, self.dim, self.dim, Normaliser::per_chunk(self.chunk))
-        })?)
+        let shape = Shape::new(self.batch, self.len, self.heads, self.dim, self.dim)
+            .with_inputs(packed, packed, packed)
+            .with_len(len);
+        let rule = Rule::linear(Normaliser::per_chunk(self.chunk)).feature_map(self.feature_map);
+        Ok(Attention::new(Config::new(rule, shape).isa(self.isa).threads(self.threads))?)
     }
 
     fn forward(&self, qkv: &[f32]) -> Result<Vec<f32>> {
@@ -163,7 +158,7 @@ impl Kernel {
         let mut o = vec![0.0; self.out_shape().iter().product()];
         let scratch = &mut vec![0.0; attention.scratch_len()];
         let [q, k, v] = [0, 1, 2].map(|which| &qkv[(which * width).min(qkv.len())..]);
-        attention.forward(Forward { q, k, v, state: State::Zero, o: &mut o, scratch })?;
+        attention.forward(Tensors::new(q, k, v, &mut o), State::Zero, scratch)?;
         Ok(o)
     }
 
@@ -175,7 +170,7 @@ impl Kernel {
         let state = &mut vec![0.0; attention.state_len()];
         for t in 0..self.len {
             let [q, k, v] = [0, 1, 2].map(|which| &qkv[t * self.row + which * width..]);
-            attention.decode(DecodeStep { q, k, v, state, o: &mut o[t * width..], scratch })?;
+            attention.decode(Tensors::new(q, k, v, &mut o[t * width..]), state, scratch)?;
         }
         Ok(o)
     }

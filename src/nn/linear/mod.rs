@@ -1,24 +1,30 @@
 //! Dense layers: `y = x W + b`, with what follows it (GELU, a residual sum) done while the result is in registers.
 //!
-//! Two ways, by the number of rows: many in tiles, few, as of one time step, in a stream. Both are faster where W has been
-//! packed before.
+//! There are two ways, by the number of rows: many in tiles, few, as of one time step, in a stream. Both are faster where W
+//! has been packed before. All give the same bits: an element of `x W` is summed over blocks of [`DEPTH`] inputs, each a
+//! chain of fused multiply-adds from zero in the order of the inputs; bias and residual are added to the first block's sum,
+//! then the sums of the others in their order.
 
 mod packed;
 mod stream;
+mod tile;
 mod tiles;
 
 use core::ops::Range;
 
+use pulp::Simd;
+
 use self::packed::Packed;
 use self::stream::Stream;
+use self::tile::panel_width;
 use self::tiles::Tiles;
 use crate::element::Elements;
 use crate::error::{Error, Result, check_len, check_room};
 use crate::isa::{Isa, dispatch};
+use crate::math::gelu;
 use crate::parallel;
 use crate::scratch::{self, align, padded, with_alignment};
-use crate::shape::Disjoint;
-use crate::tile::panel_width;
+use crate::tensors::Disjoint;
 
 /// A dense layer; kernel `[in, out]`, row by row, and bias `[out]` are borrowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -35,6 +41,38 @@ pub(super) enum Epilogue {
     Gelu,
     /// y += x W + b
     Add,
+}
+
+/// Inputs in a block: on AVX2 16 KiB of a panel of W, which share L1 with the rows of a tile.
+const DEPTH: usize = 256;
+
+/// Which part of an output's sum has been taken.
+#[derive(Clone, Copy)]
+struct Stage {
+    first: bool,
+    last: bool,
+    epilogue: Epilogue,
+}
+
+impl Stage {
+    /// For some inputs of all.
+    fn new(inputs: &Range<usize>, all: usize, epilogue: Epilogue) -> Self {
+        Self { first: inputs.start == 0, last: inputs.end == all, epilogue }
+    }
+
+    /// Whether y holds something that is added to.
+    #[inline(always)]
+    fn adds(self) -> bool {
+        !self.first || self.epilogue == Epilogue::Add
+    }
+
+    /// What y becomes: `old` is what it holds, or zero where that plays no part.
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, sum: S::f32s, bias: S::f32s, old: S::f32s) -> S::f32s {
+        let sum = if self.first { simd.add_f32s(sum, bias) } else { sum };
+        let sum = if self.adds() { simd.add_f32s(sum, old) } else { sum };
+        if self.last && self.epilogue == Epilogue::Gelu { gelu(simd, sum) } else { sum }
+    }
 }
 
 /// Up to so many rows W is not packed: packing costs as much as multiplying four rows.
@@ -64,7 +102,7 @@ impl<'w> Linear<'w> {
 
     /// The layer with its kernel packed for an instruction set, in memory that the caller brings: one row then reads it
     /// as fast as memory can be read, and many rows need not pack it each time. The kernel itself is still borrowed;
-    /// other instruction sets use it. Up to five rows are summed in another order than without: bits may differ.
+    /// other instruction sets use it. The bits are the same.
     ///
     /// # Errors
     /// A kernel that is not `[in, out]`, less memory than [`Linear::packed_len`]. Nothing has been written then.
@@ -182,7 +220,8 @@ impl<'w> Linear<'w> {
         });
         let packed = packed.map(|packed| packed.panels);
         let tasks = columns.len().div_ceil(plan.columns);
-        parallel::for_each(plan.workers, tasks, align(scratch), plan.part_len, |task, scratch| {
+        let tasks = parallel::Tasks { count: tasks, workers: plan.workers };
+        parallel::for_each(tasks, align(scratch), plan.part_len, |task, scratch| {
             let begin = columns.start + task * plan.columns;
             let columns = begin..columns.end.min(begin + plan.columns);
             let task = Task { layer: *self, rows, columns, x, y, epilogue };

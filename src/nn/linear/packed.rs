@@ -7,11 +7,11 @@
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 
-use super::Task;
 use super::stream::finish;
+use super::tile::{NV, cut, panel_width};
+use super::{DEPTH, Stage, Task};
 use crate::element::{Element, Elements, Lane, order_bf16, widen};
 use crate::scratch::padded;
-use crate::tile::{NV, panel_width};
 
 /// W in panels for vectors of so many lanes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +24,7 @@ pub(super) struct Packed<'w> {
 /// Elements of f32 that W of such a type takes when it is packed; parts begin on cache lines.
 pub(super) fn packed_len(lanes: usize, kernel: Elements<'_>, inputs: usize, outputs: usize) -> usize {
     let elements = inputs.saturating_mul(outputs.next_multiple_of(panel_width(lanes)));
-    let (_, size) = kernel.address(0);
+    let (_, size) = kernel.address();
     padded(elements.saturating_mul(size).div_ceil(size_of::<f32>()))
 }
 
@@ -68,8 +68,11 @@ fn copy<'m, E: Element + bytemuck::Pod>(
 /// Elements of f16 that are widened at once: their conversion is a call.
 const BLOCK: usize = 1024;
 
-/// Elements of scratch of [`Stream`]: elements that are widened, and the bias of a panel.
-pub(super) const SCRATCH: usize = BLOCK + NV * 16;
+/// Panels that are read at once: their sums don't wait for each other.
+const TOGETHER: usize = 2;
+
+/// Elements of scratch of [`Stream`]: elements that are widened, and the bias of the panels.
+pub(super) const SCRATCH: usize = TOGETHER * (BLOCK + NV * 16);
 
 /// A few rows of x, of which each reads a panel in turn.
 pub(super) struct Stream<'a> {
@@ -82,36 +85,68 @@ impl WithSimd for Stream<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let width = panel_width(S::F32_LANES);
+        let mut from = self.task.columns.start;
+        while self.task.columns.end > from + width {
+            self.columns::<S, TOGETHER>(simd, from);
+            from += TOGETHER * width;
+        }
+        if self.task.columns.end > from {
+            self.columns::<S, 1>(simd, from);
+        }
+    }
+}
+
+impl Stream<'_> {
+    /// The columns of P panels.
+    #[inline(always)]
+    fn columns<S: Simd, const P: usize>(&mut self, simd: S, from: usize) {
         let Self { task, panels, scratch } = self;
         let (inputs, width) = (task.layer.inputs(), panel_width(S::F32_LANES));
-        let (space, bias) = scratch.split_at_mut(BLOCK);
-        for from in task.columns.clone().step_by(width) {
-            let columns = width.min(task.columns.end - from);
-            let at = from / width * inputs * width;
-            let panel = panels.slice(at..at + inputs * width);
-            let bias = task.layer.bias.slice(from..from + columns).widened(simd, bias);
-            for (i, x) in task.x.chunks_exact(inputs).enumerate() {
-                let sums = multiply(simd, x, panel, space);
-                let sums = &bytemuck::cast_slice::<S::f32s, f32>(&sums)[..columns];
+        let (space, bias) = scratch.split_at_mut(TOGETHER * BLOCK);
+        let columns = (P * width).min(task.columns.end - from);
+        let bias = task.layer.bias.slice(from..from + columns).widened(simd, bias);
+        for (i, x) in task.x.chunks_exact(inputs).enumerate() {
+            for begin in (0..inputs).step_by(DEPTH) {
+                let block = begin..inputs.min(begin + DEPTH);
+                let panels = core::array::from_fn(|panel| {
+                    let panel = (from / width + panel) * inputs;
+                    panels.slice((panel + block.start) * width..(panel + block.end) * width)
+                });
+                let sums = multiply::<S, P>(simd, &x[block.clone()], panels, space);
+                let sums = &bytemuck::cast_slice::<[S::f32s; NV], f32>(&sums)[..columns];
                 #[allow(unsafe_code, reason = "columns of y are split among tasks")]
                 // SAFETY: one row at a time.
                 let to = unsafe { task.output(i, from, columns) };
-                finish(simd, task.epilogue, sums, bias, to);
+                finish(simd, Stage::new(&block, inputs, task.epilogue), sums, bias, to);
             }
         }
     }
 }
 
-/// A row of x with a panel.
+/// Sums of P panels.
+type Sums<S, const P: usize> = [[<S as Simd>::f32s; NV]; P];
+
+/// Some elements of a row of x with as many rows of P panels.
 #[inline(always)]
-fn multiply<S: Simd>(simd: S, x: &[f32], panel: Elements<'_>, space: &mut [f32]) -> [S::f32s; NV] {
-    let zero = [[simd.splat_f32s(0.0); NV]; 2];
-    match panel {
-        Elements::F32(panel) => sum(simd, add(simd, zero, x, panel)),
-        Elements::Bf16(panel) => {
-            let mut sums = sum(simd, add(simd, zero, x, panel));
-            order_bf16(simd, bytemuck::cast_slice_mut::<S::f32s, f32>(&mut sums));
+fn multiply<S: Simd, const P: usize>(
+    simd: S,
+    x: &[f32],
+    panels: [Elements<'_>; P],
+    space: &mut [f32],
+) -> Sums<S, P> {
+    let zero = [[simd.splat_f32s(0.0); NV]; P];
+    match panels[0] {
+        Elements::F32(_) => {
+            add(simd, zero, x, panels.map(|panel| if let Elements::F32(panel) = panel { panel } else { &[] }))
+        }
+        Elements::Bf16(_) => {
+            let panels = panels.map(|panel| if let Elements::Bf16(panel) = panel { panel } else { &[] });
+            let mut sums = add(simd, zero, x, panels);
+            for sums in &mut sums {
+                order_bf16(simd, bytemuck::cast_slice_mut::<S::f32s, f32>(sums));
+            }
             sums
         }
         Elements::F16(_) => {
@@ -119,40 +154,36 @@ fn multiply<S: Simd>(simd: S, x: &[f32], panel: Elements<'_>, space: &mut [f32])
             let rows = BLOCK / width;
             let mut acc = zero;
             for (i, x) in x.chunks(rows).enumerate() {
-                let space = &mut space[..x.len() * width];
-                let at = i * rows * width;
-                widen(simd, panel.slice(at..at + space.len()), space);
-                acc = add(simd, acc, x, space);
+                let len = x.len() * width;
+                for (space, panel) in space.chunks_exact_mut(BLOCK).zip(panels) {
+                    widen(simd, panel.slice(i * rows * width..i * rows * width + len), &mut space[..len]);
+                }
+                let mut wide = space.chunks_exact(BLOCK);
+                acc = add(simd, acc, x, core::array::from_fn(|_| &wide.next().unwrap_or_default()[..len]));
             }
-            sum(simd, acc)
+            acc
         }
     }
 }
 
-/// `acc += x panel`, rows of the panel in turn on two accumulators, so that memory is waited for and not the sums.
+/// `acc += x panel`, one chain for each element, in the order of x.
 #[inline(always)]
-fn add<S: Simd, L: Lane>(simd: S, mut acc: [[S::f32s; NV]; 2], x: &[f32], panel: &[L]) -> [[S::f32s; NV]; 2] {
+fn add<S: Simd, L: Lane, const P: usize>(
+    simd: S,
+    mut acc: Sums<S, P>,
+    x: &[f32],
+    panels: [&[L]; P],
+) -> Sums<S, P> {
     let width = panel_width(S::F32_LANES);
-    let (pairs, odd) = x.as_chunks::<2>();
-    let (both, last) = panel.split_at(pairs.len() * 2 * width);
-    for (x, rows) in pairs.iter().zip(both.chunks_exact(2 * width)) {
-        for i in 0..2 {
-            let row = L::load(simd, &rows[i * width..][..width]);
+    let panels = cut(panels, x.len() * width);
+    for (i, x) in x.iter().enumerate() {
+        let x = simd.splat_f32s(*x);
+        for p in 0..P {
+            let row = L::load(simd, &panels[p][i * width..][..width]);
             for j in 0..NV {
-                acc[i][j] = simd.mul_add_e_f32s(simd.splat_f32s(x[i]), row[j], acc[i][j]);
+                acc[p][j] = simd.mul_add_e_f32s(x, row[j], acc[p][j]);
             }
-        }
-    }
-    if let [x] = odd {
-        let row = L::load(simd, &last[..width]);
-        for j in 0..NV {
-            acc[0][j] = simd.mul_add_e_f32s(simd.splat_f32s(*x), row[j], acc[0][j]);
         }
     }
     acc
-}
-
-#[inline(always)]
-fn sum<S: Simd>(simd: S, [even, odd]: [[S::f32s; NV]; 2]) -> [S::f32s; NV] {
-    core::array::from_fn(|j| simd.add_f32s(even[j], odd[j]))
 }

@@ -4,10 +4,10 @@
 use half::bf16;
 use pulp::{Simd, WithSimd};
 
-use super::{Epilogue, Task};
+use super::tile::cut;
+use super::{DEPTH, Stage, Task};
 use crate::element::{Elements, Lane, order_bf16, widen};
-use crate::math::gelu;
-use crate::tile::{copy_row, cut};
+use crate::vector::copy_row;
 
 /// Rows of W that are streamed together: more streams than a prefetcher follows are no use.
 const TOGETHER: usize = 8;
@@ -34,27 +34,31 @@ impl WithSimd for Stream<'_> {
         let inputs = task.layer.inputs();
         let columns = task.columns.len();
         let (sums, space) = scratch.split_at_mut(task.rows * columns);
-        sums.fill(0.0);
-        let mut at = 0;
-        while inputs - at >= TOGETHER {
-            task.rows::<S, TOGETHER>(simd, at, sums, space);
-            at += TOGETHER;
-        }
-        while at < inputs {
-            task.rows::<S, 1>(simd, at, sums, space);
-            at += 1;
-        }
-        for (i, sums) in sums.chunks_exact_mut(columns).enumerate() {
-            if let Elements::Bf16(_) = task.layer.kernel {
-                order_bf16(simd, sums);
+        for begin in (0..inputs).step_by(DEPTH) {
+            let block = begin..inputs.min(begin + DEPTH);
+            let stage = Stage::new(&block, inputs, task.epilogue);
+            sums.fill(0.0);
+            let mut input = begin;
+            while block.end - input >= TOGETHER {
+                task.rows::<S, TOGETHER>(simd, input, sums, space);
+                input += TOGETHER;
             }
-            #[allow(unsafe_code, reason = "columns of y are split among tasks")]
-            // SAFETY: one row at a time.
-            let to = unsafe { task.output(i, task.columns.start, columns) };
-            for (at, (sums, to)) in sums.chunks(BLOCK).zip(to.chunks_mut(BLOCK)).enumerate() {
-                let from = task.columns.start + at * BLOCK;
-                let bias = task.layer.bias.slice(from..from + sums.len()).widened(simd, space);
-                finish(simd, task.epilogue, sums, bias, to);
+            while input < block.end {
+                task.rows::<S, 1>(simd, input, sums, space);
+                input += 1;
+            }
+            for (i, sums) in sums.chunks_exact_mut(columns).enumerate() {
+                if let Elements::Bf16(_) = task.layer.kernel {
+                    order_bf16(simd, sums);
+                }
+                #[allow(unsafe_code, reason = "columns of y are split among tasks")]
+                // SAFETY: one row at a time.
+                let to = unsafe { task.output(i, task.columns.start, columns) };
+                for (part, (sums, to)) in sums.chunks(BLOCK).zip(to.chunks_mut(BLOCK)).enumerate() {
+                    let from = task.columns.start + part * BLOCK;
+                    let bias = task.layer.bias.slice(from..from + sums.len()).widened(simd, space);
+                    finish(simd, stage, sums, bias, to);
+                }
             }
         }
     }
@@ -122,30 +126,36 @@ fn add_rows<S: Simd, L: Lane, const R: usize>(simd: S, x: &[f32], rows: [&[L]; R
     }
     let width = 2 * S::F32_LANES;
     let (sums, tail) = sum.split_at_mut(sum.len() / width * width);
-    for (at, sum) in S::as_mut_simd_f32s(sums).0.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        // Two chains for each, so that a sum in L1 is not waited for eight multiply-adds long.
-        let mut acc = [*sum, [simd.splat_f32s(0.0); 2]];
-        for i in 0..R {
-            let row = L::load(simd, &rows[i][at * width..][..width]);
+    for (i, sum) in S::as_mut_simd_f32s(sums).0.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        let mut acc = *sum;
+        for r in 0..R {
+            let row = L::load(simd, &rows[r][i * width..][..width]);
             for j in 0..2 {
-                acc[i % 2][j] = simd.mul_add_e_f32s(wide[i], row[j], acc[i % 2][j]);
+                acc[j] = simd.mul_add_e_f32s(wide[r], row[j], acc[j]);
             }
         }
-        for j in 0..2 {
-            sum[j] = simd.add_f32s(acc[0][j], acc[1][j]);
-        }
+        *sum = acc;
     }
     let whole = sums.len();
-    for (at, sum) in tail.iter_mut().enumerate() {
-        for i in 0..R {
-            *sum += x[i] * rows[i][whole + at].wide();
+    // Columns that don't fill two vectors are in order. They are fused like the others, so they are padded to vectors.
+    for (i, sum) in tail.chunks_mut(S::F32_LANES).enumerate() {
+        let mut acc = [simd.splat_f32s(0.0)];
+        copy_row(simd, sum, bytemuck::cast_slice_mut(acc.as_mut_slice()));
+        for r in 0..R {
+            let mut row = [simd.splat_f32s(0.0)];
+            let from = &rows[r][whole + i * S::F32_LANES..][..sum.len()];
+            for (to, from) in bytemuck::cast_slice_mut::<S::f32s, f32>(&mut row).iter_mut().zip(from) {
+                *to = from.wide();
+            }
+            acc[0] = simd.mul_add_e_f32s(wide[r], row[0], acc[0]);
         }
+        sum.copy_from_slice(&bytemuck::cast_slice::<S::f32s, f32>(&acc)[..sum.len()]);
     }
 }
 
-/// The epilogue on part of a row.
+/// What some columns of a row of y become.
 #[inline(always)]
-pub(super) fn finish<S: Simd>(simd: S, epilogue: Epilogue, sums: &[f32], bias: &[f32], to: &mut [f32]) {
+pub(super) fn finish<S: Simd>(simd: S, stage: Stage, sums: &[f32], bias: &[f32], to: &mut [f32]) {
     for ((sums, bias), to) in
         sums.chunks(S::F32_LANES).zip(bias.chunks(S::F32_LANES)).zip(to.chunks_mut(S::F32_LANES))
     {
@@ -154,12 +164,7 @@ pub(super) fn finish<S: Simd>(simd: S, epilogue: Epilogue, sums: &[f32], bias: &
             copy_row(simd, from, bytemuck::cast_slice_mut(all.as_mut_slice()));
         }
         let [[sum], [bias], [old]] = all;
-        let sum = simd.add_f32s(sum, bias);
-        let new = [match epilogue {
-            Epilogue::Store => sum,
-            Epilogue::Gelu => gelu(simd, sum),
-            Epilogue::Add => simd.add_f32s(old, sum),
-        }];
+        let new = [stage.apply(simd, sum, bias, old)];
         to.copy_from_slice(&bytemuck::cast_slice::<S::f32s, f32>(&new)[..to.len()]);
     }
 }

@@ -18,16 +18,12 @@ use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::{Epilogue, Task};
-use crate::element::{Elements, pack_row, widen};
-use crate::isa::{outline, prefetch};
-use crate::math::gelu;
-use crate::tile::{
-    Acc, NV, RowTile, copy_row, for_row_tiles, mul_ab, panel_width, vectors, vectors_mut, zero,
-};
+use super::tile::{Acc, NV, RowTile, for_row_tiles, mul_ab, panel_width, zero};
+use super::{DEPTH, Stage, Task};
+use crate::element::{Elements, widen};
+use crate::isa::{Lines, outline, prefetch};
+use crate::vector::{copy_row, vectors, vectors_mut};
 
-/// Rows of W in a block: 16 KiB of a panel on AVX2.
-const DEPTH: usize = 256;
 /// Panels in a group.
 const GROUP: usize = 8;
 /// Rows of W that are asked for before they are packed.
@@ -126,8 +122,10 @@ impl WithSimd for Pack<'_> {
         let (depth, outputs) = (rows.len(), task.layer.outputs());
         for (i, row) in rows.clone().enumerate() {
             if row + AHEAD < rows.end {
-                let (ahead, size) = task.layer.kernel.address((row + AHEAD) * outputs + columns.start);
-                prefetch(ahead, columns.len() * size);
+                let (kernel, size) = task.layer.kernel.address();
+                let ahead = (row + AHEAD) * outputs + columns.start;
+                let first = kernel.wrapping_add(ahead * size);
+                prefetch(Lines { first, stride: 0, bytes: columns.len() * size }, 0..1);
             }
             let row = task.layer.kernel.slice(row * outputs + columns.start..row * outputs + columns.end);
             pack_row(simd, row, to, depth, i);
@@ -156,8 +154,6 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
         let mut bias = [[simd.splat_f32s(0.0); N]];
         let padded = bytemuck::cast_slice_mut(bias[0].as_mut_slice());
         widen(simd, task.layer.bias.slice(from..from + columns), padded);
-        let first = rows.start == 0;
-        let last = rows.end == task.layer.inputs();
         for_row_tiles::<S>(
             task.rows,
             &mut DenseTile::<S, N> {
@@ -166,9 +162,7 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
                 depth: rows.start,
                 b: &vectors::<S, N>(packed)[..rows.len()],
                 bias: bias[0],
-                old: !first || task.epilogue == Epilogue::Add,
-                first,
-                gelu: last && task.epilogue == Epilogue::Gelu,
+                stage: Stage::new(&rows, task.layer.inputs(), task.epilogue),
                 from,
                 columns,
             },
@@ -184,10 +178,7 @@ struct DenseTile<'a, S: Simd, const N: usize> {
     depth: usize,
     b: &'a [[S::f32s; N]],
     bias: [S::f32s; N],
-    /// y holds something that is added to.
-    old: bool,
-    first: bool,
-    gelu: bool,
+    stage: Stage,
     from: usize,
     columns: usize,
 }
@@ -195,29 +186,21 @@ struct DenseTile<'a, S: Simd, const N: usize> {
 impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
     #[inline(always)]
     fn run<const MR: usize>(&mut self, row: usize) {
-        let Self { simd, task, from, columns, .. } = *self;
+        let Self { simd, task, stage, from, columns, .. } = *self;
         let inputs = task.layer.inputs();
         let mut acc: Acc<S, MR, N> = zero::<S, MR, N>(simd);
         acc = mul_ab(simd, acc, &task.x[row * inputs + self.depth..], inputs, self.b);
         for i in 0..MR {
-            // Behind the products: sums that begin at zero are rounded less than those that begin at y.
-            if self.first {
-                for j in 0..N {
-                    acc[i][j] = simd.add_f32s(acc[i][j], self.bias[j]);
-                }
-            }
-            if self.old {
+            // Sums that begin at zero are rounded less than those that begin at y.
+            let mut old = [simd.splat_f32s(0.0); N];
+            if stage.adds() {
                 #[allow(unsafe_code, reason = "columns of y are split among tasks")]
                 // SAFETY: one row at a time.
-                let old = load::<S, N>(simd, unsafe { task.output(row + i, from, columns) });
-                for j in 0..N {
-                    acc[i][j] = simd.add_f32s(acc[i][j], old[j]);
-                }
+                let row = unsafe { task.output(row + i, from, columns) };
+                old = load::<S, N>(simd, row);
             }
-            if self.gelu {
-                for j in 0..N {
-                    acc[i][j] = gelu(simd, acc[i][j]);
-                }
+            for j in 0..N {
+                acc[i][j] = stage.apply(simd, acc[i][j], self.bias[j], old[j]);
             }
             #[allow(unsafe_code, reason = "columns of y are split among tasks")]
             // SAFETY: one row at a time.
@@ -245,5 +228,28 @@ fn store<S: Simd, const N: usize>(from: [S::f32s; N], row: &mut [f32]) {
     match vectors_mut::<S, N>(row).first_mut() {
         Some(whole) => *whole = from,
         None => row.copy_from_slice(&bytemuck::cast_slice(from.as_slice())[..len]),
+    }
+}
+
+/// Widens a row into row `i` of panels of `depth` rows each, padded to whole vectors: as many panels of NV vectors as it
+/// fills, and a last one, which may be of one.
+#[inline(always)]
+fn pack_row<S: Simd>(simd: S, from: Elements<'_>, panels: &mut [f32], depth: usize, i: usize) {
+    let full = panel_width(S::F32_LANES);
+    let mut at = 0;
+    // Whole panels of f32, which is what there mostly is, without a thought for tails.
+    if let Elements::F32(row) = from {
+        let whole = vectors::<S, NV>(row);
+        for (panel, row) in panels.chunks_exact_mut(depth * full).zip(whole) {
+            vectors_mut::<S, NV>(panel)[i] = *row;
+        }
+        at = whole.len() * full;
+    }
+    while at < from.len() {
+        let columns = full.min(from.len() - at);
+        let width = if columns > S::F32_LANES { full } else { S::F32_LANES };
+        let to = &mut panels[at * depth + i * width..][..width];
+        widen(simd, from.slice(at..at + columns), to);
+        at += columns;
     }
 }

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use chunkwise::nn::{Model, ModelConfig};
-use chunkwise::{Config, Isa};
+use chunkwise::{Config, Isa, Rule};
 use half::{bf16, f16};
 
 use super::ceiling::{Level, What, level_of};
-use super::spec::{Dtype, Map, Norm, Op, Packing, Products, Shape, Spec};
-use super::work::{Case, Error, Mapped, Number, Product, Run, Untrained, model_flops, norm_error};
+use super::spec::{Dtype, Map, Norm, Op, Packing, Shape, Spec};
+use super::work::{Case, Error, ModelFlops, Number, Run, Untrained, norm_error};
 use crate::exact;
 
 pub(super) struct Job {
@@ -16,11 +16,13 @@ pub(super) struct Job {
     run: Box<dyn FnMut()>,
     /// Runs in a reading.
     pub(super) times: usize,
-    /// Of one run; no one counts those of a feature map.
-    pub(super) flops: Option<f64>,
+    /// That one run executes.
+    pub(super) flops: f64,
+    /// Of the recurrence, 4 K V for each token and head, of one run of attention.
+    pub(super) recurrent_flops: Option<f64>,
     /// That one run can't do without moving.
     pub(super) bytes: f64,
-    /// Of one run; rows, for tile and feature-map.
+    /// Of one run.
     pub(super) tokens: f64,
     /// Where the bytes come from and go to.
     pub(super) memory: What,
@@ -49,82 +51,80 @@ impl Job {
     }
 
     fn of<E: Number>(spec: &Spec, levels: &[Level]) -> Made<Self> {
-        let isa = Isa::from_name(&spec.isa)?;
-        let Shape { batch, heads, len, key, value } = spec.shape;
-        let map = spec.map.unwrap_or(Map::Identity).into();
-        let config = Config {
-            feature_map: map,
-            // fla's scale where nothing divides the outputs, which f16 could not hold otherwise.
-            scale: if spec.norm == Some(Norm::None) { (key as f32).sqrt().recip() } else { 1.0 },
-            precision: spec.precision.unwrap_or(Products::F32).into(),
-            isa: Some(isa),
-            threads: spec.threads,
-            ..Config::new(batch, len, heads, key, value, spec.normaliser())
-        };
-        let own = |bytes: f64| What::Update { of: "state".into(), bytes: bytes as usize };
-        let job = |run, error, flops, bytes, tokens, memory| Self {
-            spec: spec.clone(),
-            run,
-            times: 1,
-            flops,
-            bytes,
-            tokens: tokens as f64,
-            memory,
-            error,
-            readings: Vec::new(),
-        };
         let mut job = match spec.op {
-            Op::Prefill => {
-                let mut case = Case::<E>::new(config)?;
-                let (error, flops, bytes) =
-                    (case.forward_error(), case.recurrent_flops(), case.tensor_bytes());
-                let run = Box::new(move || case.forward());
-                job(run, error, Some(flops), bytes, batch * len, level_of(levels, bytes))
-            }
-            Op::Decode => {
-                let many = Config::new(batch, CHECKED, heads, key, value, config.normaliser);
-                let Config { q_strides, k_strides, v_strides, o_strides, .. } = many;
-                let many = Config { len: CHECKED, q_strides, k_strides, v_strides, o_strides, ..config };
-                let error = Case::<E>::new(many)?.decode_error();
-                let mut case = Case::<E>::new(config)?;
-                let (flops, bytes) = (case.recurrent_flops(), case.state_bytes());
-                let run = Box::new(move || case.decode());
-                job(run, error, Some(flops), bytes, batch, own(bytes / 2.0))
-            }
-            Op::Model | Op::Step => {
-                let config = model_config(spec)?;
-                // For the program's life: a model borrows its weights.
-                let untrained: &'static _ = Box::leak(Box::new(Untrained::<E>::new(config)?));
-                let model = match spec.weights {
-                    Some(Packing::Packed) => untrained.packed(isa, spec.threads)?,
-                    _ => untrained.model(untrained.blocks().leak(), isa, spec.threads)?,
-                };
-                let error = model_error(&model, spec.op, len)?;
-                let mut run = Run::new(model, batch, len)?;
-                let (weights, tokens) = (untrained.weights_bytes(), batch * len);
-                let run: Box<dyn FnMut()> = match spec.op {
-                    Op::Model => Box::new(move || run.forward()),
-                    _ => Box::new(move || run.step()),
-                };
-                let memory = What::Read { of: "weights".into(), bytes: weights as usize };
-                job(run, error, Some(model_flops(&config, tokens)), weights, tokens, memory)
-            }
-            Op::Tile => {
-                let mut product = Product::new(isa, key, value);
-                let (error, flops, bytes) = (product.error(), product.flops(), product.bytes());
-                let run = Box::new(move || product.run());
-                job(run, error, Some(flops), bytes, len, level_of(levels, bytes))
-            }
-            Op::FeatureMap => {
-                let rows = batch * heads * len;
-                let mut mapped = Mapped::<E>::new(isa, map, rows, key);
-                let (error, bytes) = (mapped.error(), mapped.bytes());
-                let run = Box::new(move || mapped.run());
-                job(run, error, None, bytes, rows, level_of(levels, bytes))
-            }
+            Op::Prefill => Self::prefill::<E>(spec, levels)?,
+            Op::Decode => Self::decode::<E>(spec)?,
+            Op::Model | Op::Step => Self::model::<E>(spec)?,
         };
         job.times = (READING / job.seconds()).ceil().max(1.0) as usize;
         Ok(job)
+    }
+
+    fn prefill<E: Number>(spec: &Spec, levels: &[Level]) -> Made<Self> {
+        let mut case = Case::<E>::new(config(spec, spec.shape.len)?)?;
+        let (error, bytes) = (case.forward_error(), case.tensor_bytes());
+        Ok(Self {
+            spec: spec.clone(),
+            times: 1,
+            flops: case.forward_flops(),
+            recurrent_flops: Some(case.recurrent_flops()),
+            bytes,
+            tokens: (spec.shape.batch * spec.shape.len) as f64,
+            memory: level_of(levels, bytes),
+            error,
+            run: Box::new(move || case.forward()),
+            readings: Vec::new(),
+        })
+    }
+
+    fn decode<E: Number>(spec: &Spec) -> Made<Self> {
+        let case = |len| -> Made<Case<E>> {
+            Ok(Case::with_state_offset(config(spec, len)?, spec.state_offset.unwrap_or(0))?)
+        };
+        let error = case(CHECKED)?.decode_error();
+        let mut case = case(1)?;
+        Ok(Self {
+            spec: spec.clone(),
+            times: 1,
+            flops: case.decode_flops(),
+            recurrent_flops: Some(case.recurrent_flops()),
+            bytes: case.state_bytes(),
+            tokens: spec.shape.batch as f64,
+            memory: What::Update { of: "state".into(), bytes: case.state_size() },
+            error,
+            run: Box::new(move || case.decode()),
+            readings: Vec::new(),
+        })
+    }
+
+    fn model<E: Number>(spec: &Spec) -> Made<Self> {
+        let (isa, Shape { batch, len, .. }) = (Isa::from_name(&spec.isa)?, spec.shape);
+        let config = model_config(spec)?;
+        // For the program's life: a model borrows its weights.
+        let untrained: &'static _ = Box::leak(Box::new(Untrained::<E>::new(config)?));
+        let model = match spec.weights {
+            Some(Packing::Packed) => untrained.packed(isa, spec.threads)?,
+            _ => untrained.model(untrained.blocks().leak(), isa, spec.threads)?,
+        };
+        let error = model_error(&model, spec.op, len)?;
+        let mut run = Run::new(model, batch, len)?;
+        let (weights, flops) = (untrained.weights_bytes(), ModelFlops { config: &config });
+        let (flops, run): (_, Box<dyn FnMut()>) = match spec.op {
+            Op::Step => (flops.step(batch), Box::new(move || run.step())),
+            _ => (flops.forward(batch, len), Box::new(move || run.forward())),
+        };
+        Ok(Self {
+            spec: spec.clone(),
+            times: 1,
+            flops,
+            recurrent_flops: None,
+            bytes: weights,
+            tokens: (batch * len) as f64,
+            memory: What::Read { of: "weights".into(), bytes: weights as usize },
+            error,
+            run,
+            readings: Vec::new(),
+        })
     }
 
     /// Of `times` runs, each.
@@ -143,6 +143,19 @@ impl Job {
         let seconds = self.seconds();
         self.readings.push(seconds);
     }
+}
+
+/// The attention of a shape, on so many tokens.
+fn config(spec: &Spec, len: usize) -> Made<Config> {
+    let Shape { batch, heads, key, value, .. } = spec.shape;
+    let rule = Rule::linear(spec.normaliser()).feature_map(spec.map.unwrap_or(Map::Identity).into());
+    let rule = match spec.norm {
+        // fla's scale where nothing divides the outputs, which f16 could not hold otherwise.
+        Some(Norm::None) => rule.scale((key as f32).sqrt().recip()),
+        _ => rule,
+    };
+    let shape = chunkwise::Shape::new(batch, len, heads, key, value);
+    Ok(Config::new(rule, shape).isa(Isa::from_name(&spec.isa)?).threads(spec.threads))
 }
 
 /// The model of a shape, the rest of it by default; without an input projection.

@@ -4,6 +4,7 @@
 mod ceiling;
 mod job;
 mod machine;
+mod memory;
 mod plot;
 mod report;
 mod show;
@@ -22,9 +23,10 @@ use chunkwise::Isa;
 use self::ceiling::{Ceiling, What, levels};
 use self::job::Job;
 use self::machine::Machine;
+use self::memory::{Aligned, LINE};
 use self::report::{Limit, Measurement, Report};
 use self::show::Format;
-use self::spec::{Dtype, Map, Norm, Op, Packing, Products, Shape, Words};
+use self::spec::{Dtype, Map, Norm, Op, Packing, Shape, Words};
 use crate::machine::{Isas, isas};
 use crate::out::Out;
 use crate::{Outcome, Verdict, complain};
@@ -49,12 +51,13 @@ pub(crate) struct Args {
     /// Tokens in a chunk of the normaliser per-chunk
     #[arg(long, value_delimiter = ',', default_value = "64", value_name = "N,..")]
     chunk: Vec<NonZeroUsize>,
-    /// Numbers that the products of a prefill are taken in; bf16-dot only on instruction sets that have it
-    #[arg(long, value_delimiter = ',', default_value = "f32", value_name = "NUMBERS,..")]
-    precision: Vec<Products>,
     /// How the dense weights of model and step lie
     #[arg(long, value_delimiter = ',', default_value = "stored,packed", value_name = "HOW,..")]
     weights: Vec<Packing>,
+    /// Bytes from the beginning of a cache line to that of decode's state, a multiple of 4 below 64: what a state off the
+    /// line costs
+    #[arg(long, value_delimiter = ',', default_value = "0", value_name = "BYTES,..", value_parser = state_offset)]
+    state_offset: Vec<usize>,
     /// Instruction sets [default: CHUNKWISE_ISA, else the best there is]
     #[arg(long, value_name = "all|NAME,..", value_parser = isas)]
     isa: Option<Isas>,
@@ -82,6 +85,14 @@ pub(crate) struct Args {
     /// File for a plot: the roofline, and speed against T, K or chunk where several are measured
     #[arg(long, value_name = "SVG")]
     plot: Option<PathBuf>,
+}
+
+/// Bytes by which a state of f32 can lie off a cache line.
+fn state_offset(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(bytes) if bytes < LINE && bytes.is_multiple_of(size_of::<f32>()) => Ok(bytes),
+        _ => Err(format!("a multiple of {} below {LINE}", size_of::<f32>())),
+    }
 }
 
 /// Rounds where nothing says how many.
@@ -142,8 +153,8 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
         maps: args.map.clone(),
         norms: args.norm.clone(),
         chunks: args.chunk.iter().copied().map(usize::from).collect(),
-        precisions: args.precision.clone(),
         weights: args.weights.clone(),
+        state_offsets: args.state_offset.clone(),
         isas: isas.iter().map(|isa| isa.name().into()).collect(),
         threads,
     };
@@ -151,9 +162,6 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     let mut progress = Progress::new();
     let (mut ceilings, mut jobs) = (Vec::new(), Vec::new());
     let specs = words.specs();
-    if specs.is_empty() {
-        return Err("nothing to measure: bf16-dot is on none of these instruction sets".into());
-    }
     for (at, spec) in specs.iter().enumerate() {
         progress.say(&format!("preparing {} of {}: {}", at + 1, specs.len(), spec.label()));
         let isa = Isa::from_name(&spec.isa)?;
@@ -168,7 +176,8 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
         }
         jobs.push(job);
     }
-    let mut memory = Memory::new(ceilings.iter().map(Ceiling::memory).max().unwrap_or(0));
+    // What ceilings read and write.
+    let mut memory = Aligned::filled(1.0, ceilings.iter().map(Ceiling::memory).max().unwrap_or(0));
 
     let (date, begin) = (SystemTime::now(), Instant::now());
     let most = args.rounds.map_or(if args.time.is_some() { usize::MAX } else { ROUNDS }, usize::from);
@@ -178,7 +187,7 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
             usize::MAX => format!("round {}", rounds + 1),
             most => format!("round {} of {most}", rounds + 1),
         });
-        round(rounds, &mut ceilings, &mut jobs, memory.aligned());
+        round(rounds, &mut ceilings, &mut jobs, &mut memory);
         rounds += 1;
         if STOP.load(Relaxed) || args.time.is_some_and(|time| begin.elapsed() >= time) {
             break;
@@ -208,23 +217,6 @@ fn round(at: usize, ceilings: &mut [Ceiling], jobs: &mut [Job], memory: &mut [f3
             None => ceilings[i].measure(memory),
             Some(i) => jobs[i].measure(),
         }
-    }
-}
-
-/// What ceilings read and write.
-struct Memory(Vec<f32>);
-
-impl Memory {
-    const LINE: usize = 64 / size_of::<f32>();
-
-    fn new(len: usize) -> Self {
-        Self(vec![1.0; len + Self::LINE])
-    }
-
-    /// From the first whole cache line on.
-    fn aligned(&mut self) -> &mut [f32] {
-        let skip = self.0.as_ptr().align_offset(64).min(Self::LINE);
-        &mut self.0[skip..]
     }
 }
 

@@ -123,8 +123,8 @@ impl Variants {
         if self.norms {
             words.push(normaliser(spec));
         }
-        words.extend(spec.precision.map(|precision| precision.to_string()));
         words.extend(spec.weights.map(|weights| weights.to_string()));
+        words.extend(spec.state_words());
         if self.machines.len() > 1 {
             words.push(named(&(spec.isa.clone(), spec.threads)));
         }
@@ -149,7 +149,7 @@ fn normaliser(spec: &Spec) -> String {
 
 /// A measurement in the roofline.
 struct Point {
-    /// Flops a byte, GFLOP/s.
+    /// Executed flops a byte, executed GFLOP/s.
     at: (f64, f64),
     label: String,
     colour: RGBColor,
@@ -161,10 +161,9 @@ fn points(all: &[Measurement], variants: &Variants) -> Vec<Point> {
         let Spec { op, shape, isa, threads, .. } = spec;
         let label =
             format!("{op} {shape}{}: {:.0} % of {}", variants.words(spec), bound.best_percent, bound.ceiling);
-        let at = (flops.as_ref()? / bytes, gflops.as_ref()?.best);
-        Some(Point { at, label, colour: variants.colour(isa, *threads) })
+        Point { at: (flops / bytes, gflops.best), label, colour: variants.colour(isa, *threads) }
     };
-    all.iter().filter_map(point).collect()
+    all.iter().map(point).collect()
 }
 
 fn roofline(
@@ -189,8 +188,8 @@ fn roofline(
         .build_cartesian_2d((x.0..x.1).log_scale().base(2.0), (y.0..y.1).log_scale().base(2.0))?;
     chart
         .configure_mesh()
-        .x_desc("flops for each byte that must be moved")
-        .y_desc("GFLOP/s")
+        .x_desc("executed flops for each byte that must be moved")
+        .y_desc("executed GFLOP/s")
         .x_labels(12)
         .y_labels(10)
         .x_label_formatter(&|x| x.to_string())
@@ -325,15 +324,16 @@ impl Axis {
 struct Series {
     label: String,
     colour: RGBColor,
-    /// The number, and GFLOP/s: by the median, by p90 and by p10.
+    /// The number, and GFLOP/s, recurrent flops where there are any: by the median, by p90 and by p10.
     points: Vec<(f64, [f64; 3])>,
 }
 
 /// Of fewer than three numbers there is nothing to see.
 fn series(all: &[Measurement], variants: &Variants, axis: Axis) -> Vec<Series> {
     let mut groups: Vec<(Spec, Series)> = Vec::new();
-    for Measurement { spec, flops, seconds, .. } in all {
-        let (Some(flops), Some(at)) = (flops, axis.of(spec)) else { continue };
+    for Measurement { spec, flops, recurrent_flops, seconds, .. } in all {
+        let Some(at) = axis.of(spec) else { continue };
+        let flops = recurrent_flops.unwrap_or(*flops);
         let rates = [seconds.median, seconds.p90, seconds.p10].map(|seconds| 1e-9 * flops / seconds);
         let (key, point) = (axis.without(spec), (at as f64, rates));
         match groups.iter_mut().find(|(other, _)| *other == key) {
@@ -366,7 +366,7 @@ fn against(root: &Area<'_>, area: &Area<'_>, axis: Axis, all: &[Series]) -> Draw
     chart
         .configure_mesh()
         .x_desc(axis.name())
-        .y_desc("GFLOP/s, median, p10 to p90")
+        .y_desc("GFLOP/s (of attention: recurrent), median, p10 to p90")
         .x_labels(12)
         .y_labels(8)
         .x_label_formatter(&|x| format!("{x:.0}"))

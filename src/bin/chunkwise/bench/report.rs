@@ -43,12 +43,15 @@ pub(super) struct Limit {
 pub(super) struct Measurement {
     #[serde(flatten)]
     pub(super) spec: Spec,
-    /// Of one run: recurrent, 4 K V for each token and head; for a model all its dense weights' too, also where only
-    /// the last time step is returned and something could be skipped.
-    pub(super) flops: Option<f64>,
+    /// That one run executes: those of a second state that the per-chunk normaliser reads count, those of rows that a model
+    /// leaves out don't.
+    pub(super) flops: f64,
+    /// Of one run of attention: 4 K V for each token and head, whatever is executed.
+    #[serde(default)]
+    pub(super) recurrent_flops: Option<f64>,
     /// Of one run: the state read and written, a model's weights read, else each tensor once.
     pub(super) bytes: f64,
-    /// Of one run; rows, for tile and feature-map.
+    /// Of one run.
     pub(super) tokens: f64,
     /// Runs in a reading.
     pub(super) repeats: usize,
@@ -56,8 +59,13 @@ pub(super) struct Measurement {
     pub(super) seconds: Summary,
     /// By the median.
     pub(super) tokens_per_s: f64,
-    /// 1e9 flops a second.
-    pub(super) gflops: Option<Rate>,
+    /// 1e9 executed flops a second.
+    pub(super) gflops: Rate,
+    /// 1e9 recurrent flops a second, and the share of the FMA ceiling that speeds are published as.
+    #[serde(default)]
+    pub(super) recurrent_gflops: Option<Rate>,
+    #[serde(default)]
+    pub(super) recurrent_bound: Option<Bound>,
     /// 1e9 bytes a second.
     pub(super) gbs: Rate,
     pub(super) bound: Bound,
@@ -77,7 +85,7 @@ pub(super) struct Rate {
     pub(super) median: f64,
 }
 
-/// The ceiling that allows the least, and how much of it was reached.
+/// A ceiling, and how much of it was reached; of a measurement, the ceiling that allows the least.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Bound {
     pub(super) ceiling: String,
@@ -122,7 +130,7 @@ impl Limit {
 impl Measurement {
     /// Among `limits` are those of the job.
     pub(super) fn new(job: &Job, limits: &[Limit]) -> Self {
-        let Job { spec, times, flops, bytes, tokens, memory, error, readings, .. } = job;
+        let Job { spec, times, flops, recurrent_flops, bytes, tokens, memory, error, readings, .. } = job;
         let seconds = Summary::of_times(readings);
         let rate = |amount: &f64| Rate {
             best: 1e-9 * amount / seconds.best,
@@ -137,21 +145,24 @@ impl Measurement {
                 median_percent: percent(rate.median, limit.rate.median),
             }
         };
-        let (gflops, gbs) = (flops.as_ref().map(rate), rate(bytes));
+        let (gflops, recurrent_gflops, gbs) = (rate(flops), recurrent_flops.as_ref().map(rate), rate(bytes));
         // What comes closer to its ceiling is bound by it.
-        let shares = [gflops.map(|gflops| share(&What::Fma, gflops)), Some(share(memory, gbs))];
-        let bound = shares.into_iter().flatten().max_by(|a, b| a.best_percent.total_cmp(&b.best_percent));
+        let shares = [share(&What::Fma, gflops), share(memory, gbs)];
+        let bound = shares.into_iter().max_by(|a, b| a.best_percent.total_cmp(&b.best_percent));
         Self {
             spec: spec.clone(),
             flops: *flops,
+            recurrent_flops: *recurrent_flops,
             bytes: *bytes,
             tokens: *tokens,
             repeats: *times,
             seconds,
             tokens_per_s: tokens / seconds.median,
             gflops,
+            recurrent_gflops,
+            recurrent_bound: recurrent_gflops.map(|rate| share(&What::Fma, rate)),
             gbs,
-            bound: bound.expect("memory at least"),
+            bound: bound.expect("two shares"),
             error: error.norm,
             allowed_error: error.allowed,
             readings: readings.clone(),

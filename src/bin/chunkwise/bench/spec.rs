@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chunkwise::{FeatureMap, Isa, Normaliser, Precision};
+use chunkwise::{FeatureMap, Normaliser};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -33,11 +33,7 @@ words! {
         /// All tokens through the model of H heads and hidden size H K, 4 layers, for the last time step
         Model,
         /// One time step of that model
-        Step,
-        /// One tile product, 16 rows with a state of K rows and V columns
-        Tile,
-        /// The map on B H T rows of K elements
-        FeatureMap
+        Step
     }
     /// The type of q, k, v and o, or of the model's weights.
     Dtype { F32, Bf16, F16 }
@@ -57,21 +53,6 @@ words! {
         Stored,
         /// In panels for the instruction set
         Packed
-    }
-    /// The numbers that the products of a prefill are taken in.
-    Products {
-        F32,
-        /// Dot products of pairs of bf16, where the instruction set has them
-        Bf16Dot
-    }
-}
-
-impl From<Products> for Precision {
-    fn from(products: Products) -> Self {
-        match products {
-            Products::F32 => Precision::F32,
-            Products::Bf16Dot => Precision::Bf16Dot,
-        }
     }
 }
 
@@ -121,8 +102,8 @@ impl fmt::Display for Shape {
     }
 }
 
-/// One measurement's. What plays no part in an operation is left out, or 1; so are products in f32 and weights as they
-/// are stored, for older reports don't name them.
+/// One measurement's. What plays no part in an operation is left out, or 1; so are weights as they are stored and a state
+/// that begins on a cache line, for older reports don't name them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Spec {
     pub(super) op: Op,
@@ -131,19 +112,14 @@ pub(super) struct Spec {
     pub(super) map: Option<Map>,
     pub(super) norm: Option<Norm>,
     pub(super) chunk: Option<usize>,
-    pub(super) precision: Option<Products>,
     pub(super) weights: Option<Packing>,
+    /// Bytes from the beginning of a cache line to that of the state.
+    pub(super) state_offset: Option<usize>,
     pub(super) isa: String,
     pub(super) threads: usize,
 }
 
 impl Spec {
-    /// Whether the instruction set has the products.
-    fn is_there(&self) -> bool {
-        let dots = self.precision == Some(Products::Bf16Dot);
-        !dots || Isa::from_name(&self.isa).is_ok_and(|isa| isa.has_bf16_dot())
-    }
-
     /// The normaliser, where there is one.
     pub(super) fn normaliser(&self) -> Normaliser {
         match (self.norm, self.chunk) {
@@ -155,18 +131,23 @@ impl Spec {
 
     /// All but the instruction set and the threads, short.
     pub(super) fn label(&self) -> String {
-        let Self { op, shape, dtype, map, norm, chunk, precision, weights, .. } = self;
+        let Self { op, shape, dtype, map, norm, chunk, weights, .. } = self;
         let mut label = format!("{op} {shape} {dtype}");
         for word in [
             map.map(|map| map.to_string()),
             norm.map(|norm| norm.to_string()),
             chunk.map(|chunk| format!("chunk {chunk}")),
-            precision.map(|precision| precision.to_string()),
             weights.map(|weights| weights.to_string()),
+            self.state_words(),
         ] {
             label.extend(word.into_iter().flat_map(|word| [" ".into(), word]));
         }
         label
+    }
+
+    /// Where the state lies, if not on a cache line.
+    pub(super) fn state_words(&self) -> Option<String> {
+        self.state_offset.map(|bytes| format!("state off by {bytes} bytes"))
     }
 }
 
@@ -179,8 +160,8 @@ pub(super) struct Words {
     pub(super) maps: Vec<Map>,
     pub(super) norms: Vec<Norm>,
     pub(super) chunks: Vec<usize>,
-    pub(super) precisions: Vec<Products>,
     pub(super) weights: Vec<Packing>,
+    pub(super) state_offsets: Vec<usize>,
     pub(super) isas: Vec<String>,
     pub(super) threads: Vec<usize>,
 }
@@ -198,18 +179,16 @@ fn shapes(op: Op) -> &'static [Shape] {
         [Shape::new([1, 4, 1, 64, 64]), Shape::new([1, 16, 1, 128, 128]), Shape::new([8, 16, 1, 128, 128])];
     const MODEL: [Shape; 3] =
         [Shape::new([1, 4, 64, 64, 64]), Shape::new([8, 4, 64, 64, 64]), Shape::new([1, 4, 1024, 64, 64])];
-    const ONE: [Shape; 2] = [Shape::new([1, 1, 16, 64, 64]), Shape::new([1, 1, 16, 128, 128])];
     match op {
         Op::Prefill => &PREFILL,
         Op::Decode => &DECODE,
         Op::Model => &MODEL,
         Op::Step => &MODEL[..1],
-        Op::Tile | Op::FeatureMap => &ONE,
     }
 }
 
 impl Words {
-    /// Every combination once, but for dot products where an instruction set has none.
+    /// Every combination once.
     pub(super) fn specs(&self) -> Vec<Spec> {
         let mut specs = Vec::new();
         for &op in &self.ops {
@@ -221,8 +200,8 @@ impl Words {
                 map: None,
                 norm: None,
                 chunk: None,
-                precision: None,
                 weights: None,
+                state_offset: None,
                 isa: String::new(),
                 threads: 1,
             };
@@ -231,12 +210,12 @@ impl Words {
             all = each(all, &self.maps, |spec, map| spec.map = Some(*map));
             all = each(all, &self.norms, |spec, norm| spec.norm = Some(*norm));
             all = each(all, &self.chunks, |spec, chunk| spec.chunk = Some(*chunk));
-            all = each(all, &self.precisions, |spec, precision| spec.precision = Some(*precision));
             all = each(all, &self.weights, |spec, weights| spec.weights = Some(*weights));
+            all = each(all, &self.state_offsets, |spec, bytes| spec.state_offset = Some(*bytes));
             all = each(all, &self.isas, |spec, isa| spec.isa.clone_from(isa));
             all = each(all, &self.threads, |spec, threads| spec.threads = *threads);
             for spec in all.into_iter().map(Spec::without_the_rest) {
-                if !specs.contains(&spec) && spec.is_there() {
+                if !specs.contains(&spec) {
                     specs.push(spec);
                 }
             }
@@ -260,25 +239,15 @@ fn each<T>(specs: Vec<Spec>, words: &[T], set: impl Fn(&mut Spec, &T)) -> Vec<Sp
 
 impl Spec {
     fn without_the_rest(self) -> Self {
-        let Shape { key, value, .. } = self.shape;
         let one = Shape { len: 1, ..self.shape };
         let chunk = self.chunk.filter(|_| self.norm == Some(Norm::PerChunk));
-        let precision = self.precision.filter(|precision| *precision != Products::F32);
         let weights = self.weights.filter(|weights| *weights != Packing::Stored);
-        let alone =
-            |spec| Self { norm: None, chunk: None, precision: None, weights: None, threads: 1, ..spec };
+        let state_offset = self.state_offset.filter(|bytes| *bytes != 0);
         match self.op {
-            Op::Prefill => Self { chunk, precision, weights: None, ..self },
-            Op::Decode => Self { shape: one, chunk, precision: None, weights: None, ..self },
-            Op::Model => Self { norm: None, precision: None, weights, ..self },
-            Op::Step => Self { norm: None, precision: None, weights, shape: one, ..self },
-            Op::Tile => Self {
-                shape: Shape { batch: 1, heads: 1, len: 16, key, value },
-                dtype: Dtype::F32,
-                map: None,
-                ..alone(self)
-            },
-            Op::FeatureMap => Self { shape: Shape { value: 1, ..self.shape }, ..alone(self) },
+            Op::Prefill => Self { chunk, weights: None, state_offset: None, ..self },
+            Op::Decode => Self { shape: one, chunk, weights: None, state_offset, ..self },
+            Op::Model => Self { norm: None, weights, state_offset: None, ..self },
+            Op::Step => Self { norm: None, weights, state_offset: None, shape: one, ..self },
         }
     }
 }

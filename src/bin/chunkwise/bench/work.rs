@@ -2,12 +2,13 @@
 //! include this file too: what both measure is written once.
 #![allow(dead_code, reason = "each of them uses its part")]
 
-use chunkwise::bench_support::{TILE_ROWS, Tile, feature_map};
 use chunkwise::element::Element;
-use chunkwise::nn::{BlockWeights, Model, ModelConfig, Weights, init};
-use chunkwise::reference::{self, Recurrence};
-use chunkwise::{Attention, Config, DecodeStep, FeatureMap, Forward, Isa, Normaliser, Precision, State};
+use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::reference::Recurrence;
+use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
 use half::{bf16, f16};
+
+use super::memory::Aligned;
 
 /// Numbers in [-1, 1), the same every time.
 pub(crate) fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -56,6 +57,11 @@ fn stored<E: Number>(from: &[f32]) -> Vec<E> {
     from.iter().copied().map(E::store).collect()
 }
 
+/// The same from the beginning of a cache line on.
+fn stored_aligned<E: Number>(from: &[f32]) -> Aligned<E> {
+    Aligned::copy_of(&stored(from))
+}
+
 fn loaded<E: Number>(from: &[E]) -> Vec<f32> {
     from.iter().copied().map(E::load).collect()
 }
@@ -69,15 +75,10 @@ pub(crate) struct Error {
 
 /// The documented bound of f32, and up to how many tokens it holds; beyond them it is let grow with their number.
 const BOUND: (f64, usize) = (2e-6, 4096);
-/// What a type of 16 bits, or dot products of one, may cost over rounding inputs and outputs.
+/// What a type of 16 bits may cost over rounding inputs and outputs.
 const OVER_ROUNDING: f64 = 1.5;
 
 impl Error {
-    /// Of a sum of a few terms.
-    pub(crate) fn of(got: &[f32], want: &[f64]) -> Self {
-        Self { norm: norm_error(got, want), allowed: BOUND.0 }
-    }
-
     #[track_caller]
     pub(crate) fn assert(self) {
         assert!(self.norm <= self.allowed, "{self:?}");
@@ -92,35 +93,41 @@ pub(crate) fn norm_error(got: &[f32], want: &[f64]) -> f64 {
     if difference == 0.0 { 0.0 } else { (difference / size).sqrt() }
 }
 
-/// Attention on contiguous `[B, T, H, D]`.
+/// Attention on contiguous `[B, T, H, D]`. Every buffer begins on a cache line, but for a state that is asked to lie off it.
 pub(crate) struct Case<E = f32> {
     pub(crate) attention: Attention,
-    q: Vec<E>,
-    k: Vec<E>,
-    v: Vec<E>,
-    o: Vec<E>,
-    state: Vec<f32>,
-    scratch: Vec<f32>,
+    q: Aligned<E>,
+    k: Aligned<E>,
+    v: Aligned<E>,
+    o: Aligned<E>,
+    state: Aligned<f32>,
+    scratch: Aligned<f32>,
 }
 
 impl<E: Number> Case<E> {
     pub(crate) fn new(config: Config) -> chunkwise::Result<Self> {
+        Self::with_state_offset(config, 0)
+    }
+
+    /// With a state that lies so many bytes, a multiple of 4, behind the beginning of a cache line.
+    pub(crate) fn with_state_offset(config: Config, offset: usize) -> chunkwise::Result<Self> {
         let attention = Attention::new(config)?;
         let [q, k, v] = inputs(&config);
         Ok(Self {
             attention,
-            q: stored(&q),
-            k: stored(&k),
-            v: stored(&v),
-            o: vec![E::default(); v.len()],
-            state: vec![0.0; attention.state_len()],
-            scratch: vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())],
+            q: stored_aligned(&q),
+            k: stored_aligned(&k),
+            v: stored_aligned(&v),
+            o: Aligned::filled(E::default(), v.len()),
+            state: Aligned::with_offset(0.0, attention.state_len(), offset),
+            scratch: Aligned::filled(0.0, attention.scratch_len().max(attention.decode_scratch_len())),
         })
     }
 
     pub(crate) fn forward(&mut self) {
         let Self { attention, q, k, v, o, scratch, .. } = self;
-        attention.forward(Forward { q, k, v, state: State::Zero, o, scratch }).expect("lengths that fit");
+        let tensors = Tensors::new(&q[..], &k[..], &v[..], &mut o[..]);
+        attention.forward(tensors, State::Zero, scratch).expect("lengths that fit");
     }
 
     /// The first token of each sequence, on the state that is there.
@@ -130,15 +137,33 @@ impl<E: Number> Case<E> {
 
     fn decode_token(&mut self, t: usize) {
         let Self { attention, q, k, v, o, state, scratch } = self;
-        let Config { heads, key, value, .. } = *attention.config();
+        let Shape { heads, key, value, .. } = attention.config().shape;
         let (keys, values) = (t * heads * key, t * heads * value);
-        let (q, k, v, o) = (&q[keys..], &k[keys..], &v[values..], &mut o[values..]);
-        attention.decode(DecodeStep { q, k, v, state, o, scratch }).expect("lengths that fit");
+        let tensors = Tensors::new(&q[keys..], &k[keys..], &v[values..], &mut o[values..]);
+        attention.decode(tensors, state, scratch).expect("lengths that fit");
     }
 
-    /// 4 K V for each token and head, whatever the kernel spends.
+    /// 4 K V for each token and head: what the recurrence needs, whatever the kernel spends. Speeds are published in it,
+    /// so that they compare.
     pub(crate) fn recurrent_flops(&self) -> f64 {
-        4.0 * self.q.len() as f64 * self.attention.config().value as f64
+        4.0 * self.q.len() as f64 * self.attention.config().shape.value as f64
+    }
+
+    /// Flops that [`Case::forward`] executes, see [`attention_flops`].
+    pub(crate) fn forward_flops(&self) -> f64 {
+        let Config { rule, shape, .. } = self.attention.config();
+        let past = match rule.normaliser {
+            Normaliser::PerChunk { chunk, .. } => shape.len.saturating_sub(chunk),
+            _ => 0,
+        };
+        (shape.batch * shape.heads) as f64 * attention_flops([shape.key, shape.value], shape.len, past)
+    }
+
+    /// Flops that [`Case::decode`] executes.
+    pub(crate) fn decode_flops(&self) -> f64 {
+        let Config { rule, shape, .. } = self.attention.config();
+        let past = matches!(rule.normaliser, Normaliser::PerChunk { .. });
+        (shape.batch * shape.heads) as f64 * attention_flops([shape.key, shape.value], 1, past.into())
     }
 
     /// Bytes of q, k, v and o, each read or written once.
@@ -146,9 +171,23 @@ impl<E: Number> Case<E> {
         (size_of::<E>() * 2 * (self.q.len() + self.v.len())) as f64
     }
 
-    /// Bytes of state read and written by one decode.
+    /// Bytes of the state.
+    pub(crate) fn state_size(&self) -> usize {
+        size_of_val(&self.state[..])
+    }
+
+    /// Bytes of state that one decode reads and writes: every sum is read and written, but those of finished chunks,
+    /// which are only read until the current one ends.
     pub(crate) fn state_bytes(&self) -> f64 {
-        (2 * size_of_val(&self.state[..])) as f64
+        let Config { rule, shape, .. } = self.attention.config();
+        let matrix = shape.key * shape.value;
+        let elements = match rule.normaliser {
+            Normaliser::None => 2 * matrix,
+            // The sums of the current chunk, of the finished ones, and the count of tokens.
+            Normaliser::PerChunk { .. } => 3 * (matrix + shape.key) + 2,
+            _ => 2 * (matrix + shape.key),
+        };
+        (size_of::<f32>() * shape.batch * shape.heads * elements) as f64
     }
 
     /// All tokens at once against the oracle.
@@ -160,7 +199,7 @@ impl<E: Number> Case<E> {
     /// All tokens, one by one.
     pub(crate) fn decode_error(&mut self) -> Error {
         self.state.fill(0.0);
-        for t in 0..self.attention.config().len {
+        for t in 0..self.attention.config().shape.len {
             self.decode_token(t);
         }
         self.error()
@@ -168,19 +207,17 @@ impl<E: Number> Case<E> {
 
     /// Of the first and the last head.
     fn error(&self) -> Error {
-        let Config { batch, len, heads, value, .. } = *self.attention.config();
+        let Shape { batch, len, heads, value, .. } = self.attention.config().shape;
         let exact = inputs(self.attention.config());
-        let dots = self.attention.config().precision == Precision::Bf16Dot;
-        let rounded_by = |x: f32| if dots { bf16::from_f32(x).to_f32() } else { E::store(x).load() };
-        let wide = exact.each_ref().map(|x| x.iter().copied().map(rounded_by).collect());
+        let wide = exact.each_ref().map(|x| x.iter().map(|x| E::store(*x).load()).collect());
         let (mut got, mut want, mut rounded) = (Vec::new(), Vec::new(), Vec::new());
         for (b, h) in [(0, 0), (batch - 1, heads - 1)] {
             for t in 0..len {
                 got.extend(loaded(&self.o[((b * len + t) * heads + h) * value..][..value]));
             }
             want.extend(self.oracle(&exact, b, h));
-            if dots || size_of::<E>() < size_of::<f32>() {
-                rounded.extend(self.oracle(&wide, b, h).iter().map(|o| rounded_by(*o as f32)));
+            if size_of::<E>() < size_of::<f32>() {
+                rounded.extend(self.oracle(&wide, b, h).iter().map(|o| E::store(*o as f32).load()));
             }
         }
         let allowed = match rounded[..] {
@@ -192,27 +229,39 @@ impl<E: Number> Case<E> {
 
     /// Outputs of one head, all tokens.
     fn oracle(&self, [q, k, v]: &[Vec<f32>; 3], b: usize, h: usize) -> Vec<f64> {
-        let Config { len, heads, key, value, normaliser, feature_map, scale, .. } = *self.attention.config();
+        let Config { rule, shape, .. } = self.attention.config();
+        let Rule { normaliser, feature_map, scale, .. } = *rule;
+        let Shape { len, heads, key, value, .. } = *shape;
         let (s, chunk_s) = (&mut vec![0.0; key * value], &mut vec![0.0; key * value]);
         let (z, chunk_z) = (&mut vec![0.0; key], &mut vec![0.0; key]);
         let scale = f64::from(scale);
         let mut oracle = Recurrence { feature_map, normaliser, scale, s, z, chunk_s, chunk_z, count: 0 };
         let mut outputs = vec![0.0; len * value];
         for (t, o) in outputs.chunks_exact_mut(value).enumerate() {
-            let at = (b * len + t) * heads + h;
-            let (keys, values) = (at * key..(at + 1) * key, at * value..(at + 1) * value);
+            let row = (b * len + t) * heads + h;
+            let (keys, values) = (row * key..(row + 1) * key, row * value..(row + 1) * value);
             oracle.step(&q[keys.clone()], &k[keys], &v[values], o);
         }
         outputs
     }
 }
 
+/// Flops that attention executes for so many tokens of one head: 4 K V for each of them, 2 K V to add it to the state and
+/// 2 K V to read that; and 2 K V more for each of the `past` tokens, which read the sums of finished chunks besides, as the
+/// per-chunk normaliser has it. Those are the tokens behind the first chunk, or all of them where a state is carried on.
+///
+/// Smaller terms are not counted: feature maps, norms, z, and adding a chunk to the finished ones.
+fn attention_flops([key, value]: [usize; 2], tokens: usize, past: usize) -> f64 {
+    (4 * tokens + 2 * past) as f64 * key as f64 * value as f64
+}
+
 /// q, k and v before they are rounded to a type.
 fn inputs(config: &Config) -> [Vec<f32>; 3] {
-    let rows = config.batch * config.len * config.heads;
+    let Config { rule, shape, .. } = config;
+    let rows = shape.batch * shape.len * shape.heads;
     let mut all =
-        [(1, config.key), (2, config.key), (3, config.value)].map(|(seed, dim)| numbers(seed, rows * dim));
-    if config.feature_map == FeatureMap::Identity && config.normaliser != Normaliser::None {
+        [(1, shape.key), (2, shape.key), (3, shape.value)].map(|(seed, dim)| numbers(seed, rows * dim));
+    if rule.feature_map == FeatureMap::Identity && rule.normaliser != Normaliser::None {
         // Else the denominator may be anywhere near zero.
         all[..2].iter_mut().flatten().for_each(|x| *x = x.abs());
     }
@@ -260,12 +309,73 @@ impl<E: Number> Untrained<E> {
     }
 }
 
-/// Flops of a model for so many tokens: 2 for each dense weight, and attention by its recurrent flops. All of them,
-/// also where only the last time step is returned and the last block could skip a part.
-pub(crate) fn model_flops(config: &ModelConfig, tokens: usize) -> f64 {
-    let dense: usize = config.parameters().filter(|p| p.field == "kernel").map(|p| p.len()).sum();
-    let recurrent = 4 * config.num_layers * config.attention_width() * config.head_dim();
-    tokens as f64 * (2 * dense + recurrent) as f64
+/// The flops that a model executes: 2 for each weight of a dense layer and each row that the layer multiplies, and those of
+/// its attention. What a model leaves out is not counted: the rows that the last block need not compute where only the last
+/// time step is returned. Layer norms and activations are not counted either, as smaller terms.
+pub(crate) struct ModelFlops<'a> {
+    pub(crate) config: &'a ModelConfig,
+}
+
+impl ModelFlops<'_> {
+    /// Rows of a tile, as `nn::Model::forward` takes them: a longer sequence is walked tile by tile on a carried state.
+    const TILE: usize = 256;
+    /// The shortest tile of which the last block leaves rows out: `Wanted::WORTH` in `nn::block`.
+    const WORTH: usize = 16;
+
+    /// All time steps of each sequence at once.
+    ///
+    /// ```text
+    /// each row           the input projection; in each block but the last: qkv, attention, out, up, down
+    /// in the last block, where only the last time step is returned:
+    ///     each row       k and v, attention (its outputs too, although they are not used)
+    ///     the last row   q, out, up, down
+    /// ```
+    pub(crate) fn forward(&self, batch: usize, len: usize) -> f64 {
+        let config = self.config;
+        let (projection, block) = (self.dense("input_projection"), self.block());
+        let mut sequence = 0.0;
+        for begin in (0..len).step_by(Self::TILE) {
+            let rows = Self::TILE.min(len - begin);
+            // A carried state is read from the first tile on, when it is still zero.
+            let past = if len > Self::TILE { rows } else { rows.saturating_sub(config.chunk()) };
+            let all = rows as f64 * block + self.attention(rows, past);
+            let last = if config.output_mode == OutputMode::LastTimestep && rows >= Self::WORTH {
+                let query = 2.0 * (config.hidden_size * config.attention_width()) as f64;
+                let asked = if begin + rows == len { 1.0 } else { 0.0 };
+                let keys_and_values = rows as f64 * 2.0 * query;
+                keys_and_values
+                    + self.attention(rows, past)
+                    + asked * (query + block - self.dense("attn_qkv"))
+            } else {
+                all
+            };
+            sequence += rows as f64 * projection + (config.num_layers - 1) as f64 * all + last;
+        }
+        batch as f64 * sequence
+    }
+
+    /// One time step of each sequence.
+    pub(crate) fn step(&self, batch: usize) -> f64 {
+        let blocks = self.config.num_layers as f64 * (self.block() + self.attention(1, 1));
+        batch as f64 * (self.dense("input_projection") + blocks)
+    }
+
+    /// Of one row in the dense layers of a block.
+    fn block(&self) -> f64 {
+        ["attn_qkv", "attn_out", "ffn_up", "ffn_down"].map(|layer| self.dense(layer)).iter().sum()
+    }
+
+    /// Of one row in a dense layer; of a block's layers in the first block.
+    fn dense(&self, layer: &str) -> f64 {
+        let mut kernels = self.config.parameters().filter(|p| (p.layer, p.field) == (layer, "kernel"));
+        kernels.next().map_or(0.0, |kernel| 2.0 * kernel.len() as f64)
+    }
+
+    /// Of all heads.
+    fn attention(&self, rows: usize, past: usize) -> f64 {
+        let dim = self.config.head_dim();
+        self.config.num_heads as f64 * attention_flops([dim, dim], rows, past)
+    }
 }
 
 /// A model with one input, and what it needs for all of its tokens at once or for one step.
@@ -273,10 +383,10 @@ pub(crate) struct Run<'w> {
     model: Model<'w>,
     batch: usize,
     len: usize,
-    input: Vec<f32>,
-    output: Vec<f32>,
-    state: Vec<f32>,
-    scratch: Vec<f32>,
+    input: Aligned<f32>,
+    output: Aligned<f32>,
+    state: Aligned<f32>,
+    scratch: Aligned<f32>,
 }
 
 impl<'w> Run<'w> {
@@ -285,10 +395,10 @@ impl<'w> Run<'w> {
         Ok(Self {
             batch,
             len,
-            input: numbers(1, batch * len * model.config().embed_dim),
-            output: vec![0.0; model.output_len(batch, len)],
-            state: vec![0.0; model.state_len(batch)?],
-            scratch: vec![0.0; scratch],
+            input: Aligned::copy_of(&numbers(1, batch * len * model.config().embed_dim)),
+            output: Aligned::filled(0.0, model.output_len(batch, len)),
+            state: Aligned::filled(0.0, model.state_len(batch)?),
+            scratch: Aligned::filled(0.0, scratch),
             model,
         })
     }
@@ -308,7 +418,7 @@ impl<'w> Run<'w> {
     /// All tokens of the input at once: the input and the output.
     pub(crate) fn into_forward(mut self) -> (Vec<f32>, Vec<f32>) {
         self.forward();
-        (self.input, self.output)
+        (self.input.to_vec(), self.output.to_vec())
     }
 
     /// The same step by step; of a batch of one.
@@ -317,98 +427,6 @@ impl<'w> Run<'w> {
         for x in input.chunks_exact(model.config().embed_dim) {
             model.step(1, x, state, output, scratch).expect("lengths that fit");
         }
-        (self.input, self.output)
-    }
-}
-
-/// One tile product of the prefill: 16 rows of phi(Q) with a state of K rows and V columns.
-pub(crate) struct Product {
-    isa: Isa,
-    key: usize,
-    value: usize,
-    a: Vec<f32>,
-    b: Vec<f32>,
-    c: Vec<f32>,
-}
-
-impl Product {
-    pub(crate) fn new(isa: Isa, key: usize, value: usize) -> Self {
-        let width = value.next_multiple_of(Tile::panel(isa));
-        Self {
-            isa,
-            key,
-            value,
-            a: numbers(1, TILE_ROWS * key),
-            b: numbers(2, key * width),
-            c: vec![0.0; TILE_ROWS * width],
-        }
-    }
-
-    pub(crate) fn run(&mut self) {
-        let Self { isa, a, b, c, .. } = self;
-        Tile { a, b, c }.run(*isa);
-    }
-
-    /// Those of the columns asked for; a last panel may hold more.
-    pub(crate) fn flops(&self) -> f64 {
-        (2 * TILE_ROWS * self.key * self.value) as f64
-    }
-
-    /// Bytes of A, B and C.
-    pub(crate) fn bytes(&self) -> f64 {
-        (size_of::<f32>() * (TILE_ROWS * (self.key + self.value) + self.key * self.value)) as f64
-    }
-
-    pub(crate) fn error(&mut self) -> Error {
-        self.run();
-        let (key, panel) = (self.key, Tile::panel(self.isa));
-        let mut want = Vec::new();
-        for b in self.b.chunks_exact(key * panel) {
-            for a in self.a.chunks_exact(key) {
-                for j in 0..panel {
-                    let terms = a.iter().zip(b.iter().skip(j).step_by(panel));
-                    want.push(terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum());
-                }
-            }
-        }
-        Error::of(&self.c, &want)
-    }
-}
-
-/// The feature map on rows of K elements.
-pub(crate) struct Mapped<E = f32> {
-    isa: Isa,
-    map: FeatureMap,
-    key: usize,
-    from: Vec<E>,
-    to: Vec<f32>,
-}
-
-impl<E: Number> Mapped<E> {
-    pub(crate) fn new(isa: Isa, map: FeatureMap, rows: usize, key: usize) -> Self {
-        let to = vec![0.0; rows * key.next_multiple_of(isa.lanes())];
-        // Up to 4 on either side: exp has to work.
-        let from: Vec<f32> = numbers(1, rows * key).iter().map(|x| 4.0 * x).collect();
-        Self { isa, map, key, from: stored(&from), to }
-    }
-
-    pub(crate) fn run(&mut self) {
-        feature_map(self.isa, self.map, E::elements(&self.from), &mut self.to, self.key);
-    }
-
-    /// Bytes read and written.
-    pub(crate) fn bytes(&self) -> f64 {
-        (size_of_val(&self.from[..]) + size_of_val(&self.to[..])) as f64
-    }
-
-    pub(crate) fn error(&mut self) -> Error {
-        self.run();
-        let padded = self.key.next_multiple_of(self.isa.lanes());
-        let (mut got, mut want) = (Vec::new(), Vec::new());
-        for (from, to) in self.from.chunks_exact(self.key).zip(self.to.chunks_exact(padded)) {
-            got.extend(&to[..self.key]);
-            want.extend(from.iter().map(|x| reference::phi(self.map, x.load())));
-        }
-        Error::of(&got, &want)
+        (self.input.to_vec(), self.output.to_vec())
     }
 }

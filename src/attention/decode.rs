@@ -1,0 +1,94 @@
+//! One token of each head: the sweep on the caller's state, where it lies.
+
+use pulp::Simd;
+
+use super::task::{Pieces, Progress, Scratch, Task, fold};
+use crate::state::Sums as Which;
+use crate::sweep::Rows;
+use crate::vector::copy_row;
+
+/// Vectors of columns that one token sweeps at once in the caller's state: a row of S is one sequential read.
+pub(super) const WIDE: usize = 8;
+
+/// A head of a decode: which of the task's it is, its state, and its scratch.
+struct Head<'a> {
+    h: usize,
+    state: &'a mut [f32],
+    memory: &'a mut [f32],
+}
+
+impl<const DECODE: bool> Task<'_, DECODE> {
+    /// One token of each head, on the caller's state.
+    #[inline(always)]
+    pub(super) fn decode<S: Simd, const N: usize, const H: usize>(mut self, simd: S) {
+        let (mut scratch, heads) = Scratch::new(core::mem::take(&mut self.scratch), &self.sizes);
+        let (Some(carried), len) = (self.states.carried, self.layout.len()) else { return };
+        for h in 0..self.heads.len() {
+            #[allow(unsafe_code, reason = "heads are split among tasks")]
+            // SAFETY: this task alone has these heads, and takes each once.
+            let state = unsafe { carried.part(h * len, len) };
+            let head = Head { h, state, memory: &mut heads[..self.sizes.head()] };
+            self.decode_head::<S, N, H>(simd, head, &mut scratch);
+        }
+    }
+
+    #[inline(always)]
+    fn decode_head<S: Simd, const N: usize, const H: usize>(
+        &self,
+        simd: S,
+        head: Head<'_>,
+        scratch: &mut Scratch<'_>,
+    ) {
+        let layout = self.layout;
+        let Head { h, state, memory } = head;
+        let mut progress = Progress { token: 0, count: layout.count(state), use_past: true };
+        let Pieces { z, matrices: tails } = self.split(memory);
+        let (all, rest) = state.split_at_mut(layout.s_offset(Which::Error));
+        let (errors, chunk) =
+            rest.split_at_mut(layout.s_offset(Which::Chunk) - layout.s_offset(Which::Error));
+        let (all, all_z) = all.split_at_mut(layout.matrix());
+        let (errors, error_z) = errors.split_at_mut(if layout.compensated { layout.matrix() } else { 0 });
+        let (chunk, chunk_z) = chunk.split_at_mut(if layout.per_chunk { layout.matrix() } else { 0 });
+        let (chunk_z, count) = chunk_z.split_at_mut(if layout.per_chunk { layout.key } else { 0 });
+        let (mut matrices, callers_z) = if layout.per_chunk {
+            ([chunk, all, errors], [chunk_z, all_z, error_z])
+        } else {
+            ([all, chunk, errors], [all_z, chunk_z, error_z])
+        };
+        let mut pieces = Pieces { z, matrices: tails };
+        for (z, from) in pieces.z.iter_mut().zip(&callers_z) {
+            copy_row(simd, from, z);
+        }
+        let span = progress.next(self.config.rule.normaliser, 1, 1);
+        let factors = self.prepare::<S, 1>(simd, span, h, &mut pieces, scratch);
+        let tile = self.swept(span, h, &factors, scratch);
+        // Whole vectors of columns where they lie, the others by way of a panel.
+        let (lanes, value) = (S::F32_LANES, layout.value);
+        let (whole, width) = (value / lanes * lanes, self.sizes.width());
+        let rows = matrices.each_mut().map(|data| Rows { data, stride: value });
+        self.panels::<S, 1, N, H>(simd, tile, 0..whole, rows.into());
+        if lanes > 1 && whole < width {
+            for (matrix, tail) in matrices.iter().zip(&mut pieces.matrices) {
+                for (from, to) in matrix.chunks(value).zip(tail.chunks_exact_mut(lanes)) {
+                    copy_row(simd, &from[whole..], to);
+                }
+            }
+            let rows = pieces.matrices.each_mut().map(|data| Rows { data, stride: lanes });
+            self.panels::<S, 1, N, H>(simd, tile, whole..width, rows.into());
+            for (matrix, tail) in matrices.iter_mut().zip(&pieces.matrices) {
+                for (to, from) in matrix.chunks_mut(value).zip(tail.chunks_exact(lanes)) {
+                    to[whole..].copy_from_slice(&from[..value - whole]);
+                }
+            }
+        }
+        if span.fold {
+            fold(simd, matrices, &mut pieces.z);
+        }
+        for (z, to) in pieces.z.iter().zip(callers_z) {
+            to.copy_from_slice(&z[..to.len()]);
+        }
+        if let Some(count) = count.first_mut() {
+            *count = progress.count as f32;
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Many heads: what to bring, what is checked, and how the work is cut into tasks.
+
+mod decode;
+mod panels;
+pub(crate) mod part;
+mod plan;
+mod task;
+
+use core::ops::Range;
+
+pub use self::part::Part;
+pub(crate) use self::part::States;
+use self::plan::Plan;
+use self::task::Task;
+use crate::error::{Error, Result, check_len};
+use crate::isa::{Isa, dispatch};
+use crate::parallel;
+use crate::rule::Rule;
+use crate::scratch::{self, align, padded, with_alignment};
+use crate::shape::Shape;
+use crate::state::Layout;
+use crate::tensors::{Disjoint, Tensors};
+
+/// What to compute, on what sizes, and where.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The recurrence: what every output is.
+    pub rule: Rule,
+    /// Sizes and strides.
+    pub shape: Shape,
+    /// The instruction set and threads: they change the time that a call takes.
+    pub execution: Execution,
+}
+
+impl Config {
+    /// A rule on a shape, on the default instruction set and one thread.
+    pub const fn new(rule: Rule, shape: Shape) -> Self {
+        Self { rule, shape, execution: Execution { isa: None, threads: 1 } }
+    }
+
+    /// The same on a pinned instruction set.
+    #[must_use]
+    pub const fn isa(mut self, isa: Isa) -> Self {
+        self.execution.isa = Some(isa);
+        self
+    }
+
+    /// The same on at most so many threads.
+    #[must_use]
+    pub const fn threads(mut self, threads: usize) -> Self {
+        self.execution.threads = threads;
+        self
+    }
+
+    /// Checks all but what depends on the machine, and says how a state is laid out.
+    pub(crate) fn check(&self) -> Result<Layout> {
+        let Config { rule, shape, execution } = self;
+        if execution.threads == 0 {
+            return Err(Error::Zero { what: "threads" });
+        }
+        shape.check()?;
+        rule.check()?;
+        let layout = Layout::new(shape.key, shape.value, rule);
+        let all = shape.batch.max(1).checked_mul(shape.heads);
+        limit(all.and_then(|heads| heads.checked_mul(layout.checked_len().ok()?)), "the state")?;
+        Ok(layout)
+    }
+}
+
+/// Where a call runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Execution {
+    /// The instruction set; `None` for [`Isa::choose`].
+    pub isa: Option<Isa>,
+    /// Threads to use at most, of the current rayon pool. 1 by default, and always 1 without `std`. Small work
+    /// stays on the calling thread; the result does not depend on it.
+    pub threads: usize,
+}
+
+/// A number of elements that memory can have.
+fn limit(elements: Option<usize>, what: &'static str) -> Result<()> {
+    match elements {
+        Some(n) if n <= isize::MAX as usize / size_of::<f32>() / 4 => Ok(()),
+        _ => Err(Error::Overflow { what }),
+    }
+}
+
+/// The state that goes into and out of [`Attention::forward`]: `[B, H, state of one head]`, contiguous, of
+/// [`Attention::state_len`] elements; its layout is in [`crate::state`].
+#[derive(Debug)]
+pub enum State<'a> {
+    /// Begins at zero; what is left at the end is dropped.
+    Zero,
+    /// Begins at this one; dropped at the end.
+    Initial(&'a [f32]),
+    /// Begins at zero; written here at the end.
+    Final(&'a mut [f32]),
+    /// Begins at the first; written to the second at the end.
+    InitialFinal(&'a [f32], &'a mut [f32]),
+    /// Begins at this one and is replaced at the end: a stream in pieces.
+    Carried(&'a mut [f32]),
+}
+
+/// Which of the two calls is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Forward,
+    Decode,
+}
+
+/// A checked configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    config: Config,
+    isa: Isa,
+    layout: Layout,
+    forward: Plan,
+    decode: Plan,
+}
+
+impl Attention {
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// Zero heads, K, V or threads; sizes that overflow; strides of o under which rows overlap; a number that is not
+    /// finite; a chunk of 0 or more than 2^24 tokens; an instruction set that is not available.
+    pub fn new(config: Config) -> Result<Self> {
+        let layout = config.check()?;
+        let isa = match config.execution.isa {
+            Some(isa) => isa,
+            None => Isa::choose()?,
+        };
+        let attention = Self::planned(config, isa, layout);
+        for plan in [&attention.forward, &attention.decode] {
+            limit(plan.part_len.checked_mul(plan.workers), "scratch")?;
+        }
+        Ok(attention)
+    }
+
+    fn planned(config: Config, isa: Isa, layout: Layout) -> Self {
+        let forward = Plan::forward(&config, isa.lanes());
+        let decode = Plan::decode(&config, isa.lanes(), config.shape.all_heads() * layout.len());
+        Self { config, isa, layout, forward, decode }
+    }
+
+    /// The configuration, as it was given.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The instruction set that runs.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Elements of the state, `B x H` times that of one head.
+    pub fn state_len(&self) -> usize {
+        self.config.shape.all_heads() * self.layout.len()
+    }
+
+    /// Elements of scratch that [`Attention::forward`] needs.
+    pub fn scratch_len(&self) -> usize {
+        let Plan { parts, workers, part_len, .. } = self.forward;
+        // Where tasks share a head they read a copy of the state (see `run`).
+        let copy = if parts > 1 { padded(self.state_len()) } else { 0 };
+        with_alignment(copy + workers * part_len)
+    }
+
+    /// Elements of scratch that [`Attention::decode`] needs.
+    pub fn decode_scratch_len(&self) -> usize {
+        with_alignment(self.decode.workers * self.decode.part_len)
+    }
+
+    /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`] for one thread, any
+    /// instruction set and any layout: for static arrays.
+    pub const fn scratch_bound(heads: usize, key: usize, value: usize) -> usize {
+        with_alignment(Plan::bound(heads, key, value))
+    }
+
+    /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`.
+    ///
+    /// `scratch` has at least [`Attention::scratch_len`] elements, of any content.
+    ///
+    /// # Errors
+    /// A slice shorter than its shape and strides reach, a state of another length, scratch that is too short,
+    /// a state whose count of tokens is not possible. Outputs and state are left untouched then.
+    pub fn forward(&self, tensors: Tensors<'_>, state: State<'_>, scratch: &mut [f32]) -> Result<()> {
+        self.check_tensors(Op::Forward, &tensors)?;
+        scratch::check(scratch, self.scratch_len())?;
+        let states = self.states(state)?;
+        self.run::<false>(&tensors, states, scratch);
+        Ok(())
+    }
+
+    /// One token of all heads on the same state: the bits of [`Attention::forward`] with T = 1. The strides of tokens play
+    /// no part. S is updated where it lies, fastest where the state begins on a cache line of 64 bytes.
+    ///
+    /// `scratch` has at least [`Attention::decode_scratch_len`] elements, of any content.
+    ///
+    /// # Errors
+    /// As for [`Attention::forward`].
+    pub fn decode(&self, tensors: Tensors<'_>, state: &mut [f32], scratch: &mut [f32]) -> Result<()> {
+        self.check_tensors(Op::Decode, &tensors)?;
+        scratch::check(scratch, self.decode_scratch_len())?;
+        let states = self.states(State::Carried(state))?;
+        self.run::<true>(&tensors, states, scratch);
+        Ok(())
+    }
+
+    /// [`Attention::forward`], checked and not yet run, to be split among the caller's own threads: each part brings its
+    /// own scratch. [`Execution::threads`] plays no part.
+    ///
+    /// # Errors
+    /// As for [`Attention::forward`].
+    pub fn forward_part<'a>(&self, tensors: Tensors<'a>, state: State<'a>) -> Result<Part<'a>> {
+        self.check_tensors(Op::Forward, &tensors)?;
+        Ok(Part::new(self, Op::Forward, 0..self.all_heads(), tensors, self.states(state)?))
+    }
+
+    /// [`Attention::decode`], checked and not yet run, as [`Attention::forward_part`].
+    ///
+    /// # Errors
+    /// As for [`Attention::decode`].
+    pub fn decode_part<'a>(&self, tensors: Tensors<'a>, state: &'a mut [f32]) -> Result<Part<'a>> {
+        self.check_tensors(Op::Decode, &tensors)?;
+        Ok(Part::new(self, Op::Decode, 0..self.all_heads(), tensors, self.states(State::Carried(state))?))
+    }
+
+    /// Checks the lengths of tensors.
+    pub(crate) fn check_tensors(&self, op: Op, tensors: &Tensors<'_>) -> Result<()> {
+        let shape = &self.config.shape;
+        tensors.check(&shape.with_len(if op == Op::Decode { 1 } else { shape.len }))
+    }
+
+    /// Checks the state of all heads.
+    fn states<'a>(&self, state: State<'a>) -> Result<States<'a>> {
+        let heads = 0..self.all_heads();
+        match &state {
+            State::Zero => {}
+            State::Initial(state) => self.check_state(state, heads)?,
+            State::Final(state) => self.check_state_len(state, heads)?,
+            State::InitialFinal(initial, last) => {
+                self.check_state(initial, heads.clone())?;
+                self.check_state_len(last, heads)?;
+            }
+            State::Carried(state) => self.check_state(state, heads)?,
+        }
+        let none = States::default();
+        Ok(match state {
+            State::Zero => none,
+            State::Initial(state) => States { initial: Some(state), ..none },
+            State::Final(state) => States { last: Some(Disjoint::new(state)), ..none },
+            State::InitialFinal(from, to) => {
+                States { initial: Some(from), last: Some(Disjoint::new(to)), ..none }
+            }
+            State::Carried(state) => States { carried: Some(Disjoint::new(state)), ..none },
+        })
+    }
+
+    /// A checked call of all heads, on threads.
+    pub(crate) fn run<const DECODE: bool>(
+        &self,
+        tensors: &Tensors<'_>,
+        states: States<'_>,
+        scratch: &mut [f32],
+    ) {
+        if !DECODE && self.is_idle(states) {
+            return;
+        }
+        let shape = &self.config.shape;
+        let plan = self.plan(DECODE);
+        let (mut states, mut scratch) = (states, align(scratch));
+        if let Some(state) = states.carried
+            && plan.parts > 1
+        {
+            // Tasks that share a head all read its z, and one of them writes it: they read a copy.
+            let (copy, rest) = scratch.split_at_mut(padded(self.state_len()));
+            let copy = &mut copy[..self.state_len()];
+            #[allow(unsafe_code, reason = "no task has begun")]
+            // SAFETY: nothing else is alive that was made of it.
+            copy.copy_from_slice(unsafe { state.whole() });
+            scratch = rest;
+            states = States { initial: Some(copy), last: Some(state), carried: None };
+        }
+        let groups = shape.heads.div_ceil(plan.group);
+        let tasks = parallel::Tasks { count: shape.batch * groups * plan.parts, workers: plan.workers };
+        parallel::for_each(tasks, scratch, plan.part_len, |task, scratch| {
+            let (group, part) = (task / plan.parts, task % plan.parts);
+            let (batch, first) = (group / groups, group % groups * plan.group);
+            let heads = first..shape.heads.min(first + plan.group);
+            let states = states
+                .cut((batch * shape.heads + first) * self.layout.len(), heads.len() * self.layout.len());
+            let columns = part * plan.columns..shape.value.min((part + 1) * plan.columns);
+            self.dispatch::<DECODE>(Slice { tensors, states, batch, heads, columns }, scratch);
+        });
+    }
+
+    /// One task, on the calling thread.
+    pub(crate) fn dispatch<const DECODE: bool>(&self, slice: Slice<'_>, scratch: &mut [f32]) {
+        let Slice { tensors, states, batch, heads, columns } = slice;
+        let (config, layout) = (&self.config, &self.layout);
+        let len = if DECODE { 1 } else { config.shape.len };
+        let sizes = self.plan(DECODE).sizes.with(heads.len(), columns.len());
+        let task =
+            Task::<DECODE> { config, layout, tensors, states, batch, heads, columns, len, sizes, scratch };
+        dispatch(self.isa, task);
+    }
+
+    /// Without tokens, and nothing to write: there may be any number of heads then, which take no memory but time.
+    pub(crate) fn is_idle(&self, states: States<'_>) -> bool {
+        self.config.shape.len == 0 && states.last.is_none() && states.carried.is_none()
+    }
+
+    /// The same attention, planned for one thread.
+    pub(crate) fn on_one_thread(&self) -> Self {
+        Self::planned(self.config.threads(1), self.isa, self.layout)
+    }
+
+    /// Heads of all sequences.
+    pub(crate) fn all_heads(&self) -> usize {
+        self.config.shape.all_heads()
+    }
+
+    /// Elements of the state of one head.
+    pub(crate) fn head_state_len(&self) -> usize {
+        self.layout.len()
+    }
+
+    /// How a call is cut.
+    fn plan(&self, decode: bool) -> &Plan {
+        if decode { &self.decode } else { &self.forward }
+    }
+
+    /// Neighbouring heads that one task walks together.
+    pub(crate) fn group(&self, op: Op) -> usize {
+        self.plan(op == Op::Decode).group
+    }
+
+    fn check_state_len(&self, state: &[f32], heads: Range<usize>) -> Result<()> {
+        check_len("state", heads.len() * self.layout.len(), state.len())
+    }
+
+    /// Checks the state of some heads.
+    pub(crate) fn check_state(&self, state: &[f32], heads: Range<usize>) -> Result<()> {
+        let first = heads.start;
+        self.check_state_len(state, heads)?;
+        self.layout.check(state, first, self.config.shape.heads, self.config.rule.normaliser)
+    }
+}
+
+/// Some heads of one sequence and their states, some columns of V. Those that run at once differ in either.
+pub(crate) struct Slice<'a> {
+    pub(crate) tensors: &'a Tensors<'a>,
+    pub(crate) states: States<'a>,
+    pub(crate) batch: usize,
+    pub(crate) heads: Range<usize>,
+    pub(crate) columns: Range<usize>,
+}

@@ -1,0 +1,110 @@
+//! How a call is cut into tasks: from shapes, the instruction set and the number of threads, never from what runs where.
+
+use super::Config;
+use super::task::Sizes;
+use crate::parallel;
+use crate::rule::{Normaliser, Rule};
+use crate::scratch::padded;
+use crate::sweep::Blocking;
+
+/// Flops for which it pays to wake a thread: some 20 microseconds' worth.
+const GRAIN_FLOPS: usize = 1 << 21;
+/// Bytes of state in one decode for which it pays to wake a thread: some 40 microseconds' worth. With a quarter of it,
+/// 1 MiB of state took 44 us on two threads, by median, and 19 on one.
+const GRAIN_BYTES: usize = 1 << 21;
+/// Bytes of S of the heads that one task walks through together: they share L2 with the rows.
+const GROUP_BYTES: usize = 256 << 10;
+
+/// How one call is cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// Neighbouring heads in a task.
+    pub(crate) group: usize,
+    /// Tasks along V for each group.
+    pub(crate) parts: usize,
+    /// Columns in each of them but the last.
+    pub(crate) columns: usize,
+    pub(crate) workers: usize,
+    /// Elements of scratch for each worker.
+    pub(crate) part_len: usize,
+    pub(crate) sizes: Sizes,
+}
+
+/// S and what is kept beside it.
+const fn matrices(rule: &Rule) -> usize {
+    1 + matches!(rule.normaliser, Normaliser::PerChunk { .. }) as usize + rule.compensated as usize
+}
+
+impl Plan {
+    /// For many tokens.
+    pub(crate) fn forward(config: &Config, lanes: usize) -> Self {
+        let (shape, blocking) = (&config.shape, Blocking::new(lanes));
+        let tokens = shape.batch.saturating_mul(shape.len).saturating_mul(shape.heads);
+        let flops = tokens.saturating_mul(4).saturating_mul(shape.key).saturating_mul(shape.value);
+        let wanted = parallel::workers(config.execution.threads, flops, GRAIN_FLOPS);
+        // Heads that are neighbours in memory are walked together, unless that leaves threads without work.
+        let all = shape.batch.saturating_mul(shape.heads);
+        let nested = shape.q_strides.head < shape.q_strides.token && shape.heads > 1;
+        let group = if nested {
+            let fits = GROUP_BYTES / shape.key.saturating_mul(shape.value).saturating_mul(size_of::<f32>());
+            fits.min(all / wanted).clamp(1, shape.heads)
+        } else {
+            1
+        };
+        let groups = shape.batch.saturating_mul(shape.heads.div_ceil(group)).max(1);
+        let vectors = shape.value.div_ceil(lanes);
+        let parts = wanted.div_ceil(groups).min(vectors);
+        let columns = vectors.div_ceil(parts).saturating_mul(lanes).min(shape.value);
+        let parts = shape.value.div_ceil(columns);
+        let sizes = Sizes {
+            lanes,
+            heads: group,
+            key: shape.key,
+            columns,
+            matrices: matrices(&config.rule),
+            tile: blocking.tile,
+            in_place: false,
+        };
+        let workers = wanted.min(groups.saturating_mul(parts));
+        Self { group, parts, columns, workers, part_len: padded(sizes.scratch_len()), sizes }
+    }
+
+    /// For one token of each head, on the caller's state.
+    pub(crate) fn decode(config: &Config, lanes: usize, state_len: usize) -> Self {
+        let shape = &config.shape;
+        let sizes = Sizes {
+            lanes,
+            heads: 1,
+            key: shape.key,
+            columns: shape.value,
+            matrices: matrices(&config.rule),
+            tile: 1,
+            in_place: true,
+        };
+        let all = shape.batch.saturating_mul(shape.heads);
+        let threads = config.execution.threads.min(all.max(1));
+        let workers = parallel::workers(threads, state_len.saturating_mul(size_of::<f32>()), GRAIN_BYTES);
+        // A few tasks for each worker, so that a late one can be helped out.
+        let tasks = if workers == 1 { shape.batch.max(1) } else { 4 * workers };
+        let group = all.div_ceil(tasks).clamp(1, shape.heads);
+        let part_len = padded(sizes.scratch_len());
+        Self { group, parts: 1, columns: shape.value, workers, part_len, sizes }
+    }
+
+    /// The largest scratch that one thread needs, on any instruction set.
+    pub(crate) const fn bound(heads: usize, key: usize, value: usize) -> usize {
+        const LANES: [usize; 4] = [1, 4, 8, 16];
+        let (mut most, mut i) = (0, 0);
+        while i < LANES.len() {
+            let lanes = LANES[i];
+            let tile = Blocking::new(lanes).tile;
+            let sizes = Sizes { lanes, heads, key, columns: value, matrices: 3, tile, in_place: false };
+            let len = padded(sizes.scratch_len());
+            if len > most {
+                most = len;
+            }
+            i += 1;
+        }
+        most
+    }
+}

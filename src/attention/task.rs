@@ -1,0 +1,415 @@
+//! One task: some heads of one sequence and some columns of V, from the first token to the last.
+//!
+//! ```text
+//! load the states into panels (or leave them where they are)
+//! for each tile of tokens, cut where chunks end, for each head:
+//!     prepare                                            phi, norms, z
+//!     for each panel: sweep                              outputs, S
+//! store the states
+//! ```
+
+use core::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use super::Config;
+use super::decode::WIDE;
+use super::part::States;
+use crate::element::Elements;
+use crate::isa::outline;
+use crate::math::GROUP;
+use crate::rule::Normaliser;
+use crate::scratch::round_up;
+use crate::shape::Row;
+use crate::state::Layout;
+use crate::sweep::prepare::{Normalisers, Prepare};
+use crate::sweep::{Blocking, Factors, Fold, Kind, Panel, Rows, Sums, Tile, padded_key};
+use crate::tensors::Tensors;
+
+/// How many tokens before they are prepared rows are asked for: the next tile's. Without it 4096 tokens of 4 heads took
+/// a third longer on a Xeon (Granite Rapids), for rows of one head lie apart where no prefetcher of the hardware follows.
+const AHEAD: usize = 24;
+
+/// What a task's scratch depends on; sizes saturate, and absurd ones are refused at the entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) lanes: usize,
+    /// Heads in the task.
+    pub(crate) heads: usize,
+    pub(crate) key: usize,
+    /// Columns of V in the task.
+    pub(crate) columns: usize,
+    /// Matrices of a head: S, the past, rounding errors.
+    pub(crate) matrices: usize,
+    /// Tokens in a tile.
+    pub(crate) tile: usize,
+    /// Whether S is swept in the caller's memory.
+    pub(crate) in_place: bool,
+}
+
+impl Sizes {
+    /// The same for fewer heads or columns.
+    pub(crate) fn with(self, heads: usize, columns: usize) -> Self {
+        Self { heads, columns, ..self }
+    }
+
+    /// Columns rounded up to whole vectors.
+    pub(super) const fn width(&self) -> usize {
+        round_up(self.columns, self.lanes)
+    }
+
+    /// Elements of a matrix in panels: all columns, or in place only those that don't fill a vector.
+    pub(super) const fn panels(&self) -> usize {
+        let columns = if !self.in_place {
+            self.width()
+        } else if self.columns.is_multiple_of(self.lanes) {
+            0
+        } else {
+            self.lanes
+        };
+        // Panels of whole vectors begin on whole vectors.
+        round_up(columns.saturating_mul(self.key), GROUP)
+    }
+
+    /// Elements of a head: z and S of each kind.
+    pub(super) const fn head(&self) -> usize {
+        self.panels().saturating_add(padded_key(self.key)).saturating_mul(self.matrices)
+    }
+
+    /// The most tokens in a block.
+    const fn block(&self) -> usize {
+        if self.tile < Blocking::MOST_TOKENS { self.tile } else { Blocking::MOST_TOKENS }
+    }
+
+    /// Elements of a tile: operands, rows of a block, v.
+    const fn rows(&self) -> usize {
+        let key = padded_key(self.key).saturating_mul(2 * (self.tile + self.block()));
+        key.saturating_add(round_up(self.width(), GROUP).saturating_mul(self.tile))
+    }
+
+    /// Elements of scratch, beyond alignment.
+    pub(crate) const fn scratch_len(&self) -> usize {
+        let heads = if self.in_place { 1 } else { self.heads };
+        self.rows().saturating_add(self.head().saturating_mul(heads))
+    }
+}
+
+/// Some heads of one sequence, some columns of V. Tasks that run at once differ in either. Of a decode, the state is swept
+/// where it lies; the two are types of their own, so that a program that only decodes holds no other code.
+pub(crate) struct Task<'a, const DECODE: bool> {
+    pub(crate) config: &'a Config,
+    pub(crate) layout: &'a Layout,
+    pub(crate) tensors: &'a Tensors<'a>,
+    /// Of these heads.
+    pub(crate) states: States<'a>,
+    pub(crate) batch: usize,
+    pub(crate) heads: Range<usize>,
+    /// Columns of V and o, beginning at a whole vector.
+    pub(crate) columns: Range<usize>,
+    /// Tokens.
+    pub(crate) len: usize,
+    pub(crate) sizes: Sizes,
+    pub(crate) scratch: &'a mut [f32],
+}
+
+impl<const DECODE: bool> WithSimd for Task<'_, DECODE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // Blocks of B tokens by N vectors, or by H where there is more to hold. Rounding errors are
+        // taken by blocks of four tokens on every instruction set, for bits depend on them. With two matrices to read,
+        // blocks of four are faster on AVX-512, of three on AVX2.
+        let Layout { compensated, per_chunk, .. } = *self.layout;
+        match S::F32_LANES {
+            // Where there are no vectors code is counted in bytes.
+            1 if DECODE => self.decode::<S, 4, 1>(simd),
+            _ if DECODE => self.decode::<S, WIDE, { WIDE / 2 }>(simd),
+            16 if compensated || per_chunk => self.run::<S, 4, 2, 2>(simd),
+            16 => self.run::<S, 3, 4, 2>(simd),
+            8 if compensated => self.run::<S, 4, 2, 1>(simd),
+            8 => self.run::<S, 3, 2, 1>(simd),
+            _ => self.run::<S, 4, 2, 1>(simd),
+        }
+    }
+}
+
+/// How far the heads of a task have come.
+#[derive(Clone, Copy)]
+pub(super) struct Progress {
+    pub(super) token: usize,
+    /// Tokens in the current chunk.
+    pub(super) count: usize,
+    /// Whether a finished chunk, or an initial state, lies before it.
+    pub(super) use_past: bool,
+}
+
+/// The next tokens of a head, never beyond a chunk.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    token: usize,
+    len: usize,
+    use_past: bool,
+    pub(super) fold: bool,
+}
+
+impl Progress {
+    #[inline(always)]
+    pub(super) fn next(&mut self, normaliser: Normaliser, end: usize, tile: usize) -> Span {
+        let mut span =
+            Span { token: self.token, len: tile.min(end - self.token), use_past: self.use_past, fold: false };
+        if let Normaliser::PerChunk { chunk, .. } = normaliser {
+            span.len = span.len.min(chunk - self.count);
+            self.count += span.len;
+            if self.count == chunk {
+                (span.fold, self.use_past, self.count) = (true, true, 0);
+            }
+        }
+        self.token += span.len;
+        span
+    }
+}
+
+/// The working memory of a tile.
+pub(super) struct Scratch<'a> {
+    operands: &'a mut [f32],
+    space: &'a mut [f32],
+    wide_v: &'a mut [f32],
+}
+
+impl<'a> Scratch<'a> {
+    /// The pieces of a task's scratch, and what is left for the heads.
+    #[inline(always)]
+    pub(super) fn new(scratch: &'a mut [f32], sizes: &Sizes) -> (Self, &'a mut [f32]) {
+        let key = padded_key(sizes.key);
+        let (rows, heads) = scratch.split_at_mut(sizes.rows());
+        let (operands, rest) = rows.split_at_mut(2 * sizes.tile * key);
+        let (space, wide_v) = rest.split_at_mut(2 * sizes.block() * key);
+        (Self { operands, space, wide_v }, heads)
+    }
+}
+
+/// The sums of a head in scratch: z padded to whole groups, and panels of S, the past and rounding errors. Those that
+/// there are none of are empty.
+pub(super) struct Pieces<'a> {
+    pub(super) z: [&'a mut [f32]; 3],
+    pub(super) matrices: [&'a mut [f32]; 3],
+}
+
+impl<const DECODE: bool> Task<'_, DECODE> {
+    #[inline(always)]
+    fn run<S: Simd, const B: usize, const N: usize, const H: usize>(mut self, simd: S) {
+        let sizes = self.sizes;
+        let (mut scratch, heads) = Scratch::new(core::mem::take(&mut self.scratch), &sizes);
+        let heads = &mut heads[..sizes.heads * sizes.head()];
+        let mut progress = {
+            let count = self.initial(0).map(|state| self.layout.count(state));
+            Progress { token: 0, count: count.unwrap_or(0), use_past: count.is_some() }
+        };
+        // Heads are inside and tiles outside, so that rows of heads that lie side by side are read while they are near. (A
+        // head that computes 48 to 192 tokens before the next one does, so that its S stays in L1, is no faster.)
+        // Without tokens a state is still written, hence the exit at the end.
+        loop {
+            let begin = progress;
+            for (h, head) in heads.chunks_exact_mut(sizes.head()).enumerate() {
+                progress = begin;
+                let mut head = self.split(head);
+                if begin.token == 0 {
+                    self.load(simd, self.initial(h), &mut head);
+                }
+                let span = progress.next(self.config.rule.normaliser, self.len, sizes.tile);
+                if span.len > 0 {
+                    self.tile::<S, B, N, H>(simd, span, h, &mut head, &mut scratch);
+                }
+                if let (true, Some(last)) =
+                    (progress.token == self.len, self.states.last.or(self.states.carried))
+                {
+                    self.store::<S>(last, h, &head, progress.count);
+                }
+            }
+            if progress.token == self.len {
+                return;
+            }
+        }
+    }
+
+    /// The state of a head before the first token.
+    #[inline(always)]
+    fn initial(&self, h: usize) -> Option<&[f32]> {
+        let len = self.layout.len();
+        match (self.states.initial, self.states.carried) {
+            (Some(state), _) => Some(&state[h * len..][..len]),
+            #[allow(unsafe_code, reason = "a carried state is read, then written")]
+            // SAFETY: this task alone has it, and reads each head's part before it writes that part.
+            (None, Some(state)) => Some(unsafe { state.part(h * len, len) }),
+            (None, None) => None,
+        }
+    }
+
+    /// The pieces of a head's scratch.
+    #[inline(always)]
+    pub(super) fn split<'a>(&self, head: &'a mut [f32]) -> Pieces<'a> {
+        let (panels, key) = (self.sizes.panels(), padded_key(self.sizes.key));
+        let (past, error) = (self.layout.per_chunk as usize, self.layout.compensated as usize);
+        let (s, rest) = head.split_at_mut(panels);
+        let (past_s, rest) = rest.split_at_mut(past * panels);
+        let (error_s, rest) = rest.split_at_mut(error * panels);
+        let (z, rest) = rest.split_at_mut(key);
+        let (past_z, error_z) = rest.split_at_mut(past * key);
+        Pieces { z: [z, past_z, error_z], matrices: [s, past_s, error_s] }
+    }
+
+    /// One tile of one head.
+    #[inline(always)]
+    fn tile<S: Simd, const B: usize, const N: usize, const H: usize>(
+        &self,
+        simd: S,
+        span: Span,
+        h: usize,
+        head: &mut Pieces<'_>,
+        scratch: &mut Scratch<'_>,
+    ) {
+        let factors = self.prepare::<S, B>(simd, span, h, head, scratch);
+        let tile = self.swept(span, h, &factors, scratch);
+        let width = self.sizes.width();
+        let panel = Blocking::new(S::F32_LANES).panel(S::F32_LANES);
+        for begin in (0..width).step_by(panel) {
+            let stride = panel.min(width - begin);
+            let elements = begin * self.sizes.key..(begin + stride) * self.sizes.key;
+            let rows = head
+                .matrices
+                .each_mut()
+                .map(|data| Rows { data: data.get_mut(elements.clone()).unwrap_or_default(), stride });
+            self.panels::<S, B, N, H>(simd, tile, begin..begin + stride, rows.into());
+        }
+        if span.fold {
+            fold(simd, head.matrices.each_mut().map(|matrix| &mut **matrix), &mut head.z);
+        }
+    }
+
+    /// The first row of a tile.
+    #[inline(always)]
+    fn first(&self, span: Span, h: usize) -> Row {
+        Row { batch: self.batch, token: span.token, head: self.heads.start + h }
+    }
+
+    /// Prepares a tile and adds it to z.
+    #[inline(always)]
+    pub(super) fn prepare<S: Simd, const B: usize>(
+        &self,
+        simd: S,
+        span: Span,
+        h: usize,
+        head: &mut Pieces<'_>,
+        scratch: &mut Scratch<'_>,
+    ) -> Factors {
+        let [z, past, error] = &mut head.z;
+        let prepare = Prepare::<B> {
+            rule: &self.config.rule,
+            shape: &self.config.shape,
+            tensors: self.tensors,
+            first: self.first(span, h),
+            len: span.len,
+            columns: self.columns.clone(),
+            use_past: span.use_past,
+            z: Normalisers { z, past, error },
+            operands: &mut *scratch.operands,
+            wide_v: &mut *scratch.wide_v,
+            space: &mut *scratch.space,
+        };
+        outline(simd, prepare)
+    }
+
+    /// A tile that has been prepared.
+    #[inline(always)]
+    pub(super) fn swept<'a>(
+        &'a self,
+        span: Span,
+        h: usize,
+        factors: &'a Factors,
+        scratch: &'a Scratch<'_>,
+    ) -> Tile<'a> {
+        Tile {
+            shape: &self.config.shape,
+            tensors: self.tensors,
+            first: self.first(span, h),
+            len: span.len,
+            operands: scratch.operands,
+            factors,
+            wide_v: (!matches!(self.tensors.v, Elements::F32(_))).then_some(&*scratch.wide_v),
+            columns: &self.columns,
+            use_past: span.use_past,
+            ahead: [AHEAD, self.len],
+        }
+    }
+
+    /// Sweeps whole vectors of columns, whose sums begin with the first of them.
+    #[inline(always)]
+    pub(super) fn panels<S: Simd, const B: usize, const N: usize, const H: usize>(
+        &self,
+        simd: S,
+        tile: Tile<'_>,
+        columns: Range<usize>,
+        sums: Sums<'_>,
+    ) {
+        let mut walk = Walk { tile, begin: columns.start, column: columns.start, end: columns.end, sums };
+        if DECODE && S::F32_LANES == 1 {
+            if self.layout.per_chunk {
+                // Of the past, which only takes in whole chunks.
+                walk.sums.error = Rows { data: &mut [], stride: 1 };
+            }
+            walk.all::<S, B, N, { Kind::ANY }>(simd);
+            walk.all::<S, B, 1, { Kind::ANY }>(simd);
+        } else if self.layout.per_chunk && tile.use_past {
+            walk.all::<S, B, H, { Kind::PAST }>(simd);
+            walk.all::<S, B, 1, { Kind::PAST }>(simd);
+        } else if self.layout.compensated && !self.layout.per_chunk {
+            walk.all::<S, B, H, { Kind::COMPENSATED }>(simd);
+            walk.all::<S, B, 1, { Kind::COMPENSATED }>(simd);
+        } else {
+            walk.all::<S, B, N, { Kind::PLAIN }>(simd);
+            walk.all::<S, B, H, { Kind::PLAIN }>(simd);
+            walk.all::<S, B, 1, { Kind::PLAIN }>(simd);
+        }
+    }
+}
+
+/// The end of a chunk, of S, the past and rounding errors, and of z likewise.
+#[inline(always)]
+pub(super) fn fold<S: Simd>(
+    simd: S,
+    [sums, past, error]: [&mut [f32]; 3],
+    [z, past_z, error_z]: &mut [&mut [f32]; 3],
+) {
+    outline(simd, Fold { sums, past, error });
+    outline(simd, Fold { sums: z, past: past_z, error: error_z });
+}
+
+/// Vectors of columns that are still to be swept.
+struct Walk<'a> {
+    tile: Tile<'a>,
+    /// Where the sums begin.
+    begin: usize,
+    column: usize,
+    end: usize,
+    sums: Sums<'a>,
+}
+
+impl Walk<'_> {
+    /// Takes N vectors at a time, as often as there are as many.
+    #[inline(always)]
+    fn all<S: Simd, const B: usize, const N: usize, const KIND: u8>(&mut self, simd: S) {
+        let width = N * S::F32_LANES;
+        while self.end - self.column >= width {
+            let skip = self.column - self.begin;
+            let Sums { s, past, error } = &mut self.sums;
+            let sums = Sums {
+                s: s.skip_columns(skip),
+                past: past.skip_columns(skip),
+                error: error.skip_columns(skip),
+            };
+            outline(simd, Panel::<B, N, KIND> { tile: self.tile, column: self.column, sums });
+            self.column += width;
+        }
+    }
+}

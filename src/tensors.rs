@@ -1,0 +1,230 @@
+//! q, k, v and o of a call: one structure that is carried from the call to the kernel.
+#![allow(unsafe_code, reason = "tasks on different threads write different rows of one slice")]
+
+use core::marker::PhantomData;
+use core::ops::Range;
+
+use half::{bf16, f16};
+use pulp::{Simd, WithSimd};
+
+use crate::element::{Elements, ElementsMut, narrow_bf16};
+use crate::error::{Result, check_room};
+use crate::isa::{self, Lines, outline};
+use crate::shape::{Row, Shape, Strides};
+use crate::vector::store;
+
+/// The tensors of a call, each a slice of f32, bf16 or f16 ([`crate::Element`]); the strides are in [`Shape`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Tensors<'a> {
+    pub(crate) q: Elements<'a>,
+    pub(crate) k: Elements<'a>,
+    pub(crate) v: Elements<'a>,
+    pub(crate) o: Outputs<'a>,
+}
+
+impl<'a> Tensors<'a> {
+    /// q and k `[B, T, H, K]`, v and o `[B, T, H, V]`. Elements of o between its rows are left alone.
+    pub fn new(
+        q: impl Into<Elements<'a>>,
+        k: impl Into<Elements<'a>>,
+        v: impl Into<Elements<'a>>,
+        o: impl Into<ElementsMut<'a>>,
+    ) -> Self {
+        Self { q: q.into(), k: k.into(), v: v.into(), o: o.into().into() }
+    }
+
+    /// The same tensors once more, for a task that writes other rows of o.
+    pub(crate) fn share(&self) -> Self {
+        Self { ..*self }
+    }
+
+    /// Checks lengths.
+    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
+        let [q, k, v, o] = shape.reach()?;
+        check_room("q", q, self.q.len())?;
+        check_room("k", k, self.k.len())?;
+        check_room("v", v, self.v.len())?;
+        check_room("o", o, self.o.len())
+    }
+
+    /// A row of q, `[K]`.
+    #[inline(always)]
+    pub(crate) fn q(&self, shape: &Shape, row: Row) -> Elements<'a> {
+        let begin = shape.q_strides.offset(row);
+        self.q.slice(begin..begin + shape.key)
+    }
+
+    /// A row of k, `[K]`.
+    #[inline(always)]
+    pub(crate) fn k(&self, shape: &Shape, row: Row) -> Elements<'a> {
+        let begin = shape.k_strides.offset(row);
+        self.k.slice(begin..begin + shape.key)
+    }
+
+    /// Columns of a row of v.
+    #[inline(always)]
+    pub(crate) fn v(&self, shape: &Shape, row: Row, columns: Range<usize>) -> Elements<'a> {
+        let begin = shape.v_strides.offset(row);
+        self.v.slice(begin + columns.start..begin + columns.end)
+    }
+
+    /// Where the rows of q, k, v and o lie from a token on.
+    #[inline(always)]
+    pub(crate) fn lines(&self, shape: &Shape, row: Row) -> [Lines; 4] {
+        let row = |(data, size): (*const u8, usize), strides: Strides, len: usize| Lines {
+            first: data.wrapping_add(strides.offset(row) * size),
+            stride: strides.token * size,
+            bytes: len * size,
+        };
+        [
+            row(self.q.address(), shape.q_strides, shape.key),
+            row(self.k.address(), shape.k_strides, shape.key),
+            row(self.v.address(), shape.v_strides, shape.value),
+            row(self.o.address(), shape.o_strides, shape.value),
+        ]
+    }
+
+    /// Writes columns of a row of o, rounded to its type: N vectors, of which the last `columns` may end within.
+    ///
+    /// # Safety
+    /// The lengths were checked, and no other task holds columns of this row that overlap these.
+    #[inline(always)]
+    pub(crate) unsafe fn write<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        begin: usize,
+        columns: usize,
+        from: [S::f32s; N],
+    ) {
+        match self.o {
+            Outputs::F32(o) if columns == N * S::F32_LANES => {
+                // SAFETY: rows are disjoint by the check of the shape, columns by the caller's promise.
+                store::<S, N>(from, unsafe { o.part(begin, columns) });
+            }
+            o => {
+                let row = &bytemuck::cast_slice::<S::f32s, f32>(from.as_slice())[..columns];
+                outline(simd, Write { o, begin, row });
+            }
+        }
+    }
+}
+
+/// Columns of a row that are rounded, or that end within a vector; apart, so that the usual way stays small.
+struct Write<'a> {
+    o: Outputs<'a>,
+    begin: usize,
+    row: &'a [f32],
+}
+
+impl WithSimd for Write<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { o, begin, row } = self;
+        // SAFETY: the promise of `Tensors::write`, which alone makes one.
+        unsafe {
+            match o {
+                Outputs::F32(o) => o.part(begin, row.len()).copy_from_slice(row),
+                Outputs::Bf16(o) => narrow_bf16(row, o.part(begin, row.len())),
+                Outputs::F16(o) => isa::narrow_f16(simd, row, o.part(begin, row.len())),
+            }
+        }
+    }
+}
+
+/// A [`Disjoint`] of one of the types.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outputs<'a> {
+    F32(Disjoint<'a>),
+    Bf16(Disjoint<'a, bf16>),
+    F16(Disjoint<'a, f16>),
+}
+
+impl<'a> From<ElementsMut<'a>> for Outputs<'a> {
+    fn from(slice: ElementsMut<'a>) -> Self {
+        match slice {
+            ElementsMut::F32(data) => Outputs::F32(Disjoint::new(data)),
+            ElementsMut::Bf16(data) => Outputs::Bf16(Disjoint::new(data)),
+            ElementsMut::F16(data) => Outputs::F16(Disjoint::new(data)),
+        }
+    }
+}
+
+impl Outputs<'_> {
+    fn address(&self) -> (*const u8, usize) {
+        match self {
+            Outputs::F32(data) => (data.data.cast_const().cast(), 4),
+            Outputs::Bf16(data) => (data.data.cast_const().cast(), 2),
+            Outputs::F16(data) => (data.data.cast_const().cast(), 2),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Outputs::F32(data) => data.len,
+            Outputs::Bf16(data) => data.len,
+            Outputs::F16(data) => data.len,
+        }
+    }
+}
+
+/// A slice of which different tasks write different parts. The borrow keeps everyone else out; that no two
+/// tasks take the same part is the caller's promise, made where the parts are cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Disjoint<'a, T = f32> {
+    data: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a `&mut [T]` that was cut up; `part` passes on the duty to keep the parts apart.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
+// SAFETY: as above; without `part` nothing can be reached through a shared one.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(data: &'a mut [T]) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
+    }
+
+    /// Without a borrow: the C ABI's.
+    ///
+    /// # Safety
+    /// `len` elements there can be written for 'a (where there are none it may be any address), and elements of parts that
+    /// are taken are not reached in another way meanwhile.
+    #[cfg(feature = "cdylib")]
+    pub(crate) unsafe fn from_raw(data: *mut T, len: usize) -> Self {
+        // Of no elements C may give any address; a slice may not have any.
+        let data = if len == 0 { core::ptr::NonNull::dangling().as_ptr() } else { data };
+        Self { data, len, borrow: PhantomData }
+    }
+
+    /// Elements `begin .. begin + len`, still to be taken.
+    pub(crate) fn cut(self, begin: usize, len: usize) -> Self {
+        assert!(begin <= self.len && len <= self.len - begin, "part out of bounds");
+        // SAFETY: in bounds by the assertion.
+        Self { data: unsafe { self.data.add(begin) }, len, borrow: PhantomData }
+    }
+
+    /// The whole of it.
+    ///
+    /// # Safety
+    /// No part that overlaps it is alive.
+    pub(crate) unsafe fn whole(self) -> &'a mut [T] {
+        // SAFETY: the slice it was made of; not shared by the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.data, self.len) }
+    }
+
+    /// Elements `begin .. begin + len`.
+    ///
+    /// # Safety
+    /// No other part that is alive overlaps this one.
+    #[inline(always)]
+    pub(crate) unsafe fn part(&self, begin: usize, len: usize) -> &'a mut [T] {
+        assert!(begin <= self.len && len <= self.len - begin, "part out of bounds");
+        // SAFETY: in bounds by the assertion, inside the slice borrowed for 'a; disjoint by the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.data.add(begin), len) }
+    }
+}

@@ -1,0 +1,71 @@
+//! What the library asks of the allocator: the core and the model nothing, the readers of files no more than the file's
+//! length bounds. A global allocator counts, for each thread by itself, so that tests may run side by side.
+#![allow(unsafe_code, reason = "a global allocator is unsafe to implement")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(feature = "files")]
+#[path = "../weights/mod.rs"]
+mod weights;
+
+#[cfg(feature = "files")]
+mod hostile;
+mod no_alloc;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+/// The system's allocator, how often this thread has called it, and the bytes that the thread holds and has held at most.
+struct Counting;
+
+thread_local! {
+    // Initialised at compile time and without a destructor: reading them allocates nothing.
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+    static HOLDS: Cell<isize> = const { Cell::new(0) };
+    static MOST: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count() {
+    CALLS.set(CALLS.get() + 1);
+}
+
+fn holds(more: isize) {
+    HOLDS.set(HOLDS.get() + more);
+    MOST.set(MOST.get().max(HOLDS.get()));
+}
+
+// SAFETY: every call is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        holds(layout.size() as isize);
+        // SAFETY: the caller's promises are those asked for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        holds(layout.size() as isize);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, from: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // Both, while one is copied to the other.
+        holds(size as isize);
+        holds(-(layout.size() as isize));
+        // SAFETY: as above.
+        unsafe { System.realloc(from, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, from: *mut u8, layout: Layout) {
+        count();
+        holds(-(layout.size() as isize));
+        // SAFETY: as above.
+        unsafe { System.dealloc(from, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;

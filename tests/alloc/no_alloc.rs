@@ -1,0 +1,97 @@
+//! The core and the model allocate nothing: not when configured, not in `forward`, `decode` or `step`, and not when they
+//! refuse. Calls of the allocator are counted on the calling thread; with one thread that is all there is.
+
+use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::{Attention, Config, Isa, Rule, Shape, State, Tensors};
+
+use crate::CALLS;
+use crate::common::*;
+
+/// What `run` returns; it must not have called the allocator, not even to give something back.
+#[track_caller]
+fn without_allocating<R>(what: &str, run: impl FnOnce() -> R) -> R {
+    let before = CALLS.get();
+    let result = run();
+    let calls = CALLS.get() - before;
+    assert_eq!(calls, 0, "{what}: {calls} calls of the allocator");
+    result
+}
+
+#[test]
+fn the_allocator_counts() {
+    let before = CALLS.get();
+    drop(std::hint::black_box(vec![1.0_f32; 100]));
+    assert_eq!(CALLS.get() - before, 2);
+}
+
+#[test]
+fn attention() {
+    // What is asked of the CPU is asked once.
+    without_allocating("Isa::available", || assert!(Isa::available().count() > 0));
+    without_allocating("Isa::best", Isa::best);
+    for isa in Isa::available() {
+        for normaliser in normalisers(&[5, 20, 1000]) {
+            for (batch, len, heads, key, value) in [(1, 1, 1, 1, 1), (2, 50, 3, 20, 70), (1, 16, 4, 64, 64)] {
+                let config =
+                    Config::new(Rule::linear(normaliser), Shape::new(batch, len, heads, key, value)).isa(isa);
+                let attention =
+                    without_allocating("new", || Attention::new(config)).expect("a legal configuration");
+                let case = Case::new(config, 1);
+                let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| &x[..]);
+                let o = &mut vec![0.0; batch * len * heads * value][..];
+                let initial = &mut vec![0.0; attention.state_len()];
+                let last = &mut vec![0.0; attention.state_len()];
+                let scratch = &mut vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())];
+                let mut forward = |what: &str, state: State<'_>| {
+                    let run = || attention.forward(Tensors::new(q, k, v, &mut *o), state, scratch);
+                    without_allocating(what, run).expect("legal arguments");
+                };
+                forward("Zero", State::Zero);
+                forward("Initial", State::Initial(initial));
+                forward("Final", State::Final(last));
+                forward("InitialFinal", State::InitialFinal(initial, last));
+                forward("Carried", State::Carried(initial));
+                let run = || attention.decode(Tensors::new(q, k, v, &mut *o), initial, scratch);
+                without_allocating("decode", run).expect("legal arguments");
+                let run = || attention.forward(Tensors::new(q, k, v, &mut *o), State::Zero, &mut []);
+                without_allocating("an error", run).expect_err("no scratch");
+            }
+        }
+    }
+}
+
+#[test]
+fn model() {
+    for isa in Isa::available() {
+        for output_mode in [OutputMode::LastTimestep, OutputMode::All, OutputMode::Mean] {
+            let config = ModelConfig {
+                hidden_size: 50,
+                num_heads: 3,
+                num_layers: 2,
+                output_mode,
+                ..ModelConfig::new(7)
+            };
+            let flat = &mut vec![0.0; config.parameters_len()];
+            without_allocating("init", || init(&config, 1, flat)).expect("a flat model");
+            let blocks = &mut [BlockWeights::default(); 2];
+            let weights = without_allocating("from_flat", || Weights::from_flat(&config, flat, blocks));
+            let weights = weights.expect("a flat model");
+            let model = without_allocating("Model::new", || Model::new(config, weights, Some(isa), 1));
+            let model = model.expect("a legal model");
+            // The second is carried from tile to tile.
+            for (batch, len) in [(3, 20), (1, 150)] {
+                let scratch_len = without_allocating("scratch_len", || model.scratch_len(batch, len));
+                let scratch = &mut vec![0.0; scratch_len.expect("a legal size")];
+                let (input, output) =
+                    (normals(1, batch * len * 7), &mut vec![0.0; model.output_len(batch, len)]);
+                without_allocating("Model::forward", || model.forward(batch, len, &input, output, scratch))
+                    .expect("legal arguments");
+                let state = &mut vec![0.0; model.state_len(batch).expect("a legal size")];
+                let scratch = &mut vec![0.0; model.step_scratch_len(batch).expect("a legal size")];
+                let (input, output) = (&input[..batch * 7], &mut vec![0.0; batch * 50]);
+                without_allocating("Model::step", || model.step(batch, input, state, output, scratch))
+                    .expect("legal arguments");
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Structures of C as headers of other versions have them.
+#![allow(unsafe_code, reason = "structures are taken as bytes")]
+
+use std::mem::MaybeUninit;
+
+use chunkwise::capi::args::Headed;
+use chunkwise::capi::status::{CW_ABI, CW_OK, CW_SIZE};
+
+/// What the bytes hold that the library must neither read nor write.
+pub(crate) const BEHIND: u8 = 0xa5;
+
+/// A structure of which the caller has so many bytes, with others behind them, and what the library must take it for.
+pub(crate) fn older<T: Headed>(whole: &T, size: usize) -> (T, T) {
+    let mut behind = MaybeUninit::<T>::uninit();
+    // SAFETY: by its trait, every bit pattern is a value, and the first field is its size.
+    unsafe {
+        behind.as_mut_ptr().write_bytes(BEHIND, 1);
+        let (mut short, mut long) = (behind.assume_init(), T::DEFAULT);
+        let from = (&raw const *whole).cast::<u8>();
+        for to in [&raw mut short, &raw mut long] {
+            to.cast::<u8>().copy_from_nonoverlapping(from, size);
+        }
+        (&raw mut short).cast::<u32>().write(size as u32);
+        (&raw mut long).cast::<u32>().write(size_of::<T>() as u32);
+        (short, long)
+    }
+}
+
+/// Sizes at which a structure may end: behind its head, and before and behind each field.
+pub(crate) fn ends<T: Headed>() -> Vec<usize> {
+    let mut ends: Vec<usize> = T::FIELDS.iter().flatten().copied().collect();
+    ends.dedup();
+    ends
+}
+
+/// Sizes that are refused, up to some that are too large.
+pub(crate) fn refused<T: Headed>() -> impl Iterator<Item = usize> {
+    let ends = ends::<T>();
+    (0..size_of::<T>() + 20).filter(move |size| !ends.contains(size))
+}
+
+/// The bytes of a structure.
+pub(crate) fn bytes<T: Headed>(of: &T) -> &[u8] {
+    // SAFETY: there is no padding: a structure that has any is not asked about here.
+    unsafe { std::slice::from_raw_parts((&raw const *of).cast(), size_of::<T>()) }
+}
+
+/// That the library fills structures of every size with what it fills the whole one with, and writes nothing else.
+pub(crate) fn fills_what_there_is<T: Headed>(fill: impl Fn(&mut T) -> i32) {
+    let mut whole = T::DEFAULT;
+    assert_eq!(fill(&mut whole), CW_OK);
+    for size in ends::<T>() {
+        let (mut got, _) = older(&T::DEFAULT, size);
+        let (before, _) = older(&T::DEFAULT, size);
+        assert_eq!(fill(&mut got), CW_OK, "of {size} bytes");
+        assert_eq!(bytes(&got)[..8], bytes(&before)[..8], "of {size} bytes: the head");
+        assert_eq!(bytes(&got)[8..size], bytes(&whole)[8..size], "of {size} bytes: fields");
+        assert_eq!(bytes(&got)[size..], bytes(&before)[size..], "of {size} bytes: behind them");
+    }
+    for size in refused::<T>() {
+        let (mut got, _) = older(&T::DEFAULT, size.clamp(8, size_of::<T>()));
+        // SAFETY: the first field, as above.
+        unsafe { (&raw mut got).cast::<u32>().write(size as u32) };
+        let before = got;
+        assert_eq!(fill(&mut got), CW_SIZE, "of {size} bytes");
+        assert_eq!(bytes(&got), bytes(&before), "of {size} bytes");
+    }
+}
+
+/// That the library takes structures of every size for what they say, with defaults behind that. `answer` is a status
+/// and the bits of all that was written.
+pub(crate) fn takes_what_there_is<T: Headed>(whole: &T, mut answer: impl FnMut(&T) -> (i32, Vec<u32>)) {
+    for size in ends::<T>() {
+        let (short, long) = older(whole, size);
+        let (got, want) = (answer(&short), answer(&long));
+        assert!(got == want, "of {size} bytes: {}, and as a whole {}", got.0, want.0);
+    }
+    let mut other = *whole;
+    // SAFETY: the second field, the ABI version.
+    unsafe { (&raw mut other).cast::<u32>().add(1).write(0) };
+    let (status, untouched) = answer(&other);
+    assert_eq!(status, CW_ABI);
+    for size in refused::<T>() {
+        let mut other = *whole;
+        // SAFETY: the first field, as above.
+        unsafe { (&raw mut other).cast::<u32>().write(size as u32) };
+        let (status, written) = answer(&other);
+        assert_eq!(status, CW_SIZE, "of {size} bytes");
+        assert!(written == untouched, "of {size} bytes");
+    }
+}

@@ -1,0 +1,301 @@
+//! The bits themselves: hashes of outputs and states, the same on every instruction set that fuses a multiplication and an
+//! addition, on every machine, from one version to the next. Inputs come from whole numbers, so that they are the same
+//! everywhere.
+//!
+//! Where a change of the bits is meant, a test that fails prints the constants as they now are.
+
+use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::{Config, Isa, Normaliser, Rule, Shape, State, Tensors, isa};
+use half::{bf16, f16};
+
+use crate::common::*;
+
+/// Of attention in f32, bf16 and f16: every map by every normaliser, in the order of [`MAPS`] and [`NORMALISERS`].
+const ATTENTION: [[u64; 3]; 18] = [
+    [0x71f7_4efa_c626_0700, 0xf5ae_bc3b_b0e7_aaa8, 0x1fce_0cf4_7d2a_18e7],
+    [0x235f_b716_998f_25fe, 0x5b1c_e628_758a_b82b, 0x6923_4125_389f_3cc9],
+    [0xab92_b125_d995_c315, 0x0c34_ac04_3cf9_1d7c, 0x4bb8_5b96_c3d0_d435],
+    [0x4263_0112_88da_5347, 0x95f0_46f3_75cf_e11d, 0x49cb_e755_f2fd_6c0f],
+    [0x1d9f_1a8a_4c99_32a1, 0x765b_0931_d1c9_7655, 0x92d6_9c69_e0ee_164d],
+    [0x2a66_0909_28f2_16b0, 0x6503_8729_27c9_ac23, 0x8efb_0b68_9d45_0965],
+    [0x4aaf_5fc8_8917_f1a7, 0x4289_852a_b231_77cc, 0xda65_814b_4e5a_fc1f],
+    [0x85d4_47b9_0ed5_90ba, 0x527c_45d3_e13c_5a03, 0x0baa_89c1_b755_1d1a],
+    [0x2b83_0823_97b0_8b1a, 0x4bbc_450d_3be5_b141, 0x5e0e_b99b_077c_6f81],
+    [0x3366_3479_e5d2_fb52, 0xb0a6_fea4_a52f_32ee, 0x1a5c_e55e_568e_d9db],
+    [0xbfa6_799c_2020_dd54, 0x2806_78a3_36ea_68e2, 0x414a_3bf9_ca19_e01f],
+    [0xb695_49b1_ca2b_e632, 0x5e82_9602_c9c3_bedb, 0x4dbe_4a8d_798a_482e],
+    [0x4462_dcb4_cd21_f590, 0x5ca2_7097_b7ab_ac1a, 0x5c70_f640_7127_4e26],
+    [0x6da3_94a6_4c21_a1d4, 0x22e4_b292_93dd_28e8, 0xc4c8_2cc6_9148_f257],
+    [0xad94_7414_bd41_225c, 0x35e2_a2e4_7fc6_5bec, 0x3c0a_8653_25cb_7fad],
+    [0x8898_bb91_648e_e5dc, 0xa13a_d90d_58cd_f20e, 0xcf82_aee3_6211_3b29],
+    [0xf1eb_db2c_f986_8864, 0x947b_547e_eda1_06da, 0xf47b_de11_65f8_ecbb],
+    [0xb76e_ce73_f514_8898, 0x55bf_114d_e5f3_1c0f, 0x550f_abbe_5ad8_e9a2],
+];
+
+/// Of attention with the compensated state, likewise, in f32.
+const COMPENSATED: [u64; 18] = [
+    0x1114_6431_007a_1876,
+    0x81c1_0eb4_8a6a_d122,
+    0xdaec_0df2_6c28_dd99,
+    0x13d3_6a0c_7e0e_04cf,
+    0x6fda_c631_d3fb_3a1e,
+    0xe9e2_5521_a0c8_4975,
+    0x3831_b445_41b7_2d07,
+    0x770d_ad26_5ea0_ee50,
+    0x5500_f14b_cfff_176c,
+    0xce43_14a8_6be1_cf09,
+    0xde21_ffce_271e_208a,
+    0x4c4c_3d15_bb14_6d73,
+    0x753e_22a8_41fe_5626,
+    0x23aa_c1f9_8b3a_4f70,
+    0x224d_b036_bfad_2055,
+    0x896f_b9b2_6aec_cedf,
+    0x48ef_3d18_976c_f292,
+    0x978e_b54a_df5b_feb1,
+];
+
+/// Of models: one of odd sizes in each output mode, and the default one.
+const MODELS: [u64; 4] =
+    [0xb5e3_4ed5_c745_0a79, 0x8efb_fba2_7e5f_d1f1, 0xc147_5eb3_eb5a_c31f, 0xa732_487f_12b3_4050];
+
+/// Nothing; everything so far; chunks of one token, shorter than a tile, longer than one, never ended.
+const NORMALISERS: [Normaliser; 6] = [
+    Normaliser::None,
+    Normaliser::Global { eps: 1e-6 },
+    Normaliser::per_chunk(1),
+    Normaliser::per_chunk(7),
+    Normaliser::per_chunk(27),
+    Normaliser::per_chunk(1000),
+];
+
+/// B, T, H, K, V: below every vector; above one and two groups of K and a panel of V; one more than decode's eight vectors
+/// of 16 lanes, and a turn of tokens; whole vectors.
+const SIZES: [[usize; 5]; 4] =
+    [[2, 31, 3, 5, 3], [1, 53, 2, 35, 67], [1, 101, 1, 17, 129], [1, 30, 2, 32, 64]];
+
+/// FNV-1a of 64 bits.
+struct Hash(u64);
+
+impl Hash {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    /// The bits of some numbers; every NaN is the same one.
+    fn add(&mut self, numbers: &[f32]) {
+        for x in numbers {
+            let bits = if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() };
+            for byte in bits.to_le_bytes() {
+                self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        }
+    }
+}
+
+/// Whole numbers, from which all others are made.
+struct Random(u64);
+
+impl Random {
+    /// splitmix64
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below 4 in size and mostly below 2: a sum of four whole numbers of 20 bits, and so exact in f32.
+    fn number(&mut self) -> f32 {
+        let sum: u64 = (0..4).map(|_| self.next() >> 44).sum();
+        (sum as i64 - (1 << 21)) as f32 / (1 << 19) as f32
+    }
+
+    fn numbers(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.number()).collect()
+    }
+}
+
+/// A case of numbers, with values that are none in some places if so asked.
+fn case(config: Config, seed: u64, special: bool) -> Case {
+    let Shape { batch, len, heads, key, value, .. } = config.shape;
+    let mut random = Random(seed);
+    let mut tensor = |dim| random.numbers(batch * len * heads * dim);
+    let mut case = Case { config, q: tensor(key), k: tensor(key), v: tensor(value) };
+    if special {
+        // What is not finite is in the second half: the first is to stay numbers.
+        for tensor in [&mut case.q, &mut case.k, &mut case.v] {
+            let half = tensor.len() / 2;
+            for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                tensor[half + (random.next() % half as u64) as usize] = poison;
+            }
+            for small in [-0.0, 1e-40, -1e-40, f32::MIN_POSITIVE, -100.0, 3e38] {
+                tensor[(random.next() % half as u64) as usize] = small;
+            }
+        }
+    }
+    case
+}
+
+/// Outputs and last state, at once and token by token, which are the same.
+fn attention<E: Number>(case: &Case, hash: &mut Hash) {
+    let config = case.config;
+    let Shape { len, q_strides, k_strides, v_strides, o_strides, .. } = config.shape;
+    let (q, k, v) = (narrow::<E>(&case.q), narrow::<E>(&case.k), narrow::<E>(&case.v));
+    let attention = case.attention();
+    let scratch = &mut vec![f32::NAN; attention.scratch_len().max(attention.decode_scratch_len())];
+    let (mut o, mut last) = (narrow::<E>(&case.output()), case.zero_state());
+    let tensors = Tensors::new(&q[..], &k[..], &v[..], &mut o[..]);
+    attention.forward(tensors, State::Final(&mut last), scratch).expect("legal arguments");
+    hash.add(&widen(&o));
+    hash.add(&last);
+    if config.rule.compensated {
+        return;
+    }
+    let (mut decoded, mut state) = (narrow::<E>(&case.output()), case.zero_state());
+    for t in 0..len {
+        let (q, k) = (&q[t * q_strides.token..], &k[t * k_strides.token..]);
+        let (v, o) = (&v[t * v_strides.token..], &mut decoded[t * o_strides.token..]);
+        attention.decode(Tensors::new(q, k, v, o), &mut state, scratch).expect("legal arguments");
+    }
+    assert_eq!(first_difference(&widen(&decoded), &widen(&o)), None, "decode is forward: {config:?}");
+    assert_eq!(first_difference(&state, &last), None, "decode is forward: {config:?}");
+}
+
+/// What `hashes` gives on every instruction set that fuses, which must be the constants; and says on which it was.
+#[track_caller]
+fn check<H: PartialEq + std::fmt::Debug>(
+    name: &str,
+    want: &H,
+    hashes: impl Fn(Isa) -> H,
+    print: impl Fn(&H) -> String,
+) {
+    for isa in isa::NAMES {
+        match Isa::from_name(isa) {
+            Ok(isa) if fused().any(|fused| fused == isa) => {
+                report(&format!("bits: {name}: compared on {isa}"));
+                let got = hashes(isa);
+                assert!(
+                    got == *want,
+                    "{isa}: other bits. If they are meant to be:\nconst {name}{}\n",
+                    print(&got)
+                );
+            }
+            Ok(isa) => report(&format!("bits: {name}: NOT compared on {isa}, which rounds twice")),
+            Err(_) => report(&format!("bits: {name}: NOT compared on {isa}, this machine does not have it")),
+        }
+    }
+}
+
+/// One hash in Rust's spelling.
+fn literal(hash: u64) -> String {
+    let digits = format!("{hash:016x}");
+    format!("0x{}_{}_{}_{}", &digits[..4], &digits[4..8], &digits[8..12], &digits[12..])
+}
+
+fn rules() -> impl Iterator<Item = Rule> {
+    MAPS.into_iter().flat_map(|map| NORMALISERS.map(|normaliser| Rule::linear(normaliser).feature_map(map)))
+}
+
+#[test]
+fn of_attention() {
+    let hashes = |isa| {
+        let mut all = [[0; 3]; 18];
+        for (rule, hashes) in rules().zip(&mut all) {
+            let mut three = [Hash::new(), Hash::new(), Hash::new()];
+            for (seed, [batch, len, heads, key, value]) in (1..).zip(SIZES) {
+                let config = Config::new(rule, Shape::new(batch, len, heads, key, value)).isa(isa);
+                for special in [false, true] {
+                    let case = case(config, seed, special);
+                    attention::<f32>(&case, &mut three[0]);
+                    attention::<bf16>(&case, &mut three[1]);
+                    attention::<f16>(&case, &mut three[2]);
+                }
+            }
+            *hashes = three.map(|hash| hash.0);
+        }
+        all
+    };
+    check("ATTENTION", &ATTENTION, hashes, |all| {
+        let rows = all.map(|row| format!("    [{}],\n", row.map(literal).join(", ")));
+        format!(": [[u64; 3]; 18] = [\n{}];", rows.concat())
+    });
+}
+
+#[test]
+fn of_compensated_attention() {
+    let hashes = |isa| {
+        let mut all = [0; 18];
+        for (rule, hash) in rules().zip(&mut all) {
+            let mut one = Hash::new();
+            for (seed, [batch, len, heads, key, value]) in (1..).zip(SIZES) {
+                let shape = Shape::new(batch, len, heads, key, value);
+                attention::<f32>(
+                    &case(Config::new(rule.compensated(true), shape).isa(isa), seed, false),
+                    &mut one,
+                );
+            }
+            *hash = one.0;
+        }
+        all
+    };
+    check("COMPENSATED", &COMPENSATED, hashes, |all| {
+        let rows = all.map(|hash| format!("    {},\n", literal(hash)));
+        format!(": [u64; 18] = [\n{}];", rows.concat())
+    });
+}
+
+/// Outputs of forward and of every step, and the last state, with weights as they are stored and packed.
+fn model(isa: Isa, config: ModelConfig, batch: usize, steps: usize) -> u64 {
+    const LEN: usize = 70;
+    let mut flat = vec![0.0; config.parameters_len()];
+    init(&config, 7, &mut flat).expect("a flat model");
+    let mut random = Random(1);
+    // A fresh model's biases are zero, and whether they are added would not show.
+    flat.iter_mut().for_each(|x| *x += random.number() / 64.0);
+    let input = random.numbers(batch * LEN * config.embed_dim);
+    let mut blocks = vec![BlockWeights::default(); config.num_layers];
+    let stored = Weights::from_flat(&config, &flat, &mut blocks).expect("a flat model");
+    let mut memory = vec![f32::NAN; stored.packed_len(isa)];
+    let mut packed_blocks = vec![BlockWeights::default(); config.num_layers];
+    let packed = stored.pack(isa, &mut packed_blocks, &mut memory).expect("enough memory");
+    let [stored, packed] = [stored, packed].map(|weights| {
+        let model = Model::new(config, weights, Some(isa), 1).expect("a legal model");
+        let mut hash = Hash::new();
+        let mut output = vec![f32::NAN; model.output_len(batch, LEN)];
+        let scratch = &mut vec![f32::NAN; model.scratch_len(batch, LEN).expect("a legal size")];
+        model.forward(batch, LEN, &input, &mut output, scratch).expect("legal arguments");
+        hash.add(&output);
+        let mut state = vec![0.0; model.state_len(batch).expect("a legal size")];
+        let mut output = vec![f32::NAN; batch * config.output_size()];
+        let scratch = &mut vec![f32::NAN; model.step_scratch_len(batch).expect("a legal size")];
+        for t in 0..steps {
+            let rows = input
+                .chunks(LEN * config.embed_dim)
+                .map(|rows| &rows[t * config.embed_dim..][..config.embed_dim]);
+            model
+                .step(batch, &rows.collect::<Vec<_>>().concat(), &mut state, &mut output, scratch)
+                .expect("legal arguments");
+            hash.add(&output);
+        }
+        hash.add(&state);
+        hash.0
+    });
+    assert_eq!(stored, packed, "{isa}: packed weights are the same weights");
+    stored
+}
+
+#[test]
+fn of_models() {
+    let odd =
+        ModelConfig { hidden_size: 50, num_heads: 3, num_layers: 2, chunk_size: 20, ..ModelConfig::new(7) };
+    let modes = [OutputMode::LastTimestep, OutputMode::All, OutputMode::Mean];
+    let hashes = |isa| {
+        let [last, all, mean] =
+            modes.map(|output_mode| model(isa, ModelConfig { output_mode, ..odd }, 3, 70));
+        [last, all, mean, model(isa, ModelConfig::new(256), 1, 5)]
+    };
+    check("MODELS", &MODELS, hashes, |all| {
+        format!(": [u64; 4] = [\n{}];", all.map(|hash| format!("    {},\n", literal(hash))).concat())
+    });
+}

@@ -1,0 +1,54 @@
+//! The checks that `fuzz/` calls on bytes of its own, on bytes that are the same in every run; and what it has found.
+
+use chunkwise::{Attention, Config, Normaliser, Rule, Shape, State, Tensors};
+
+use crate::checks;
+
+/// So many arguments for a check: random bytes of any length up to a few hundred.
+fn on_random_bytes(check: fn(&[u8]), runs: usize) {
+    // xorshift64
+    let mut x = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    for _ in 0..runs {
+        let len = random() % 300;
+        check(&(0..len).map(|_| random() as u8).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn attention() {
+    on_random_bytes(checks::attention, 3000);
+}
+
+#[test]
+fn sequence() {
+    on_random_bytes(checks::sequence, 1500);
+}
+
+#[cfg(feature = "files")]
+#[test]
+fn files() {
+    on_random_bytes(checks::files, 3000);
+}
+
+#[cfg(feature = "cdylib")]
+#[test]
+fn capi() {
+    on_random_bytes(checks::capi, 20_000);
+}
+
+/// Without tokens there may be more sequences than could be counted in a lifetime: they are not walked through.
+#[test]
+fn no_tokens_of_very_many_sequences() {
+    let config = Config::new(Rule::linear(Normaliser::None), Shape::new(1 << 50, 0, 1, 1, 1));
+    let attention = Attention::new(config).expect("a legal configuration");
+    let (none, mut o, mut scratch) = ([0.0; 0], [0.0; 0], vec![0.0; attention.scratch_len()]);
+    let (q, k, v) = (&none, &none, &none);
+    let tensors = Tensors::new(q, k, v, &mut o);
+    attention.forward(tensors, State::Zero, &mut scratch).expect("nothing to compute");
+}

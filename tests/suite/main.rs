@@ -1,0 +1,45 @@
+//! The tests that link once and run in one process, by what they ask of the library; `cargo test --test suite -- oracle::`
+//! runs one module. Those that bring a global allocator are in `tests/alloc`.
+
+// What they share, with each other and with fuzz/, examples/ and the other test programs.
+#[path = "../checks/mod.rs"]
+mod checks;
+#[cfg(feature = "cli")]
+#[path = "../cli_common/mod.rs"]
+mod cli_common;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../stream/mod.rs"]
+mod stream;
+#[cfg(feature = "files")]
+#[path = "../weights/mod.rs"]
+mod weights;
+
+// Attention: what it computes, ...
+mod compensated;
+mod long;
+mod oracle;
+mod special;
+mod types;
+// ... that nothing else changes a bit of it, ...
+mod bits;
+mod parts;
+mod properties;
+#[cfg(feature = "std")]
+mod soak;
+#[cfg(feature = "std")]
+mod threads;
+// ... what it refuses, what it touches, where it runs.
+mod errors;
+mod fuzz;
+#[cfg(unix)]
+mod guard;
+mod isa;
+// The model, and its files.
+#[cfg(feature = "files")]
+mod files;
+#[cfg(feature = "cli")]
+mod golden;
+mod model;
+#[cfg(feature = "files")]
+mod peer_worker;
