@@ -57,24 +57,26 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         };
         let mut pieces = Pieces { z, matrices: tails };
         for (z, from) in pieces.z.iter_mut().zip(&callers_z) {
-            copy_row(simd, from, z);
+            let (whole, padding) = z.split_at_mut(from.len());
+            whole.copy_from_slice(from);
+            padding.fill(0.0);
         }
         let span = progress.next(self.config.rule.normaliser, 1, 1);
         let factors = self.prepare::<S, 1>(simd, span, h, &mut pieces, scratch);
         let tile = self.swept(span, h, &factors, scratch);
         // Whole vectors of columns where they lie, the others by way of a panel.
         let (lanes, value) = (S::F32_LANES, layout.value);
-        let (whole, width) = (value / lanes * lanes, self.sizes.width());
+        let whole = value / lanes * lanes;
         let rows = matrices.each_mut().map(|data| Rows { data, stride: value });
         self.panels::<S, 1, N, H>(simd, tile, 0..whole, rows.into());
-        if lanes > 1 && whole < width {
+        if lanes > 1 && whole < value {
             for (matrix, tail) in matrices.iter().zip(&mut pieces.matrices) {
                 for (from, to) in matrix.chunks(value).zip(tail.chunks_exact_mut(lanes)) {
                     copy_row(simd, &from[whole..], to);
                 }
             }
             let rows = pieces.matrices.each_mut().map(|data| Rows { data, stride: lanes });
-            self.panels::<S, 1, N, H>(simd, tile, whole..width, rows.into());
+            self.panels::<S, 1, N, H>(simd, tile, whole..whole + lanes, rows.into());
             for (matrix, tail) in matrices.iter_mut().zip(&pieces.matrices) {
                 for (to, from) in matrix.chunks_mut(value).zip(tail.chunks_exact(lanes)) {
                     to[whole..].copy_from_slice(&from[..value - whole]);

@@ -11,7 +11,7 @@ use core::ops::Range;
 pub use self::part::Part;
 pub(crate) use self::part::States;
 use self::plan::Plan;
-use self::task::Task;
+use self::task::{Sizes, Task};
 use crate::error::{Error, Result, check_len};
 use crate::isa::{Isa, dispatch};
 use crate::parallel;
@@ -116,7 +116,7 @@ pub struct Attention {
     config: Config,
     isa: Isa,
     layout: Layout,
-    forward: Plan,
+    /// How a decode is cut; [`Attention::plan`] of a forward is made when it is asked for.
     decode: Plan,
 }
 
@@ -132,17 +132,12 @@ impl Attention {
             Some(isa) => isa,
             None => Isa::choose()?,
         };
-        let attention = Self::planned(config, isa, layout);
-        for plan in [&attention.forward, &attention.decode] {
-            limit(plan.part_len.checked_mul(plan.workers), "scratch")?;
-        }
-        Ok(attention)
+        Ok(Self::planned(config, isa, layout))
     }
 
     fn planned(config: Config, isa: Isa, layout: Layout) -> Self {
-        let forward = Plan::forward(&config, isa.lanes());
         let decode = Plan::decode(&config, isa.lanes(), config.shape.all_heads() * layout.len());
-        Self { config, isa, layout, forward, decode }
+        Self { config, isa, layout, decode }
     }
 
     /// The configuration, as it was given.
@@ -162,15 +157,15 @@ impl Attention {
 
     /// Elements of scratch that [`Attention::forward`] needs.
     pub fn scratch_len(&self) -> usize {
-        let Plan { parts, workers, part_len, .. } = self.forward;
+        let Plan { parts, workers, part_len, .. } = self.plan::<false>();
         // Where tasks share a head they read a copy of the state (see `run`).
         let copy = if parts > 1 { padded(self.state_len()) } else { 0 };
-        with_alignment(copy + workers * part_len)
+        with_alignment(copy.saturating_add(workers.saturating_mul(part_len)))
     }
 
     /// Elements of scratch that [`Attention::decode`] needs.
     pub fn decode_scratch_len(&self) -> usize {
-        with_alignment(self.decode.workers * self.decode.part_len)
+        with_alignment(self.decode.workers.saturating_mul(self.decode.part_len))
     }
 
     /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`] for one thread, any
@@ -270,7 +265,7 @@ impl Attention {
             return;
         }
         let shape = &self.config.shape;
-        let plan = self.plan(DECODE);
+        let plan = self.plan::<DECODE>();
         let (mut states, mut scratch) = (states, align(scratch));
         if let Some(state) = states.carried
             && plan.parts > 1
@@ -293,16 +288,16 @@ impl Attention {
             let states = states
                 .cut((batch * shape.heads + first) * self.layout.len(), heads.len() * self.layout.len());
             let columns = part * plan.columns..shape.value.min((part + 1) * plan.columns);
-            self.dispatch::<DECODE>(Slice { tensors, states, batch, heads, columns }, scratch);
+            let sizes = plan.sizes.with(heads.len(), columns.len());
+            self.dispatch::<DECODE>(Slice { tensors, states, batch, heads, columns }, sizes, scratch);
         });
     }
 
     /// One task, on the calling thread.
-    pub(crate) fn dispatch<const DECODE: bool>(&self, slice: Slice<'_>, scratch: &mut [f32]) {
+    pub(crate) fn dispatch<const DECODE: bool>(&self, slice: Slice<'_>, sizes: Sizes, scratch: &mut [f32]) {
         let Slice { tensors, states, batch, heads, columns } = slice;
         let (config, layout) = (&self.config, &self.layout);
         let len = if DECODE { 1 } else { config.shape.len };
-        let sizes = self.plan(DECODE).sizes.with(heads.len(), columns.len());
         let task =
             Task::<DECODE> { config, layout, tensors, states, batch, heads, columns, len, sizes, scratch };
         dispatch(self.isa, task);
@@ -329,13 +324,8 @@ impl Attention {
     }
 
     /// How a call is cut.
-    fn plan(&self, decode: bool) -> &Plan {
-        if decode { &self.decode } else { &self.forward }
-    }
-
-    /// Neighbouring heads that one task walks together.
-    pub(crate) fn group(&self, op: Op) -> usize {
-        self.plan(op == Op::Decode).group
+    pub(crate) fn plan<const DECODE: bool>(&self) -> Plan {
+        if DECODE { self.decode } else { Plan::forward(&self.config, self.isa.lanes()) }
     }
 
     fn check_state_len(&self, state: &[f32], heads: Range<usize>) -> Result<()> {

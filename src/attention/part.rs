@@ -113,16 +113,21 @@ impl<'a> Part<'a> {
         }
         let shape = &attention.config().shape;
         let (mut head, state) = (all.start, attention.head_state_len());
+        let plan = match op {
+            Op::Forward => attention.plan::<false>(),
+            Op::Decode => attention.plan::<true>(),
+        };
         while head < all.end {
             // Neighbours of one sequence are walked together.
             let first = head % shape.heads;
-            let group = attention.group(*op).min(shape.heads - first).min(all.end - head);
+            let group = plan.group.min(shape.heads - first).min(all.end - head);
             let states = states.cut((head - all.start) * state, group * state);
             let (batch, heads, columns) = (head / shape.heads, first..first + group, 0..shape.value);
+            let sizes = plan.sizes.with(heads.len(), columns.len());
             let slice = Slice { tensors, states, batch, heads, columns };
             match op {
-                Op::Forward => attention.dispatch::<false>(slice, scratch),
-                Op::Decode => attention.dispatch::<true>(slice, scratch),
+                Op::Forward => attention.dispatch::<false>(slice, sizes, scratch),
+                Op::Decode => attention.dispatch::<true>(slice, sizes, scratch),
             }
             head += group;
         }

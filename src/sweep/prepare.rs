@@ -98,6 +98,7 @@ impl<const B: usize> Prepare<'_, B> {
         }
         let to = &mut self.operands[token * 2 * key..(token + T) * 2 * key];
         match self.rule.feature_map {
+            any if S::F32_LANES == 1 => map::<S, FeatureMap, T>(simd, any, rows, to),
             FeatureMap::Elu => map::<S, Elu, T>(simd, Elu, rows, to),
             FeatureMap::Relu { eps } => map::<S, Relu, T>(simd, Relu { eps }, rows, to),
             FeatureMap::Identity => map::<S, Identity, T>(simd, Identity, rows, to),
@@ -183,6 +184,18 @@ impl Phi for Identity {
     #[inline(always)]
     fn phi<S: Simd>(self, _: S, x: S::f32s) -> S::f32s {
         x
+    }
+}
+
+/// Any of them, where there are no vectors: one loop, for code is counted in bytes there.
+impl Phi for FeatureMap {
+    #[inline(always)]
+    fn phi<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
+        match self {
+            FeatureMap::Elu => Elu.phi(simd, x),
+            FeatureMap::Relu { eps } => Relu { eps }.phi(simd, x),
+            FeatureMap::Identity => x,
+        }
     }
 }
 

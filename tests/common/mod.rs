@@ -384,13 +384,14 @@ impl Case {
         vec![0.0; self.attention().state_len()]
     }
 
-    /// The part of each tensor that begins with a token, and o likewise: `[q, k, v]`.
-    fn at_token<'a>(&'a self, token: usize, o: &'a mut [f32]) -> ([&'a [f32]; 3], &'a mut [f32]) {
+    /// The part of each tensor that begins with a token, and of o likewise.
+    pub(crate) fn tensors<'a>(&'a self, token: usize, o: &'a mut [f32]) -> Tensors<'a> {
         let Shape { q_strides, k_strides, v_strides, o_strides, .. } = self.config.shape;
         let inputs = [(&self.q, q_strides), (&self.k, k_strides), (&self.v, v_strides)];
         // An empty piece may begin behind the end.
         let inputs = inputs.map(|(x, strides)| x.get(token.saturating_mul(strides.token)..).unwrap_or(&[]));
-        (inputs, o.get_mut(token.saturating_mul(o_strides.token)..).unwrap_or(&mut []))
+        let [q, k, v] = inputs;
+        Tensors::new(q, k, v, o.get_mut(token.saturating_mul(o_strides.token)..).unwrap_or(&mut []))
     }
 
     /// Some of the tokens.
@@ -398,8 +399,7 @@ impl Case {
         let config = with(self.config, |c| c.shape.len = tokens.len());
         let attention = Attention::new(config).expect("a legal configuration");
         let scratch = &mut vec![f32::NAN; attention.scratch_len()];
-        let ([q, k, v], o) = self.at_token(tokens.start, o);
-        attention.forward(Tensors::new(q, k, v, o), state, scratch).expect("legal arguments");
+        attention.forward(self.tensors(tokens.start, o), state, scratch).expect("legal arguments");
     }
 
     /// All tokens from the zero state.
@@ -421,8 +421,7 @@ impl Case {
         let attention = self.attention();
         let scratch = &mut vec![f32::NAN; attention.decode_scratch_len()];
         for token in tokens {
-            let ([q, k, v], o) = self.at_token(token, o);
-            attention.decode(Tensors::new(q, k, v, o), state, scratch).expect("legal arguments");
+            attention.decode(self.tensors(token, o), state, scratch).expect("legal arguments");
         }
     }
 

@@ -328,6 +328,37 @@ fn large_numbers_that_are_no_sizes() {
     assert_eq!(buffers.refused(&none, Call::Decode), Error::Overlap { what: "o" });
 }
 
+/// A snapshot of another configuration: by its length, or by what it counts.
+#[cfg(feature = "std")]
+#[test]
+fn snapshots_of_another_stream() {
+    let stream = |normaliser| chunkwise::Stream::new(config(normaliser)).expect("a legal configuration");
+    let mut seven = stream(PER_CHUNK);
+    let case = Case::new(config(PER_CHUNK), 1);
+    seven.forward(3, case.tensors(0, &mut case.output())).expect("legal arguments");
+    let before = seven.snapshot();
+    let want = accepted(config(PER_CHUNK)).state_len();
+    let none = stream(Normaliser::None).snapshot();
+    let got = accepted(config(Normaliser::None)).state_len();
+    assert_eq!(seven.restore(&none), Err(Error::Length { what: "the snapshot", want, got }));
+    // Three tokens in a chunk of two.
+    let mut two = stream(Normaliser::per_chunk(2));
+    assert_eq!(two.restore(&before), Err(Error::BadState));
+    assert_eq!(two.snapshot(), stream(Normaliser::per_chunk(2)).snapshot());
+    assert_eq!(seven.snapshot(), before);
+    // Tensors too short, and more tokens than o has room for.
+    let mut o = case.output();
+    o.pop();
+    let need = o.len() + 1;
+    let refused = seven.forward(3, case.tensors(0, &mut o));
+    assert_eq!(refused, Err(Error::TooShort { what: "o", need, got: need - 1 }));
+    let overlap =
+        with(config(PER_CHUNK), |c| c.shape = Shape::new(2, 3, 2, 4, 5).with_output(Strides::bhtd(3, 2, 5)));
+    let mut rows = chunkwise::Stream::new(overlap).expect("a legal configuration");
+    assert_eq!(rows.forward(4, case.tensors(0, &mut case.output())), Err(Error::Overlap { what: "o" }));
+    assert_eq!(seven.snapshot(), before);
+}
+
 /// A configuration with other strides of o.
 fn written(config: Config, o: Strides) -> Config {
     with(config, |c| c.shape = c.shape.with_output(o))

@@ -3,6 +3,8 @@
 //! case runs on every instruction set. The oracle is asked for nothing but the size of rounding errors: the
 //! library is compared with itself, most of the time for the same bits.
 
+#[cfg(feature = "std")]
+use chunkwise::Stream;
 use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -219,6 +221,48 @@ fn tokens_are_the_whole() {
             let (o, state) = in_pieces(case, (0..case.config.shape.len).map(|begin| (begin, way)));
             same(&format!("outputs, {way:?}"), &o, &whole)?;
             same(&format!("states, {way:?}"), &state, &last)?;
+        }
+        Ok(())
+    });
+}
+
+/// A stream that brings its own memory gives the same bits, with steps back to snapshots, and in copies of it.
+#[cfg(feature = "std")]
+#[test]
+fn streams_are_the_whole() {
+    for_all(prop::collection::vec((place(), way()), 1..8), |case, begins| {
+        let (whole, len) = (case.whole(), case.config.shape.len);
+        let mut begins: Vec<_> = begins.iter().map(|(begin, way)| (begin.index(len + 1), *way)).collect();
+        begins.push((0, Way::Carried));
+        begins.sort_by_key(|(begin, _)| *begin);
+        let ends = begins.iter().skip(1).map(|(begin, _)| *begin).chain([len]).collect::<Vec<_>>();
+        let mut stream = Stream::new(case.config).expect("a legal configuration");
+        // Once more from the beginning.
+        for _ in 0..2 {
+            let mut o = case.output();
+            for (&(begin, way), &end) in begins.iter().zip(&ends) {
+                let (before, mut copy) = (stream.snapshot(), stream.clone());
+                let mut forward =
+                    |stream: &mut Stream| stream.forward(end - begin, case.tensors(begin, &mut o));
+                match way {
+                    Way::Carried => forward(&mut stream).expect("legal arguments"),
+                    Way::InitialFinal => {
+                        forward(&mut stream).expect("legal arguments");
+                        stream.restore(&before).expect("a snapshot of this stream");
+                        forward(&mut stream).expect("legal arguments");
+                        forward(&mut copy).expect("legal arguments");
+                        prop_assert_eq!(copy.snapshot(), stream.snapshot());
+                        stream = copy;
+                    }
+                    Way::Decode => {
+                        for token in begin..end {
+                            stream.decode(case.tensors(token, &mut o)).expect("legal arguments");
+                        }
+                    }
+                }
+            }
+            same("outputs", &o, &whole)?;
+            stream.reset();
         }
         Ok(())
     });

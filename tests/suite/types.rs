@@ -209,20 +209,13 @@ fn a_slice_too_short_of_any_type() {
     fn check<E: Number>() {
         let config = Config::new(Rule::linear(Normaliser::None), Shape::new(1, 3, 2, 4, 5)).isa(Isa::Scalar);
         let attention = Attention::new(config).expect("a legal configuration");
-        let (long, scratch) = (vec![E::narrow(1.0); 30], &mut vec![0.0; attention.scratch_len()]);
-        let mut o = vec![E::narrow(9.0); 29];
-        let refused = attention.forward(
-            Tensors::new(&long[..], &long[..], &long[..], &mut o[..]),
-            State::Zero,
-            scratch,
-        );
+        let (long, scratch) = ([E::narrow(1.0); 30], &mut vec![0.0; attention.scratch_len()]);
+        let mut o = [E::narrow(9.0); 29];
+        let refused = attention.forward(Tensors::new(&long, &long, &long, &mut o), State::Zero, scratch);
         assert_eq!(refused, Err(Error::TooShort { what: "o", need: 30, got: 29 }));
-        let mut o = vec![E::narrow(9.0); 30];
-        let refused = attention.forward(
-            Tensors::new(&long[..], &long[..23], &long[..], &mut o[..]),
-            State::Zero,
-            scratch,
-        );
+        let mut o = [E::narrow(9.0); 30];
+        let refused =
+            attention.forward(Tensors::new(&long, &long[..23], &long, &mut o), State::Zero, scratch);
         assert_eq!(refused, Err(Error::TooShort { what: "k", need: 24, got: 23 }));
         assert!(o.iter().all(|x| *x == E::narrow(9.0)));
     }
