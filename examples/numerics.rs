@@ -1,11 +1,11 @@
-//! How far the outputs are off: a table for every map, normaliser, length, type and way, and a plot. It is how
-//! docs/numerics.md was made:
+//! Measures how far outputs are from the recurrence in f64 for every feature map, normaliser, type and length, prints
+//! tables and draws a plot. docs/numerics.md was made with it:
 //!
 //! ```sh
 //! cargo run --release --features cli --example numerics -- --long --plot docs/numerics.svg
 //! ```
 //!
-//! `--long` adds streams of 2^20 tokens; CHUNKWISE_ISA names the instruction set of the table and the plot.
+//! `--long` adds streams of 2^20 tokens; CHUNKWISE_ISA chooses the instruction set of the table and the plot.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -14,15 +14,14 @@ mod stream;
 
 use std::error::Error;
 
-use chunkwise::element::Element;
 use chunkwise::{Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
-use common::{Case, element_error, norm_error};
+use common::{Case, Number, element_error, first_difference, narrow, norm_error, widen};
 use half::{bf16, f16};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
 const DIM: usize = 64;
-/// Of the rows of the table; outputs do not depend on what follows, so that one run serves all of them.
+/// The lengths in the table. Outputs do not depend on later tokens, so one run of the longest serves all of them.
 const LENGTHS: [usize; 6] = [16, 64, 256, 1024, 4096, 16384];
 const LEN: usize = LENGTHS[LENGTHS.len() - 1];
 const MAPS: [(&str, FeatureMap); 3] =
@@ -32,35 +31,26 @@ const NORMALISERS: [(&str, Normaliser); 3] = [
     ("Global", Normaliser::Global { eps: 1e-6 }),
     ("PerChunk 64", Normaliser::per_chunk(64)),
 ];
-/// The documented bound of f32, and up to which length it holds, for elu and relu.
+/// The documented bound of f32 for elu and relu, and the length up to which it holds.
 const BOUND: (f64, usize) = (common::NORM_ERROR, 4096);
 
-/// A type of q, k, v and o.
+/// A type of q, k, v and o: f32, bf16 or f16.
 struct Dtype {
-    name: &'static str,
     /// A number stored in it and read again.
     round: fn(f32) -> f32,
-    /// Outputs, forward and token by token.
-    outputs: fn(&Case) -> [Vec<f32>; 2],
+    outputs: fn(&Case) -> Vec<f32>,
 }
 
-const DTYPES: [Dtype; 3] = [
-    Dtype { name: "f32", round: |x| x, outputs: |case| outputs(case, |x| x, |x| x) },
-    Dtype {
-        name: "bf16",
-        round: |x| bf16::from_f32(x).to_f32(),
-        outputs: |case| outputs(case, bf16::from_f32, bf16::to_f32),
-    },
-    Dtype {
-        name: "f16",
-        round: |x| f16::from_f32(x).to_f32(),
-        outputs: |case| outputs(case, f16::from_f32, f16::to_f32),
-    },
-];
+const DTYPES: [Dtype; 3] = [dtype::<f32>(), dtype::<bf16>(), dtype::<f16>()];
 
-fn outputs<E: Element>(case: &Case, store: fn(f32) -> E, load: fn(E) -> f32) -> [Vec<f32>; 2] {
+const fn dtype<E: Number>() -> Dtype {
+    Dtype { round: |x| E::narrow(x).widen(), outputs: outputs::<E> }
+}
+
+/// Outputs of `forward`, which are checked to be those of `decode` bit for bit.
+fn outputs<E: Number>(case: &Case) -> Vec<f32> {
     let attention = case.attention();
-    let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| x.iter().map(|x| store(*x)).collect::<Vec<E>>());
+    let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| narrow::<E>(x));
     let (mut forward, mut decoded) = (vec![E::default(); v.len()], vec![E::default(); v.len()]);
     let scratch = &mut vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())];
     let tensors = Tensors::new(&q, &k, &v, &mut forward);
@@ -70,7 +60,9 @@ fn outputs<E: Element>(case: &Case, store: fn(f32) -> E, load: fn(E) -> f32) -> 
     for (((q, k), v), o) in rows.zip(decoded.chunks_exact_mut(DIM)) {
         attention.decode(Tensors::new(q, k, v, o), state, scratch).expect("legal arguments");
     }
-    [forward, decoded].map(|o| o.into_iter().map(load).collect())
+    let [forward, decoded] = [forward, decoded].map(|o| widen(&o));
+    assert_eq!(first_difference(&forward, &decoded), None, "decode is forward: {:?}", case.config);
+    forward
 }
 
 /// Norm error and worst element of the first tokens, for each of [`LENGTHS`].
@@ -92,10 +84,10 @@ struct Measured {
 
 /// Of one type.
 struct Of {
-    /// What rounding the inputs and the outputs costs, everything between them exact.
+    /// What rounding the inputs and the outputs costs if everything between them is exact.
     rounding: Errors,
-    /// Of each instruction set: forward, token by token.
-    kernels: Vec<(Isa, [Errors; 2])>,
+    /// Of each instruction set.
+    kernels: Vec<(Isa, Errors)>,
 }
 
 fn measure(
@@ -114,15 +106,15 @@ fn measure(
             .into_iter()
             .for_each(|x| x.iter_mut().for_each(|x| *x = (dtype.round)(*x)));
         let exact: Vec<f32> = rounded.oracle().0.into_iter().map(|o| (dtype.round)(o as f32)).collect();
-        let kernels = Isa::available()
-            .map(|isa| (isa, (dtype.outputs)(&case.on(isa)).map(|o| errors(&o, &want, &size))));
+        let kernels =
+            Isa::available().map(|isa| (isa, errors(&(dtype.outputs)(&case.on(isa)), &want, &size)));
         Of { rounding: errors(&exact, &want, &size), kernels: kernels.collect() }
     });
     Measured { map, normaliser: name, dtypes: dtypes.collect() }
 }
 
 impl Of {
-    fn on(&self, isa: Isa) -> &[Errors; 2] {
+    fn on(&self, isa: Isa) -> &Errors {
         &self.kernels.iter().find(|(of, _)| *of == isa).expect("every available one").1
     }
 }
@@ -133,24 +125,16 @@ fn number(x: f64) -> String {
 }
 
 fn print_lengths(measured: &[Measured], isa: Isa) {
-    print!("| map | normaliser | T |");
-    for (at, dtype) in DTYPES.iter().enumerate() {
-        print!(" {0} forward | {0} token by token |", dtype.name);
-        if at > 0 {
-            print!(" over rounding |");
-        }
-    }
-    println!("\n|---|---|---|{}", "---|".repeat(3 * DTYPES.len() - 1));
+    println!("| map | normaliser | T | f32 | bf16 | over rounding | f16 | over rounding |");
+    println!("|---|---|---|---|---|---|---|---|");
     for Measured { map, normaliser, dtypes } in measured {
         for (at, len) in LENGTHS.iter().enumerate() {
             print!("| {map} | {normaliser} | {len} |");
             for (dtype, of) in dtypes.iter().enumerate() {
-                let both = of.on(isa).map(|way| way[at]);
-                for (norm, worst) in both {
-                    print!(" {} ({}) |", number(norm), number(worst));
-                }
+                let (norm, worst) = of.on(isa)[at];
+                print!(" {} ({}) |", number(norm), number(worst));
                 if dtype > 0 {
-                    print!(" {:.2} |", both[0].0.max(both[1].0) / of.rounding[at].0);
+                    print!(" {:.2} |", norm / of.rounding[at].0);
                 }
             }
             println!();
@@ -167,11 +151,10 @@ fn print_sets(measured: &[Measured]) {
         let (mut norm, mut worst, mut over) = (0.0_f64, 0.0_f64, 0.0_f64);
         for Measured { dtypes, .. } in measured {
             for at in (0..LENGTHS.len()).filter(|at| LENGTHS[*at] <= BOUND.1) {
-                for way in dtypes[0].on(isa) {
-                    (norm, worst) = (norm.max(way[at].0), worst.max(way[at].1));
-                }
+                let of = dtypes[0].on(isa)[at];
+                (norm, worst) = (norm.max(of.0), worst.max(of.1));
                 for of in &dtypes[1..] {
-                    of.on(isa).iter().for_each(|way| over = over.max(way[at].0 / of.rounding[at].0));
+                    over = over.max(of.on(isa)[at].0 / of.rounding[at].0);
                 }
             }
         }
@@ -181,19 +164,19 @@ fn print_sets(measured: &[Measured]) {
 
 fn print_streams() {
     let isas: Vec<Isa> = Isa::available().collect();
-    print!("| tokens | normaliser |");
-    stream::KINDS.iter().for_each(|(kind, _)| print!(" {kind} forward | {kind} token by token |"));
-    println!("\n|---|---|{}", "---|---|".repeat(stream::KINDS.len()));
+    println!("| tokens | normaliser | plain | compensated forward | compensated token by token |");
+    println!("|---|---|---|---|---|");
     for tokens in [stream::Tokens::Normal, stream::Tokens::Same] {
         for (name, normaliser) in NORMALISERS {
             let streams = stream::streams(stream::config(normaliser, tokens), &isas);
-            print!("| {tokens:?} | {name} |");
-            for (kind, forward) in stream::KINDS.iter().flat_map(|(kind, _)| [(*kind, true), (*kind, false)])
-            {
+            let worst = |kind, forward| {
                 let of = streams.iter().filter(|stream| (stream.kind, stream.forward) == (kind, forward));
-                print!(" {} |", number(of.map(|stream| stream.error).fold(0.0, f64::max)));
-            }
-            println!();
+                of.map(|stream| stream.error).fold(0.0, f64::max)
+            };
+            let [plain, decoded] = [true, false].map(|forward| worst("plain", forward));
+            assert_eq!(plain, decoded, "decode is forward: {tokens:?}, {name}");
+            let [forward, decoded] = [true, false].map(|forward| number(worst("compensated", forward)));
+            println!("| {tokens:?} | {name} | {} | {forward} | {decoded} |", number(plain));
         }
     }
 }
@@ -201,12 +184,10 @@ fn print_streams() {
 const INK: RGBColor = RGBColor(40, 44, 52);
 const PALE: RGBColor = RGBColor(120, 126, 138);
 const GRID: RGBColor = RGBColor(226, 229, 234);
-/// Of the maps; told apart without red and green too.
+/// Of the maps; they can be told apart without seeing red and green.
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115)];
 const FONT: &str = "DejaVu Sans, Helvetica, Arial, sans-serif";
-/// Dashes and the gaps between them, in pixels.
-const DASH: (i32, i32) = (6, 5);
-/// The axes, both logarithmic: tokens, and errors in a unit that gives short labels.
+/// The ranges of the axes, both logarithmic: tokens, and errors in a unit that gives short labels.
 const X: (f64, f64) = (12.0, 22_000.0);
 const Y: (f64, f64) = (0.45, 45.0);
 const UNIT: f64 = 1e-7;
@@ -263,24 +244,15 @@ fn panel(area: &Area<'_>, name: &str, measured: &[&Measured], isa: Isa) -> Drawn
     chart.draw_series([Text::new("documented bound", (X.0 * 1.3, bound * 1.22), font(13, PALE))])?;
 
     for (Measured { dtypes, .. }, colour) in measured.iter().zip(COLOURS) {
-        for (errors, forward) in dtypes[0].on(isa).iter().zip([true, false]) {
-            let points: Vec<(f64, f64)> =
-                LENGTHS.iter().zip(errors).map(|(len, (norm, _))| (*len as f64, norm / UNIT)).collect();
-            let style = colour.stroke_width(2);
-            if forward {
-                chart.draw_series(LineSeries::new(points.clone(), style))?;
-                chart.draw_series(points.iter().map(|at| Circle::new(*at, 4, colour.filled())))?;
-            } else {
-                chart.draw_series(DashedLineSeries::new(points.clone(), DASH.0, DASH.1, style))?;
-                chart.draw_series(points.iter().map(|at| Circle::new(*at, 4, WHITE.filled())))?;
-                chart.draw_series(points.iter().map(|at| Circle::new(*at, 4, style)))?;
-            }
-        }
+        let errors = LENGTHS.iter().zip(dtypes[0].on(isa));
+        let points: Vec<(f64, f64)> = errors.map(|(len, (norm, _))| (*len as f64, norm / UNIT)).collect();
+        chart.draw_series(points.iter().map(|at| Circle::new(*at, 4, colour.filled())))?;
+        chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
     }
     Ok(())
 }
 
-/// One line for all panels: colours are maps, strokes are ways.
+/// One line for all panels, with the colours of the maps.
 fn draw_legend(area: &Area<'_>) -> Drawn {
     const Y: i32 = 24;
     let mut x = 84;
@@ -288,23 +260,6 @@ fn draw_legend(area: &Area<'_>) -> Drawn {
         area.draw(&Rectangle::new([(x, Y - 6), (x + 26, Y + 6)], colour.filled()))?;
         area.draw(&Text::new(*name, (x + 36, Y - 8), font(15, INK)))?;
         x += 150;
-    }
-    x += 60;
-    for (name, forward) in [("many tokens at once", true), ("token by token", false)] {
-        let line = [(x, Y), (x + 48, Y)];
-        let (style, middle) = (INK.stroke_width(2), (x + 24, Y));
-        if forward {
-            area.draw(&PathElement::new(line, style))?;
-            area.draw(&Circle::new(middle, 4, INK.filled()))?;
-        } else {
-            for from in (x..x + 48).step_by((DASH.0 + DASH.1) as usize) {
-                area.draw(&PathElement::new([(from, Y), (from + DASH.0, Y)], style))?;
-            }
-            area.draw(&Circle::new(middle, 4, WHITE.filled()))?;
-            area.draw(&Circle::new(middle, 4, style))?;
-        }
-        area.draw(&Text::new(name, (x + 60, Y - 8), font(15, INK)))?;
-        x += 280;
     }
     Ok(())
 }

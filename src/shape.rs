@@ -72,6 +72,11 @@ impl Shape {
             }
         }
         self.reach()?;
+        self.check_output()
+    }
+
+    /// An o whose rows don't overlap.
+    pub(crate) fn check_output(&self) -> Result<()> {
         self.extent(self.value).check_disjoint(self.o_strides, "o")
     }
 

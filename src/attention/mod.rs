@@ -226,7 +226,13 @@ impl Attention {
     /// Checks the lengths of tensors.
     pub(crate) fn check_tensors(&self, op: Op, tensors: &Tensors<'_>) -> Result<()> {
         let shape = &self.config.shape;
-        tensors.check(&shape.with_len(if op == Op::Decode { 1 } else { shape.len }))
+        if op == Op::Forward {
+            return tensors.check(shape);
+        }
+        // A configuration of no tokens was checked for none.
+        let one = shape.with_len(1);
+        one.check_output()?;
+        tensors.check(&one)
     }
 
     /// Checks the state of all heads.

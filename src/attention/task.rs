@@ -23,7 +23,7 @@ use crate::scratch::round_up;
 use crate::shape::Row;
 use crate::state::Layout;
 use crate::sweep::prepare::{Normalisers, Prepare};
-use crate::sweep::{Blocking, Factors, Fold, Kind, Panel, Rows, Sums, Tile, padded_key};
+use crate::sweep::{Blocking, Factors, Fold, Panel, Rows, Sums, Tile, kind, padded_key};
 use crate::tensors::Tensors;
 
 /// How many tokens before they are prepared rows are asked for: the next tile's. Without it 4096 tokens of 4 heads took
@@ -358,18 +358,18 @@ impl<const DECODE: bool> Task<'_, DECODE> {
                 // Of the past, which only takes in whole chunks.
                 walk.sums.error = Rows { data: &mut [], stride: 1 };
             }
-            walk.all::<S, B, N, { Kind::ANY }>(simd);
-            walk.all::<S, B, 1, { Kind::ANY }>(simd);
+            walk.all::<S, B, N, { kind::ANY }>(simd);
+            walk.all::<S, B, 1, { kind::ANY }>(simd);
         } else if self.layout.per_chunk && tile.use_past {
-            walk.all::<S, B, H, { Kind::PAST }>(simd);
-            walk.all::<S, B, 1, { Kind::PAST }>(simd);
+            walk.all::<S, B, H, { kind::PAST }>(simd);
+            walk.all::<S, B, 1, { kind::PAST }>(simd);
         } else if self.layout.compensated && !self.layout.per_chunk {
-            walk.all::<S, B, H, { Kind::COMPENSATED }>(simd);
-            walk.all::<S, B, 1, { Kind::COMPENSATED }>(simd);
+            walk.all::<S, B, H, { kind::COMPENSATED }>(simd);
+            walk.all::<S, B, 1, { kind::COMPENSATED }>(simd);
         } else {
-            walk.all::<S, B, N, { Kind::PLAIN }>(simd);
-            walk.all::<S, B, H, { Kind::PLAIN }>(simd);
-            walk.all::<S, B, 1, { Kind::PLAIN }>(simd);
+            walk.all::<S, B, N, { kind::PLAIN }>(simd);
+            walk.all::<S, B, H, { kind::PLAIN }>(simd);
+            walk.all::<S, B, 1, { kind::PLAIN }>(simd);
         }
     }
 }

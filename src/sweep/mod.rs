@@ -23,8 +23,8 @@
 //! 3. S lies in panels, `[V / panel][K][panel]`, while many tokens are computed, and in the caller's memory, `[K, V]`, for
 //!    one. Both are rows at a stride.
 //!
-//! [`Kind::PAST`] adds a second sum over a matrix that is only read, for chunks that are normalised apart.
-//! [`Kind::COMPENSATED`] sums each block by itself and adds it together with the rounding errors so far.
+//! [`kind::PAST`] adds a second sum over a matrix that is only read, for chunks that are normalised apart.
+//! [`kind::COMPENSATED`] sums each block by itself and adds it together with the rounding errors so far.
 #![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
 
 pub(crate) mod prepare;
@@ -86,11 +86,8 @@ pub(crate) const fn whole_blocks<const B: usize>(len: usize) -> usize {
     if B > 1 { len / B * B } else { 0 }
 }
 
-/// What a sweep does beside the recurrence; a type so that each is compiled by itself.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Kind;
-
-impl Kind {
+/// What a sweep does beside the recurrence: a parameter of [`Panel`], so that each kind is compiled by itself.
+pub(crate) mod kind {
     /// The recurrence.
     pub(crate) const PLAIN: u8 = 0;
     /// Outputs take a second matrix that is only read.
@@ -239,12 +236,12 @@ impl<const B: usize, const N: usize, const KIND: u8> WithSimd for Panel<'_, B, N
 impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
     #[inline(always)]
     fn reads_past(&self) -> bool {
-        KIND == Kind::PAST || KIND == Kind::ANY && !self.sums.past.data.is_empty()
+        KIND == kind::PAST || KIND == kind::ANY && !self.sums.past.data.is_empty()
     }
 
     #[inline(always)]
     fn is_compensated(&self) -> bool {
-        KIND == Kind::COMPENSATED || KIND == Kind::ANY && !self.sums.error.data.is_empty()
+        KIND == kind::COMPENSATED || KIND == kind::ANY && !self.sums.error.data.is_empty()
     }
 
     /// One block of T tokens.

@@ -1,5 +1,5 @@
 //! What must hold of any bytes: arguments are drawn from them, and a promise that is broken is a panic. `fuzz/` calls
-//! these on bytes that it invents, `tests/fuzz.rs` on some that are the same in every run.
+//! these on bytes that it invents, `tests/suite/fuzz.rs` on some that are the same in every run.
 #![allow(dead_code, reason = "each caller uses its part")]
 
 mod attention;

@@ -9,7 +9,7 @@ use crate::stream::{Tokens, config, streams};
 /// The documented bound of a compensated state, whatever comes.
 const COMPENSATED: f64 = 1e-5;
 
-/// Twice what docs/numerics.md reports for 2^20 tokens: another instruction set sums in another order, other
+/// Twice what docs/numerics.md reports for 2^20 tokens: the scalar code rounds products before they are added, and other
 /// numbers round otherwise.
 ///
 /// n additions to a sum that grows are each off by up to half a unit in its last place. If they are

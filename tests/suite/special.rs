@@ -6,8 +6,9 @@
 //! - Denormals are numbers: none is taken for zero, and where a product underflows it is rounded, not dropped.
 //! - An output that is exactly zero is +0 where the state began at zero and the scale is positive, because sums
 //!   begin at +0. Under a negative scale the sign is open.
-//! - Finite outputs of the recurrence are finite here as long as phi(q) . phi(k), phi(q) . z and phi(q)^T S fit in
-//!   f32; outputs beyond f32::MAX are infinities of their sign.
+//! - Finite outputs of the recurrence are finite here as long as S, phi(q) . z and phi(q)^T S fit in f32; outputs
+//!   beyond f32::MAX are infinities of their sign. A compensated S that is infinite becomes NaN, for the rounding error
+//!   of an infinity is NaN.
 //! - What the recurrence makes NaN or infinite is NaN or infinite here. Which of the two is open where an
 //!   infinity meets zeros or infinities of both signs: `(a b) c` and `a (b c)` differ there. NaN inputs give NaN.
 
@@ -108,7 +109,6 @@ fn maps_at_their_limits() {
         let only_x = x.map(|(x, _)| x);
         for_each_phi(map, &only_x, |way, x, got| {
             let want = phi(map, x);
-            // An infinite q meets a state that is still zero, and that is NaN.
             let same = if want.is_finite() { f64::from(got) == want } else { !got.is_finite() };
             assert!(same, "{way}: phi({x:e}) = {got:e}, {want:e}: {map:?}");
         });
@@ -394,7 +394,7 @@ fn large_products() {
             let worst = element_error(&o, &want, &size);
             assert!(worst <= ELEMENT, "{way}: off by {worst:e}: {config:?}");
         }
-        // phi(q) . phi(k) beyond it: infinity of v's sign without a normaliser, as the recurrence rounded to f32; with
+        // phi(q)^T S beyond it: infinity of v's sign without a normaliser, as the recurrence rounded to f32; with
         // one it is inf / inf.
         case.q.iter_mut().chain(&mut case.k).for_each(|x| *x *= 1e4);
         case.v.iter_mut().for_each(|x| *x = 1.0);
