@@ -129,6 +129,7 @@ fn elu_below_zero_is_on_its_grid() {
         let want = phi(FeatureMap::Elu, x);
         assert_eq!((got / STEP).fract(), 0.0, "{way}: phi({x}) = {got:e} is not a multiple of 2^-24");
         assert!((0.0..=1.0).contains(&got), "{way}: phi({x}) = {got}");
+        // exp is within 1.3e-7, a little more than two steps, and 1 + (exp - 1) is rounded to the grid.
         assert!(
             (f64::from(got) - want).abs() <= 2.0 * f64::from(STEP),
             "{way}: phi({x}) = {got:e}, {want:e}"
