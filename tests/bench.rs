@@ -1,5 +1,7 @@
 //! `chunkwise bench`: what it writes, in every format, and what it refuses. Speed itself is not judged here.
 
+#[path = "cli_common/child.rs"]
+mod child;
 mod cli_common;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The binary from outside: what it prints, its exit codes, and that every mistake is one line on stderr.
 
+#[path = "cli_common/child.rs"]
+mod child;
 mod cli_common;
 
 use std::path::{Path, PathBuf};

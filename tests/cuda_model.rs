@@ -1,6 +1,8 @@
 //! The model on a GPU: the reference's own answers, the CPU's, and the program from outside. On the emulator, and on a GPU
 //! where there is one.
 
+#[path = "cli_common/child.rs"]
+mod child;
 mod cli_common;
 mod common;
 mod cuda_common;

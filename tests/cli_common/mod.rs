@@ -1,8 +1,6 @@
 //! Running the binary.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-mod child;
-
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +13,7 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn command() -> Command {
-    let mut command = child::command(env!("CARGO_BIN_EXE_chunkwise"));
+    let mut command = crate::child::command(env!("CARGO_BIN_EXE_chunkwise"));
     command.env_remove("CHUNKWISE_ISA");
     command
 }

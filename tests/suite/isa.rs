@@ -2,10 +2,6 @@
 //! `CHUNKWISE_ISA` may name. That variable is read once in a process, so each of its values is tried in a
 //! child process, which runs one test of this file.
 
-#[cfg(feature = "std")]
-#[path = "../cli_common/child.rs"]
-mod child;
-
 use chunkwise::{Attention, Config, Error, Isa, Normaliser, Rule, Shape, isa};
 
 #[cfg(feature = "std")]
@@ -90,7 +86,7 @@ mod environment {
     /// What `child` answers under a value of the variable; nothing where no process can be started (an
     /// emulator that runs this file alone).
     fn answer(value: Option<&str>) -> Option<String> {
-        let mut command = child::command(std::env::current_exe().expect("a path to this test"));
+        let mut command = crate::child::command(std::env::current_exe().expect("a path to this test"));
         command
             .args(["--exact", "isa::environment::child", "--ignored", "--nocapture"])
             .env_remove("CHUNKWISE_ISA");

@@ -4,6 +4,9 @@
 // What they share, with each other and with fuzz/, examples/ and the other test programs.
 #[path = "../checks/mod.rs"]
 mod checks;
+#[cfg(feature = "std")]
+#[path = "../cli_common/child.rs"]
+mod child;
 #[cfg(feature = "cli")]
 #[path = "../cli_common/mod.rs"]
 mod cli_common;
