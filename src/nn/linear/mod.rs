@@ -1,7 +1,7 @@
 //! Dense layers: `y = x W + b`, with what follows it (GELU, a residual sum) done while the result is in registers.
 //!
 //! There are two ways, by the number of rows: many in tiles, few, as of one time step, in a stream. Both are faster where W
-//! has been packed before. All give the same bits: an element of `x W` is summed over blocks of [`DEPTH`] inputs, each a
+//! has been packed before. All give the same bits: an element of `x W` is summed over blocks of 256 inputs, each a
 //! chain of fused multiply-adds from zero in the order of the inputs; bias and residual are added to the first block's sum,
 //! then the sums of the others in their order.
 
