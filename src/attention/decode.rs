@@ -7,9 +7,6 @@ use crate::state::Sums as Which;
 use crate::sweep::Rows;
 use crate::vector::copy_row;
 
-/// Vectors of columns that one token sweeps at once in the caller's state: a row of S is one sequential read.
-pub(super) const WIDE: usize = 8;
-
 /// A head of a decode: which of the task's it is, its state, and its scratch.
 struct Head<'a> {
     h: usize,

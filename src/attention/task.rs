@@ -13,7 +13,6 @@ use core::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::Config;
-use super::decode::WIDE;
 use super::part::States;
 use crate::element::Elements;
 use crate::isa::outline;
@@ -25,6 +24,9 @@ use crate::state::Layout;
 use crate::sweep::prepare::{Normalisers, Prepare};
 use crate::sweep::{Blocking, Factors, Fold, Panel, Rows, Sums, Tile, kind, padded_key};
 use crate::tensors::Tensors;
+
+/// Vectors of columns that one token sweeps at once in the caller's state: a row of S is one sequential read.
+const WIDE: usize = 8;
 
 /// How many tokens before they are computed rows are asked for: two tiles. On a Xeon (Granite Rapids) 4096 tokens of 4
 /// heads, read from memory, take a third less time with it than without, for rows of one head lie apart where no prefetcher
