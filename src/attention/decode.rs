@@ -65,7 +65,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         let (lanes, value) = (S::F32_LANES, layout.value);
         let whole = value / lanes * lanes;
         let rows = matrices.each_mut().map(|data| Rows { data, stride: value });
-        self.panels::<S, 1, N, H>(simd, tile, 0..whole, rows.into());
+        self.panels::<S, 1, N, H>(simd, &tile, 0..whole, rows.into());
         if lanes > 1 && whole < value {
             for (matrix, tail) in matrices.iter().zip(&mut pieces.matrices) {
                 for (from, to) in matrix.chunks(value).zip(tail.chunks_exact_mut(lanes)) {
@@ -73,7 +73,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
                 }
             }
             let rows = pieces.matrices.each_mut().map(|data| Rows { data, stride: lanes });
-            self.panels::<S, 1, N, H>(simd, tile, whole..whole + lanes, rows.into());
+            self.panels::<S, 1, N, H>(simd, &tile, whole..whole + lanes, rows.into());
             for (matrix, tail) in matrices.iter_mut().zip(&pieces.matrices) {
                 for (to, from) in matrix.chunks_mut(value).zip(tail.chunks_exact(lanes)) {
                     to[whole..].copy_from_slice(&from[..value - whole]);

@@ -283,7 +283,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
                 .matrices
                 .each_mut()
                 .map(|data| Rows { data: data.get_mut(elements.clone()).unwrap_or_default(), stride });
-            self.panels::<S, B, N, H>(simd, tile, begin..begin + stride, rows.into());
+            self.panels::<S, B, N, H>(simd, &tile, begin..begin + stride, rows.into());
         }
         if span.fold {
             fold(simd, head.matrices.each_mut().map(|matrix| &mut **matrix), &mut head.z);
@@ -351,7 +351,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
     pub(super) fn panels<S: Simd, const B: usize, const N: usize, const H: usize>(
         &self,
         simd: S,
-        tile: Tile<'_>,
+        tile: &Tile<'_>,
         columns: Range<usize>,
         sums: Sums<'_>,
     ) {
@@ -390,7 +390,7 @@ pub(super) fn fold<S: Simd>(
 
 /// Vectors of columns that are still to be swept.
 struct Walk<'a> {
-    tile: Tile<'a>,
+    tile: &'a Tile<'a>,
     /// Where the sums begin.
     begin: usize,
     column: usize,

@@ -198,7 +198,7 @@ struct Ends<'a> {
 
 /// One tile and one panel of N vectors, in blocks of B tokens.
 pub(crate) struct Panel<'a, const B: usize, const N: usize, const KIND: u8> {
-    pub(crate) tile: Tile<'a>,
+    pub(crate) tile: &'a Tile<'a>,
     /// The panel's first column among this task's.
     pub(crate) column: usize,
     pub(crate) sums: Sums<'a>,
@@ -333,7 +333,7 @@ impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
     /// Where this panel's columns of v and o lie.
     #[inline(always)]
     fn ends<S: Simd>(&self) -> Ends<'a> {
-        let Tile { shape, tensors, first, .. } = self.tile;
+        let Tile { shape, tensors, first, .. } = *self.tile;
         let column = self.tile.columns.start + self.column;
         let (v, v_stride) = match (tensors.v, self.tile.wide_v) {
             (Elements::F32(v), _) => (&v[shape.v_strides.offset(first) + column..], shape.v_strides.token),
