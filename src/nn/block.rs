@@ -1,7 +1,7 @@
 //! One block: attention and feed-forward network, each before a residual sum.
 
 use super::config::ModelConfig;
-use super::linear::{self, Epilogue};
+use super::linear::{self, Epilogue, Product};
 use super::weights::{BlockWeights, Weights};
 use crate::attention::{Attention, Config, State};
 use crate::error::{Error, Result, check_len};
@@ -18,6 +18,13 @@ pub struct Block<'w> {
     weights: BlockWeights<'w>,
     isa: Isa,
     threads: usize,
+}
+
+/// How many sequences, and tokens of each, are computed together.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) batch: usize,
+    pub(super) len: usize,
 }
 
 /// How the tokens of one pass meet the state.
@@ -79,7 +86,7 @@ impl<'w> Block<'w> {
         let want = want.ok_or(Error::Overflow { what: "x" })?;
         check_len("x", want, x.len())?;
         scratch::check(scratch, self.scratch_len(batch, len)?)?;
-        self.run(batch, len, x, Pass::Whole, Wanted::All, scratch)
+        self.run(Tile { batch, len }, x, Pass::Whole, Wanted::All, scratch)
     }
 
     /// Elements of scratch that [`Block::forward`] needs.
@@ -90,11 +97,10 @@ impl<'w> Block<'w> {
         scratch_len(&self.config, self.isa, self.threads, batch, len)
     }
 
-    /// x `[B, T, hidden]` in place; lengths are the caller's business.
+    /// x `[B, T, hidden]` in place; the caller has checked lengths.
     pub(super) fn run(
         &self,
-        batch: usize,
-        len: usize,
+        Tile { batch, len }: Tile,
         x: &mut [f32],
         pass: Pass<'_>,
         wanted: Wanted,
@@ -113,10 +119,11 @@ impl<'w> Block<'w> {
         weights.attn_norm.forward(isa, x, normed)?;
         let width = self.config.attention_width();
         if wanted == Wanted::All {
-            weights.attn_qkv.run(isa, threads, normed, qkv, Epilogue::Store, rest);
+            let product = Product::new(normed, qkv, Epilogue::Store);
+            weights.attn_qkv.run(isa, threads, product, rest);
         } else {
-            let columns = width..3 * width;
-            weights.attn_qkv.run_columns(isa, threads, columns, normed, qkv, Epilogue::Store, rest);
+            let product = Product::new(normed, qkv, Epilogue::Store).columns(width..3 * width);
+            weights.attn_qkv.run(isa, threads, product, rest);
             // What the other queries are makes no difference, but they are read.
             for row in qkv.chunks_exact_mut(3 * hidden) {
                 row[..width].fill(0.0);
@@ -125,7 +132,8 @@ impl<'w> Block<'w> {
         if wanted == Wanted::Last {
             for row in (0..batch).map(|sequence| sequence * len + len - 1) {
                 let (x, y) = (&normed[row * hidden..][..hidden], &mut qkv[row * 3 * hidden..][..3 * hidden]);
-                weights.attn_qkv.run_columns(isa, threads, 0..width, x, y, Epilogue::Store, rest);
+                let product = Product::new(x, y, Epilogue::Store).columns(0..width);
+                weights.attn_qkv.run(isa, threads, product, rest);
             }
         }
         let (q, k, v) = (&qkv[..], &qkv[width.min(qkv.len())..], &qkv[(2 * width).min(qkv.len())..]);
@@ -148,12 +156,12 @@ impl<'w> Block<'w> {
             Wanted::State => return Ok(()),
         };
         let (x, mixed) = (&mut x[..rows * hidden], &mixed[..rows * width]);
-        weights.attn_out.run(isa, threads, mixed, x, Epilogue::Add, rest);
+        weights.attn_out.run(isa, threads, Product::new(mixed, x, Epilogue::Add), rest);
 
         let (normed, inner) = (&mut normed[..rows * hidden], &mut wide[..rows * self.config.inner_size()]);
         weights.ffn_norm.forward(isa, x, normed)?;
-        weights.ffn_up.run(isa, threads, normed, inner, Epilogue::Gelu, rest);
-        weights.ffn_down.run(isa, threads, inner, x, Epilogue::Add, rest);
+        weights.ffn_up.run(isa, threads, Product::new(normed, inner, Epilogue::Gelu), rest);
+        weights.ffn_down.run(isa, threads, Product::new(inner, x, Epilogue::Add), rest);
         Ok(())
     }
 }

@@ -4,9 +4,9 @@
 //! state of each block's attention: memory does not grow with T, and a tile's activations stay in cache. Where only the
 //! last time step is returned, the last block computes no more than that takes: a fifth of the work of four blocks.
 
-use super::block::{self, Block, Pass, Wanted};
+use super::block::{self, Block, Pass, Tile, Wanted};
 use super::config::{ModelConfig, OutputMode};
-use super::linear::{self, Epilogue};
+use super::linear::{self, Epilogue, Product};
 use super::weights::Weights;
 use crate::error::{Error, Result, check_len};
 use crate::isa::Isa;
@@ -22,13 +22,6 @@ pub struct Model<'w> {
     weights: Weights<'w>,
     isa: Isa,
     threads: usize,
-}
-
-/// Which sequences and tokens one tile takes.
-#[derive(Clone, Copy)]
-struct Tile {
-    batch: usize,
-    len: usize,
 }
 
 impl Tile {
@@ -189,7 +182,7 @@ impl<'w> Model<'w> {
                         true => Wanted::State,
                         false => Wanted::All,
                     };
-                    block.run(tile.batch, tile.len, x, pass, wanted, scratch)?;
+                    block.run(tile, x, pass, wanted, scratch)?;
                 }
                 match output_mode {
                     OutputMode::All => {
@@ -263,7 +256,7 @@ impl<'w> Model<'w> {
         self.project(input, x, scratch);
         for (weights, state) in self.weights.blocks.iter().zip(layers.chunks_exact_mut(layer)) {
             let block = Block::unchecked(&self.config, *weights, self.isa, self.threads);
-            block.run(batch, 1, x, Pass::Step(state), Wanted::All, scratch)?;
+            block.run(Tile { batch, len: 1 }, x, Pass::Step(state), Wanted::All, scratch)?;
         }
         self.finish(x, output)?;
         if output_mode == OutputMode::Mean {
@@ -303,7 +296,9 @@ impl<'w> Model<'w> {
 
     fn project(&self, input: &[f32], x: &mut [f32], scratch: &mut [f32]) {
         match &self.weights.input_projection {
-            Some(layer) => layer.run(self.isa, self.threads, input, x, Epilogue::Store, scratch),
+            Some(layer) => {
+                layer.run(self.isa, self.threads, Product::new(input, x, Epilogue::Store), scratch);
+            }
             None => x.copy_from_slice(input),
         }
     }

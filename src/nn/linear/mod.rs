@@ -43,6 +43,26 @@ pub(super) enum Epilogue {
     Add,
 }
 
+/// What a layer computes: rows of x `[rows, in]` into columns of y `[rows, out]`.
+pub(super) struct Product<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    epilogue: Epilogue,
+    columns: Range<usize>,
+}
+
+impl<'a> Product<'a> {
+    /// Of all columns.
+    pub(super) fn new(x: &'a [f32], y: &'a mut [f32], epilogue: Epilogue) -> Self {
+        Self { x, y, epilogue, columns: 0..usize::MAX }
+    }
+
+    /// Of some columns.
+    pub(super) fn columns(self, columns: Range<usize>) -> Self {
+        Self { columns, ..self }
+    }
+}
+
 /// Inputs in a block: on AVX2 16 KiB of a panel of W, which share L1 with the rows of a tile.
 const DEPTH: usize = 256;
 
@@ -164,7 +184,7 @@ impl<'w> Linear<'w> {
         let rows = x.len() / inputs;
         check_len("y", rows * outputs, y.len())?;
         scratch::check(scratch, self.scratch_len(isa, threads, rows))?;
-        self.run(isa, threads, x, y, Epilogue::Store, scratch);
+        self.run(isa, threads, Product::new(x, y, Epilogue::Store), scratch);
         Ok(())
     }
 
@@ -183,31 +203,10 @@ impl<'w> Linear<'w> {
         scratch_len(isa, threads, rows, self.inputs(), self.outputs())
     }
 
-    /// The same with an epilogue; lengths are the caller's business.
-    pub(super) fn run(
-        &self,
-        isa: Isa,
-        threads: usize,
-        x: &[f32],
-        y: &mut [f32],
-        epilogue: Epilogue,
-        scratch: &mut [f32],
-    ) {
-        self.run_columns(isa, threads, 0..self.outputs(), x, y, epilogue, scratch);
-    }
-
-    /// Some columns of it; the others of y `[rows, out]` are left alone.
-    #[allow(clippy::too_many_arguments, reason = "those of `run`, and the columns")]
-    pub(super) fn run_columns(
-        &self,
-        isa: Isa,
-        threads: usize,
-        columns: Range<usize>,
-        x: &[f32],
-        y: &mut [f32],
-        epilogue: Epilogue,
-        scratch: &mut [f32],
-    ) {
+    /// A product whose lengths the caller has checked; columns of y `[rows, out]` that it leaves out are left alone.
+    pub(super) fn run(&self, isa: Isa, threads: usize, product: Product<'_>, scratch: &mut [f32]) {
+        let Product { x, y, epilogue, columns } = product;
+        let columns = columns.start..columns.end.min(self.outputs());
         let rows = x.len() / self.inputs();
         if rows == 0 || columns.is_empty() {
             return;
