@@ -46,21 +46,21 @@ impl Recurrence<'_> {
     /// One token: q `[K]`, k `[K]`, v `[V]`, o `[V]`.
     pub fn step(&mut self, q: &[f32], k: &[f32], v: &[f32], o: &mut [f64]) {
         let (map, scale) = (self.feature_map, self.scale);
+        let factor = |z: &[f64], eps: f32| scale / (norm(map, q, z) + f64::from(eps));
         o.fill(0.0);
         match self.normaliser {
             Normaliser::None => {
                 write(map, k, v, self.s, self.z);
-                read(map, q, self.s, self.z, |_| scale, o);
+                read(map, q, self.s, scale, o);
             }
             Normaliser::Global { eps } => {
                 write(map, k, v, self.s, self.z);
-                read(map, q, self.s, self.z, |norm| scale / (norm + f64::from(eps)), o);
+                read(map, q, self.s, factor(self.z, eps), o);
             }
             Normaliser::PerChunk { chunk, eps } => {
-                let factor = |norm: f64| scale / (norm + f64::from(eps));
                 write(map, k, v, self.chunk_s, self.chunk_z);
-                read(map, q, self.chunk_s, self.chunk_z, factor, o);
-                read(map, q, self.s, self.z, factor, o);
+                read(map, q, self.chunk_s, factor(self.chunk_z, eps), o);
+                read(map, q, self.s, factor(self.z, eps), o);
                 self.count += 1;
                 if self.count == chunk {
                     self.count = 0;
@@ -83,9 +83,13 @@ fn write(map: FeatureMap, k: &[f32], v: &[f32], s: &mut [f64], z: &mut [f64]) {
     }
 }
 
-/// `o += factor(phi(q) . z) phi(q)^T S`.
-fn read(map: FeatureMap, q: &[f32], s: &[f64], z: &[f64], factor: impl Fn(f64) -> f64, o: &mut [f64]) {
-    let factor = factor(q.iter().zip(z).map(|(q, z)| phi(map, *q) * z).sum());
+/// `phi(q) . z`.
+fn norm(map: FeatureMap, q: &[f32], z: &[f64]) -> f64 {
+    q.iter().zip(z).map(|(q, z)| phi(map, *q) * z).sum()
+}
+
+/// `o += factor phi(q)^T S`.
+fn read(map: FeatureMap, q: &[f32], s: &[f64], factor: f64, o: &mut [f64]) {
     for (q, row) in q.iter().zip(s.chunks_exact(o.len())) {
         let weight = factor * phi(map, *q);
         for (o, s) in o.iter_mut().zip(row) {
