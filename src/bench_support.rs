@@ -48,7 +48,7 @@ impl MultiplyAdds {
     }
 }
 
-/// Reads everything, `passes` times, as [`STREAMS`] streams. What is not a whole number of 2 vectors of each is left out.
+/// Reads everything, `passes` times, as several streams. What is not a whole number of 2 vectors of each is left out.
 pub fn read(isa: Isa, data: &[f32], passes: usize) {
     dispatch(isa, Read { data, passes });
 }
