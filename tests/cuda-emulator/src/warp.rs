@@ -293,6 +293,17 @@ impl Warp {
                     self.status = Status::Barrier { id, count };
                     return Ok(());
                 }
+                Op::Arrive { id, count } => {
+                    if !self.gathered(self.live, mask, "a barrier", block)? {
+                        continue;
+                    }
+                    let first = mask.trailing_zeros() as usize;
+                    let [id, count] = [*id, *count].map(|r| self.regs.w[r as usize][first]);
+                    self.pc += 1;
+                    block.arrive(self.id, id, count)?;
+                    // Those who wait there may go on, before this warp arrives again.
+                    return Ok(());
+                }
                 Op::Wgmma(_) => {
                     if !self.gathered(!0, mask, "wgmma", block)? {
                         continue;

@@ -76,6 +76,50 @@ fn races() {
     has(&fault(64, &exchange(["bar.sync 0;", "bar.sync 1, 32;"], 32), 64), &["race"]);
 }
 
+/// The first warp writes a word and the second reads it, three times: the barriers of each by turns.
+fn handed_over(full: [&str; 2], free: [&str; 2]) -> String {
+    let round = format!(
+        "@%p1 bra reads{{n}};
+         {free_wait} st.shared.u32 [s], %r1; {full_arrive} bra next{{n}};
+         reads{{n}}: {full_wait} ld.shared.u32 %r2, [s]; add.u32 %r1, %r1, %r2; {free_arrive}
+         next{{n}}:",
+        free_wait = free[1],
+        full_arrive = full[0],
+        full_wait = full[1],
+        free_arrive = free[0],
+    );
+    let rounds: String = (0..3).map(|n| round.replace("{n}", &n.to_string())).collect();
+    format!(
+        ".shared .b32 s[1]; mov.u32 %r1, 7; setp.ge.u32 %p1, %r0, 32; {{ {} }}
+         {rounds} @!%p1 bra last; bra end; last: {} end: st.global.u32 [%d2], %r1;",
+        if free[0].is_empty() { String::new() } else { format!("@%p1 {}", free[0]) },
+        free[1],
+    )
+}
+
+#[test]
+fn arrivals() {
+    let (full, free) = (["bar.arrive 1, 64;", "bar.sync 1, 64;"], ["bar.arrive 2, 64;", "bar.sync 2, 64;"]);
+    let mut memory = [0; 64];
+    words(64, &handed_over(full, free), &mut memory).unwrap();
+    assert_eq!((memory[0], memory[63]), (7, 28));
+    // An arrival orders what came before it for those who wait, and nothing for those who arrive.
+    let both_arrive = handed_over(full, [free[0], ""]).replace("st.global.u32 [%d2], %r1;", "");
+    assert!(matches!(fault(64, &both_arrive, 64), t if t.contains("race") || t.contains("twice")));
+    let nothing = handed_over(["", ""], free);
+    assert!(matches!(fault(64, &nothing, 64), t if t.contains("race") || t.contains("never")));
+    has(&fault(64, "bar.arrive 1, 96; bar.sync 0;", 64), &["no one waits for"]);
+    has(
+        &fault(
+            64,
+            "setp.ge.u32 %p1, %r0, 32; @%p1 bra o; bar.arrive 1, 64; bra e; o: bar.sync 1, 96; e:",
+            64,
+        ),
+        &["different counts"],
+    );
+    has(&fault(32, "bar.arrive 1, 64; bar.arrive 1, 64;", 32), &["twice"]);
+}
+
 #[test]
 fn neighbouring_bytes_are_no_race_and_atomics_are_not() {
     let bytes = ".shared .b8 s[64]; mov.u32 %r1, s; setp.eq.u32 %p1, %r0, 0; setp.eq.u32 %p2, %r0, 32;
