@@ -2,19 +2,6 @@
 #pragma once
 #include "matrix.cuh"
 
-template <int N> DEVICE void clear(float (&x)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++) x[i] = 0.0f;
-}
-template <int M, int N> DEVICE void clear(float (&x)[M][N]) {
-#pragma unroll
-  for (int i = 0; i < M; i++) clear(x[i]);
-}
-template <int M, int N> DEVICE void add(float (&to)[M][N], const float (&x)[M][N]) {
-#pragma unroll
-  for (int i = 0; i < M * N; i++) to[i / N][i % N] += x[i / N][i % N];
-}
-
 // Of TA bf16 each: phi(q), phi(k), scores and S; of TV: v. K: columns of K. R and G: warps along a tile's rows and along V's
 // columns, N: eights of columns of each. BLOCK: as in `Matrix`, of V and S.
 template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64 ? 8 * N * G : 64> struct Products {
