@@ -259,10 +259,7 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
     // Pairs of the 16 x 16 on the diagonal that are on and below it.
     u32 mask[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int over = g + i % 2 * 8 - (i / 2 * 8 + 2 * t);
-      mask[i] = over > 0 ? 0xffffffffu : over == 0 ? 0xffffu : 0u;
-    }
+    for (int i = 0; i < 4; i++) mask[i] = lower_pair(i, g, t);
     int stage = 0;
 #pragma unroll 1
     for (; now.more(); stage = Base::next(stage)) {
@@ -369,7 +366,7 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
 
   __device__ __forceinline__ void write(i64 token, int rows, const float (&out)[NT][4], int stage) const {
     if constexpr (sizeof(Bits) == 2)
-      if (a.paired && block.columns == VP) return write_pieces(token, rows, out, stage);
+      if (a.neighbours == 8 && block.columns == VP) return write_pieces(token, rows, out, stage);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int r = warp * 16 + half * 8 + g;
@@ -378,7 +375,7 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
 #pragma unroll
       for (int n = 0; n < NT; n++) {
         const float x = out[n][half * 2], y = out[n][half * 2 + 1];
-        if (sizeof(Bits) == 4 && a.paired && block.columns == VP) *(float2*)(at + n * 8) = make_float2(x, y);
+        if (sizeof(Bits) == 4 && a.neighbours > 1 && block.columns == VP) *(float2*)(at + n * 8) = make_float2(x, y);
         else {
           if (n * 8 + 2 * t < block.columns) at[n * 8] = E::narrow(x);
           if (n * 8 + 2 * t + 1 < block.columns) at[n * 8 + 1] = E::narrow(y);
@@ -403,17 +400,6 @@ template <class E, int KT, int VP, Normaliser N> struct State : Tiles<E, KT, VP,
 
   __device__ __forceinline__ State(const Base& base, const Block& block) : Base(base), block(block) {}
 
-  // Calls f(two neighbours, where they lie in S, how many of them are in S) for all of S that this thread holds.
-  template <class F> __device__ __forceinline__ void each_pair(Sums& sums, float* at, F f) const {
-    at += (warp * 16 + g) * a.value + block.first_column + 2 * t;
-#pragma unroll
-    for (int i = 0; i < 2 * MT; i++) {
-      const int left = i / 2 * 64 + i % 2 * 8 + warp * 16 + g < a.key ? block.columns - 2 * t : 0;
-      float* row = at + (i / 2 * 64 + i % 2 * 8) * a.value;
-#pragma unroll
-      for (int n = 0; n < NT; n++) f(sums[i / 2][n][i % 2 * 2], sums[i / 2][n][i % 2 * 2 + 1], row + n * 8, left - n * 8);
-    }
-  }
   // Calls f(element, where it lies in z) for those that this thread keeps of z.
   template <class F> __device__ __forceinline__ void each_z(Zs& z, const float* at, F f) const {
     if (NORMALISED)
@@ -424,17 +410,13 @@ template <class E, int KT, int VP, Normaliser N> struct State : Tiles<E, KT, VP,
       }
   }
   __device__ __forceinline__ void add_from(Sums& sums, const float* from) const {
-    each_pair(sums, (float*)from, [](float& x, float& y, const float* at, int left) {
-      float more[2];
-      load_pair_if(left, at, more);
-      x += more[0], y += more[1];
-    });
+    block.template add_from<64>(sums, warp * 16 + g, 2 * t, from);
   }
   __device__ __forceinline__ void add_from(Zs& z, const float* from) const {
     each_z(z, from, [](float& x, const float* at) { x += *at; });
   }
   __device__ __forceinline__ void store(Sums& sums, float* to) const {
-    each_pair(sums, to, [](float& x, float& y, float* at, int left) { store_pair_if(left, at, x, y); });
+    block.template store<64>(sums, warp * 16 + g, 2 * t, to);
   }
   // One panel of a head writes it.
   __device__ __forceinline__ void store(Zs& z, float* to) const {
@@ -558,10 +540,10 @@ template <class E, int KT, int VP, Normaliser N> DEVICE void prefill(const Prefi
   // The same for all lanes, which a compiler can't see in threadIdx.
   const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
   if (group == 0) {
-    if (KT > 64) give_registers<56>();
+    if (KT > 64) give_registers<KT == 128 ? 56 : 64>();
     Converter<E, KT, VP, N>(tiles, Block(args)).run(begin);
   } else if (group == 1) {
-    if (KT > 64) take_registers<208>();
+    if (KT > 64) take_registers<KT == 128 ? 208 : 200>();
     if (args.outputs) Outputs<E, KT, VP, N>(tiles, Block(args)).run(begin);
   } else {
     if (KT > 64) take_registers<240>();

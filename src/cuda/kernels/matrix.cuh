@@ -72,6 +72,12 @@ DEVICE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Which of the numbers of pair i of a 16 x 16 fragment of A are on and below its diagonal, for row g and pair t of columns.
+DEVICE u32 lower_pair(int i, int g, int t) {
+  const int below = g + i % 2 * 8 - (i / 2 * 8 + 2 * t);
+  return below > 0 ? 0xffffffffu : below == 0 ? 0xffffu : 0u;
+}
+
 // c += a b, summed in c by the tensor core where both are one term: it truncates as it adds.
 //
 // Of more terms, and wherever many products are added one after the other, the pairs of terms are summed by themselves, the

@@ -1,29 +1,6 @@
-// What both kernels of many tokens share: their arguments, the tiles of a sequence, and how rows become operands.
+// What both kernels of many tokens share: a block's part of the work, the tiles of a sequence, and how rows become operands.
 #pragma once
 #include "matrix.cuh"
-
-struct Strides {
-  i64 batch, token, head;
-};
-
-// As `PrefillArgs` in attention.rs.
-struct PrefillArgs {
-  const void *q, *k, *v;
-  void* o;
-  const float* initial;  // [B, H, state_len], or none: zero
-  const float* sums;     // [B, H, 2 K + 1]: z, the chunk's z and count of `initial`, for where `last` may overwrite them
-  float* last;           // [B, H, state_len], or none
-  float* finished;       // [B, H, K V]: where chunks are not tiles and there is no `last`
-  float* segments;       // [segments, B, H, K V + K]: sums of each, then the sums before each; or none
-  Strides q_strides, k_strides, v_strides, o_strides;
-  i64 state_len, len, segment_len;
-  int heads, key, value, chunk, normaliser, feature_map;
-  int outputs;           // whether o is asked for, or only the segments' sums
-  int aligned;           // rows of q, k and v are whole, aligned pieces of eight
-  int paired;            // rows of o are whole pieces of eight, aligned to 16 bytes
-  int stages;            // tiles that are copied ahead
-  float eps, map_eps, scale;
-};
 
 // Which tokens a tile takes: none beyond the end, nor beyond a chunk's end.
 struct Cursor {
@@ -88,6 +65,33 @@ template <class E, int C, int VP, Normaliser N> struct Part {
   __device__ __forceinline__ bool begins_apart(const Cursor& now) const { return CHUNKED && (a.chunk > C || now.fill > 0); }
   // Whether a tile is the last, of a chunk that will not end: what it adds is kept apart.
   __device__ __forceinline__ bool is_tail(int rows) const { return CHUNKED && last && rows < a.chunk; }
+
+  // Calls f(two neighbours, where they lie in S, how many of them are in S) for a thread's part of S: fragments STEP rows apart,
+  // of which `row` and `column` are its first.
+  template <int STEP, int M, int NT, class F>
+  __device__ __forceinline__ void each_pair(float (&s)[M][NT][4], int row, int column, float* at, F f) const {
+    at += row * a.value + first_column + column;
+    // What does not change from tile to tile would be kept in registers for all of them.
+    asm volatile("" : "+l"(at), "+r"(row));
+#pragma unroll
+    for (int i = 0; i < 2 * M; i++) {
+      const int below = i / 2 * STEP + i % 2 * 8, left = row + below < a.key ? columns - column : 0;
+#pragma unroll
+      for (int n = 0; n < NT; n++) f(s[i / 2][n][i % 2 * 2], s[i / 2][n][i % 2 * 2 + 1], at + below * a.value + n * 8, left - n * 8);
+    }
+  }
+  template <int STEP, int M, int NT>
+  __device__ __forceinline__ void add_from(float (&s)[M][NT][4], int row, int column, const float* from) const {
+    each_pair<STEP>(s, row, column, (float*)from, [](float& x, float& y, const float* at, int left) {
+      float more[2];
+      load_pair_if(left, at, more);
+      x += more[0], y += more[1];
+    });
+  }
+  template <int STEP, int M, int NT>
+  __device__ __forceinline__ void store(float (&s)[M][NT][4], int row, int column, float* to) const {
+    each_pair<STEP>(s, row, column, to, [](float& x, float& y, float* at, int left) { store_pair_if(left, at, x, y); });
+  }
 
   // Where the state that this block leaves goes, or null.
   __device__ __forceinline__ float* destination(const Cursor& now, bool apart) const {
