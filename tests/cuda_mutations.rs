@@ -7,6 +7,8 @@
 #[allow(dead_code, reason = "the kernels of one source are launched")]
 mod args;
 mod common;
+#[path = "cuda_common/ptx.rs"]
+mod ptx;
 
 use std::mem::offset_of;
 
@@ -44,7 +46,7 @@ fn bytes(args: &PrefillArgs) -> Vec<u8> {
     bytes
 }
 
-/// A kernel: the text of `prefill_64`, and how attention.rs cuts it.
+/// A kernel: where `prefill_64` is, and how attention.rs cuts it.
 #[derive(Clone, Copy)]
 struct Kernel {
     name: &'static str,
@@ -59,7 +61,7 @@ struct Kernel {
 
 const BF16_DOT: Kernel = Kernel {
     name: "prefill_bf16_dot",
-    text: include_str!("../src/cuda/ptx/sm_80/prefill_bf16_dot.ptx"),
+    text: "sm_80/prefill_bf16_dot",
     narrow: true,
     tokens: 64,
     shared: 2 * (64 * 3 * 64 + 64 * 65) + 8 * 64,
@@ -67,15 +69,12 @@ const BF16_DOT: Kernel = Kernel {
 };
 
 /// The same by wgmma, on Hopper.
-const WGMMA: Kernel = Kernel {
-    name: "prefill_bf16_dot of sm_90a",
-    text: include_str!("../src/cuda/ptx/sm_90a/prefill_bf16_dot.ptx"),
-    ..BF16_DOT
-};
+const WGMMA: Kernel =
+    Kernel { name: "prefill_bf16_dot of sm_90a", text: "sm_90a/prefill_bf16_dot", ..BF16_DOT };
 
 const F32: Kernel = Kernel {
     name: "prefill_f32",
-    text: include_str!("../src/cuda/ptx/sm_80/prefill_f32.ptx"),
+    text: "sm_80/prefill_f32",
     narrow: false,
     tokens: 32,
     shared: 2 * (32 * 9 * 64 + 3 * 64 * 65) + 8 * 64,
@@ -83,11 +82,9 @@ const F32: Kernel = Kernel {
 };
 
 impl Kernel {
-    /// The lines of its first entry: the others of the module would only be parsed.
+    /// The lines of its text, without other entries.
     fn lines(&self) -> Vec<String> {
-        let (text, _) =
-            self.text.split_once(".visible .entry prefill_128").expect("a module of three entries");
-        text.lines().map(str::to_owned).collect()
+        ptx::entry(self.text, "prefill_64").lines().map(str::to_owned).collect()
     }
 }
 

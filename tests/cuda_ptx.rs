@@ -1,26 +1,13 @@
-//! What is shipped, as text: that the kernels take the structures that the library fills.
+//! What is shipped, as text: that the kernels take the structures that the library fills, and that each can be compiled alone.
 
 #[path = "../src/cuda/args.rs"]
 #[allow(dead_code, reason = "only their sizes are asked for")]
 mod args;
 
-use std::fs;
-use std::path::Path;
+#[path = "cuda_common/ptx.rs"]
+mod ptx;
 
 use args::{DecodeArgs, DenseArgs, PrefillArgs};
-
-/// The modules, by path below `src/cuda/ptx`.
-fn modules() -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/ptx");
-    let mut modules = Vec::new();
-    for arch in fs::read_dir(folder).expect("the folder of modules") {
-        for file in fs::read_dir(arch.expect("a folder").path()).expect("a folder") {
-            let path = file.expect("a file").path();
-            modules.push((path.display().to_string(), fs::read_to_string(&path).expect("a text")));
-        }
-    }
-    modules
-}
 
 /// Names and bytes of the structures that a module's kernels take by value.
 fn structures(text: &str) -> impl Iterator<Item = (&str, usize)> {
@@ -34,9 +21,10 @@ fn structures(text: &str) -> impl Iterator<Item = (&str, usize)> {
 #[test]
 fn structures_have_the_size_that_kernels_take() {
     let mut seen = [0; 3];
-    for (module, text) in modules() {
+    for module in ptx::names() {
+        let text = ptx::text(&module);
         let mut by_value = 0;
-        for (kernel, bytes) in structures(&text) {
+        for (kernel, bytes) in structures(text) {
             let (which, size) = match kernel.split('_').next() {
                 Some("prefill") => (0, size_of::<PrefillArgs>()),
                 Some("decode") => (1, size_of::<DecodeArgs>()),
@@ -51,4 +39,20 @@ fn structures_have_the_size_that_kernels_take() {
         assert_eq!(params.count(), by_value, "a structure of {module} is written otherwise");
     }
     assert!(seen.iter().all(|kernels| *kernels > 0), "{seen:?}");
+}
+
+/// The library gives the driver one kernel at a time: what precedes the first and the kernel itself must be all that it needs.
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn each_kernel_is_whole_without_the_others() {
+    use cuda_emulator::parse::module;
+    for name in ptx::names() {
+        let all = module(ptx::text(&name)).expect("what is shipped");
+        assert!(!all.entries.is_empty(), "{name}");
+        for kernel in &all.entries {
+            let alone = module(&ptx::entry(&name, &kernel.name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let names: Vec<_> = alone.entries.iter().map(|entry| &entry.name).collect();
+            assert_eq!(names, [&kernel.name], "{name}");
+        }
+    }
 }
