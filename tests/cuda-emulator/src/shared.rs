@@ -94,13 +94,18 @@ impl Shared {
     }
 
     /// A new block: nothing is written. What is recorded of earlier ones is of earlier segments, so nothing is cleared
-    /// but what was in flight, which only a launch without checks leaves.
+    /// but lists of readers, and what was in flight, which only a launch without checks leaves.
     pub fn begin(&mut self) {
         if self.next >= 1 << (32 - SEGMENT - 1) {
             self.words.fill(Cell::default());
             self.next = 0;
         }
-        self.words.iter_mut().for_each(|c| c.flight = 0);
+        for cell in &mut self.words {
+            cell.flight = 0;
+            if cell.read_in == MANY {
+                cell.read_in = 0;
+            }
+        }
         self.data.fill(0xff);
         self.bytes.clear();
         self.many.clear();
