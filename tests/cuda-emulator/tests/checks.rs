@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{HEAD, fault, grid, module, with, words};
+use common::{HEAD, ORDERS, fault, grid, module, with, words};
 use cuda_emulator::launch::{Arg, Grid, Policy, run};
 
 fn has(text: &str, parts: &[&str]) {
@@ -118,6 +118,19 @@ fn arrivals() {
         &["different counts"],
     );
     has(&fault(32, "bar.arrive 1, 64; bar.arrive 1, 64;", 32), &["twice"]);
+}
+
+/// Warps that read a word between barriers of their own are kept one by one; the next block begins without them.
+#[test]
+fn readers_of_an_earlier_block() {
+    let body = format!(
+        "{HEAD} .shared .b32 s[1]; setp.eq.u32 %p1, %r0, 0; @%p1 st.shared.u32 [s], 3; bar.sync 0;
+         ld.shared.u32 %r1, [s]; shr.u32 %r3, %r0, 5; add.u32 %r3, %r3, 1; bar.sync %r3, 32; ld.shared.u32 %r1, [s];"
+    );
+    for order in ORDERS {
+        let many = Grid { blocks: [3, 1, 1], ..grid(96) };
+        run(&module("sm_80", 0, "", &body), "k", many, &mut [], with(order)).unwrap();
+    }
 }
 
 #[test]
