@@ -198,6 +198,7 @@ template <class E, int KT, int VP, Normaliser N> struct Converter : Tiles<E, KT,
   }
 
   __device__ __forceinline__ void run(Cursor now) const {
+    if (Base::NORMALISED && thread < 64) store_shared(this->shared + Base::ONES_AT + thread * 4, 0x3f803f80u);
     Cursor ahead = now;
     int stage = 0, ahead_stage = 0, freed = 0, tiles = 0;
     const auto copy_next = [&] {
@@ -262,10 +263,6 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
 
   __device__ __forceinline__ void run(Cursor now) const {
     bool apart = block.begins_apart(now);
-    // Pairs of the 16 x 16 on the diagonal that are on and below it.
-    u32 mask[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) mask[i] = lower_pair(i, g, t);
     int stage = 0;
 #pragma unroll 1
     for (; now.more(); stage = Base::next(stage)) {
@@ -291,7 +288,7 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const u32 pair = pack(scores[2 * n + i / 2][i % 2 * 2], scores[2 * n + i / 2][i % 2 * 2 + 1]);
-          p[n][i] = n < warp ? pair : n == warp ? pair & mask[i] : 0;
+          p[n][i] = n < warp ? pair : n == warp ? pair & lower_pair(i, g, t) : 0;
         }
       if (CHUNKED) {
         wgmma_wait<0>();
@@ -539,10 +536,8 @@ template <class E, int KT, int VP, Normaliser N> DEVICE void prefill(const Prefi
   // Each group makes its own: what only one of them needs would take registers of all.
   typedef Part<E, Shared::C, VP, N> Block;
   const Shared tiles(shared_address(memory), args);
+  // No barrier: `state` writes what this reads only after it has been handed the last tile, if there is one.
   const Cursor begin = Block(args).begin();
-  if (Shared::NORMALISED && threadIdx.x < 64) store_shared(tiles.shared + Shared::ONES_AT + threadIdx.x * 4, 0x3f803f80u), publish();
-  // Also so that all have read what `state` may write at its end.
-  __syncthreads();
   // The same for all lanes, which a compiler can't see in threadIdx.
   const int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
   if (group == 0) {

@@ -72,10 +72,11 @@ DEVICE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Which of the numbers of pair i of a 16 x 16 fragment of A are on and below its diagonal, for row g and pair t of columns.
+// Which numbers of pair i of a 16 x 16 fragment of A are on and below its diagonal, for row g and pair t of columns: of its four
+// 8 x 8, in the order of pairs, one on the diagonal, the one below it, the one above it, and the other on it.
 DEVICE u32 lower_pair(int i, int g, int t) {
-  const int below = g + i % 2 * 8 - (i / 2 * 8 + 2 * t);
-  return below > 0 ? 0xffffffffu : below == 0 ? 0xffffu : 0u;
+  if (i == 1 || i == 2) return i == 1 ? 0xffffffffu : 0u;
+  return g > 2 * t ? 0xffffffffu : g == 2 * t ? 0xffffu : 0u;
 }
 
 // c += a b, summed in c by the tensor core where both are one term: it truncates as it adds.

@@ -283,15 +283,16 @@ template <class E, class P, Normaliser N> struct Prefill : P {
     // `sums` are of all tokens, or `apart` those of the current chunk; the others' S is in `finished` then, their z here.
     Sums sums = {};
     const float* from = !a.outputs ? 0 : block.sums ? block.sums : block.initial;
-    if (apart && block.finished != block.initial)
+    if (apart && block.finished != block.initial) {
       each_place([&](int at) { block.finished[at] = block.initial ? block.initial[at] : 0.0f; });
+      __syncthreads();
+    }
     if (from) add_from(sums, from + (apart ? block.sums_len : 0));
     const float* from_z = from == block.sums ? from + block.matrix : apart ? block.chunk_z : block.all_z;
     each_z([&](int k) {
       z[k] = from && k < a.key ? from_z[k] : 0.0f;
       finished_z[k] = from && apart && k < a.key ? block.all_z[k] : 0.0f;
     });
-    __syncthreads();
 
     for (int stage = 0;;) {
       const bool more = now.more();

@@ -26,15 +26,15 @@ pub(crate) struct Flight {
     /// Uses of a register of file W, as accumulator and as part of A.
     as_d: Vec<u16>,
     as_a: Vec<u16>,
-    /// The count of fences when it was last written by another instruction.
-    written: Vec<u32>,
+    /// The count of fences when it was last read or written by another instruction.
+    touched: Vec<u32>,
     fences: u32,
 }
 
 impl Flight {
     pub(crate) fn new(entry: &Entry) -> Flight {
         let n = if entry.has_wgmma { entry.w as usize } else { 0 };
-        Flight { as_d: vec![0; n], as_a: vec![0; n], written: vec![0; n], ..Flight::default() }
+        Flight { as_d: vec![0; n], as_a: vec![0; n], touched: vec![0; n], ..Flight::default() }
     }
 
     pub(crate) fn clear(&mut self) {
@@ -42,7 +42,7 @@ impl Flight {
         self.groups.clear();
         self.as_d.fill(0);
         self.as_a.fill(0);
-        self.written.fill(0);
+        self.touched.fill(0);
         (self.fences, self.count) = (0, 0);
     }
 
@@ -88,9 +88,7 @@ impl Flight {
                 let does = if entry.writes[i] { "written" } else { "read" };
                 return Err(Fault::other(format!("{role} of a wgmma that is not waited for is {does}")));
             }
-            if entry.writes[i] {
-                self.written[r] = self.fences;
-            }
+            self.touched[r] = self.fences;
         }
         Ok(())
     }
@@ -105,9 +103,9 @@ impl Flight {
                         "{role} of a wgmma is another operand of one in flight"
                     )));
                 }
-                if self.written[r] >= self.fences && checks & check::WG_FENCE != 0 {
+                if self.touched[r] >= self.fences && checks & check::WG_FENCE != 0 {
                     return Err(Fault::other(format!(
-                        "{role} of a wgmma with no wgmma.fence after the last write of the register"
+                        "{role} of a wgmma with no wgmma.fence after the last use of the register"
                     )));
                 }
             }
