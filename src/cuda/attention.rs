@@ -6,7 +6,7 @@ use std::ptr::from_mut;
 
 use super::device::{Device, Stream};
 use super::error::{Error, Result};
-use super::kernels::{Kernel, Kind, Products};
+use super::kernels::{Division, Kernel, Kind, Products};
 use super::memory::{Slice, SliceMut};
 use super::precision::Precision;
 use crate::attention::Config;
@@ -188,10 +188,9 @@ struct DecodeArgs {
     key: i32,
     value: i32,
     chunk: i32,
-    normaliser: i32,
     feature_map: i32,
     kind: i32,
-    across: i32,
+    splits: i32,
     eps: f32,
     map_eps: f32,
     scale: f32,
@@ -451,7 +450,8 @@ impl Attention {
         self.check(1, [q.len(), k.len(), v.len(), o.len()])?;
         check_len("state", self.state_len(), state.len())?;
         let _current = self.device.current()?;
-        let (chunk, normaliser, eps, feature_map, map_eps) = options(&rule);
+        let (chunk, _, eps, feature_map, map_eps) = options(&rule);
+        let (threads, splits) = self.decode_blocks();
         let strides = |s: Strides| [s.batch as i64, s.head as i64];
         let mut args = DecodeArgs {
             q: q.address(),
@@ -465,19 +465,37 @@ impl Attention {
             key: shape.key as i32,
             value: shape.value as i32,
             chunk,
-            normaliser,
             feature_map,
             kind: Kind::of::<E>() as i32,
-            across: shape.value.next_power_of_two().clamp(16, 64) as i32,
+            splits: splits as i32,
             eps,
             map_eps,
             scale: rule.scale,
         };
-        let grid = [self.rows() as u32, 1, 1];
+        let kernel = Kernel::Decode(Division::of(rule.normaliser));
+        let grid = [(self.rows() * splits) as u32, 1, 1];
+        let arguments = [from_mut(&mut args).cast::<c_void>()];
         // SAFETY: the arguments are decode.cu's, checked as those of `forward`.
-        unsafe {
-            self.device.launch(Kernel::Decode, grid, 256, 0, stream, [from_mut(&mut args).cast::<c_void>()])
+        unsafe { self.device.launch(kernel, grid, threads, 0, stream, arguments) }
+    }
+
+    /// Threads of a block of decode.cu, four for each column of its panels, and blocks for each head. Bits do not depend on them.
+    fn decode_blocks(&self) -> (u32, usize) {
+        let (rows, multiprocessors) = (self.rows(), self.device.multiprocessors());
+        let value = self.config.shape.value;
+        let split = self.config.rule.normaliser == Normaliser::None;
+        let mut columns = value.next_power_of_two().clamp(16, 64);
+        if split {
+            // Rows of 32 columns are whole lines of memory.
+            while columns > 32 && rows * value.div_ceil(columns) < multiprocessors {
+                columns /= 2;
+            }
+        } else if value > columns && rows <= multiprocessors {
+            // Alone on its multiprocessor, a block asks for all that it can at once.
+            columns *= 2;
         }
+        let panels = if split { value.div_ceil(columns) } else { 1 };
+        (4 * columns as u32, panels.min(i32::MAX as usize / rows.max(1)))
     }
 
     fn snapshot(&self, to: u64, state: u64, stream: Stream) -> Result<()> {

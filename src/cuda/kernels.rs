@@ -5,6 +5,7 @@
 use std::ffi::CStr;
 
 use crate::element::{Element, Elements};
+use crate::rule::Normaliser;
 
 /// The type of elements, as `Kind` in element.cuh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +48,24 @@ pub(super) enum Products {
     WarpgroupDot,
 }
 
+/// By what outputs are divided, as `Normaliser` in element.cuh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Division {
+    None,
+    Global,
+    PerChunk,
+}
+
+impl Division {
+    pub(super) fn of(normaliser: Normaliser) -> Self {
+        match normaliser {
+            Normaliser::None => Division::None,
+            Normaliser::Global { .. } => Division::Global,
+            Normaliser::PerChunk { .. } => Division::PerChunk,
+        }
+    }
+}
+
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
@@ -56,7 +75,8 @@ pub(super) enum Kernel {
         products: Products,
         key: usize,
     },
-    Decode,
+    /// Of one division.
+    Decode(Division),
     Scan,
     Snapshot,
     /// Of weights of a type, likewise.
@@ -94,7 +114,7 @@ impl Kernel {
                 (Bf16, WarpgroupDot) => ptx!("sm_90a", "prefill_bf16_dot"),
                 (F16, WarpgroupDot) => ptx!("sm_90a", "prefill_f16_dot"),
             },
-            Kernel::Decode | Kernel::Scan | Kernel::Snapshot => ptx!("sm_80", "decode"),
+            Kernel::Decode(_) | Kernel::Scan | Kernel::Snapshot => ptx!("sm_80", "decode"),
             Kernel::Dense { kind: F32, .. } => ptx!("sm_80", "dense_f32"),
             Kernel::Dense { kind: Bf16, .. } => ptx!("sm_80", "dense_bf16"),
             Kernel::Dense { kind: F16, .. } => ptx!("sm_80", "dense_f16"),
@@ -108,7 +128,9 @@ impl Kernel {
             Kernel::Prefill { key: 64, .. } => c"prefill_64",
             Kernel::Prefill { key: 128, .. } => c"prefill_128",
             Kernel::Prefill { .. } => c"prefill_256",
-            Kernel::Decode => c"decode",
+            Kernel::Decode(Division::None) => c"decode_none",
+            Kernel::Decode(Division::Global) => c"decode_global",
+            Kernel::Decode(Division::PerChunk) => c"decode_per_chunk",
             Kernel::Scan => c"scan",
             Kernel::Snapshot => c"snapshot",
             Kernel::Dense { dot: false, .. } => c"dense",

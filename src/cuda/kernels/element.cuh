@@ -45,13 +45,18 @@ struct F16 {
 // The same types by number, for kernels that read too little to be compiled for each: as `Kind` in kernels.rs.
 enum Kind { KIND_F32, KIND_BF16, KIND_F16 };
 
-DEVICE float read(const void* at, i64 index, int kind) {
+// The bits of an element, and what they stand for: apart where several loads are to be on their way before the first is used.
+DEVICE u32 bits_of(const void* at, i64 index, int kind) {
+  return kind == KIND_F32 ? ((const u32*)at)[index] : ((const u16*)at)[index];
+}
+DEVICE float widen(u32 bits, int kind) {
   switch (kind) {
-    case KIND_F32: return ((const float*)at)[index];
-    case KIND_BF16: return Bf16::widen(((const u16*)at)[index]);
-    default: return F16::widen(((const u16*)at)[index]);
+    case KIND_F32: return F32::widen(bits);
+    case KIND_BF16: return Bf16::widen((u16)bits);
+    default: return F16::widen((u16)bits);
   }
 }
+DEVICE float read(const void* at, i64 index, int kind) { return widen(bits_of(at, index, kind), kind); }
 
 DEVICE void write(void* at, i64 index, int kind, float x) {
   switch (kind) {
@@ -71,6 +76,18 @@ DEVICE float load_if(bool condition, const float* at) {
 DEVICE void store_if(bool condition, float* at, float x) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %1, 0; @p st.global.f32 [%2], %0;}"
                ::"f"(x), "r"((int)condition), "l"(__cvta_generic_to_global(at)) : "memory");
+}
+// Four neighbours at an address that is a multiple of 16.
+DEVICE void load_if(bool condition, const float* at, float (&x)[4]) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %4, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0; "
+               "@p ld.global.v4.f32 {%0, %1, %2, %3}, [%5];}"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"((int)condition), "l"(__cvta_generic_to_global(at)) : "memory");
+}
+DEVICE void store_if(bool condition, float* at, const float (&x)[4]) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %4, 0; @p st.global.v4.f32 [%5], {%0, %1, %2, %3};}"
+               ::"f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"((int)condition), "l"(__cvta_generic_to_global(at))
+               : "memory");
 }
 
 // Eight neighbours of a row at once, 16 or 32 bytes that are aligned.
