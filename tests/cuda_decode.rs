@@ -4,8 +4,16 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(unsafe_code, reason = "a kernel runs on memory by its address")]
+#[path = "../src/cuda/args.rs"]
+#[allow(dead_code, reason = "the kernels of one source are launched")]
+mod args;
 mod common;
+#[path = "cuda_common/ptx.rs"]
+mod ptx;
 
+use std::mem::offset_of;
+
+use args::{DecodeArgs, Strides};
 use chunkwise::{Config, Normaliser, Rule, Shape};
 use common::*;
 use cuda_emulator::isa::Entry;
@@ -13,28 +21,16 @@ use cuda_emulator::launch::{Grid, Options, Policy, launch};
 use cuda_emulator::memory::{Buffer, Map};
 use cuda_emulator::parse;
 
-const TEXT: &str = include_str!("../src/cuda/ptx/sm_80/decode.ptx");
 const HEADS: usize = 2;
 const ORDERS: [Policy; 3] = [Policy::Ascending, Policy::Descending, Policy::Random];
 
-/// `Args` of decode.cu.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct DecodeArgs {
-    tensors: [u64; 4],
-    state: u64,
-    strides: [[i64; 2]; 4],
-    state_len: i64,
-    heads: i32,
-    key: i32,
-    value: i32,
-    chunk: i32,
-    feature_map: i32,
-    kind: i32,
-    splits: i32,
-    eps: f32,
-    map_eps: f32,
-    scale: f32,
+/// What a kernel is given, as it lies in memory.
+fn bytes(args: &DecodeArgs) -> Vec<u8> {
+    let len = offset_of!(DecodeArgs, scale) + size_of::<f32>();
+    // SAFETY: numbers without padding between them; what follows the last is left out.
+    let mut bytes = unsafe { std::slice::from_raw_parts((&raw const *args).cast::<u8>(), len) }.to_vec();
+    bytes.resize(size_of::<DecodeArgs>(), 0);
+    bytes
 }
 
 /// The last token of two heads, from the state before it.
@@ -96,11 +92,21 @@ impl Plan {
         let tensors = [last(&self.case.q, key), last(&self.case.k, key), last(&self.case.v, value)];
         let (o, state) = (upload(&[SENTINEL].repeat(HEADS * value)), upload(&self.before));
         let [q, k, v] = tensors.each_ref().map(|tensor| tensor.address());
-        let strides = |dim: usize| [(HEADS * dim) as i64, dim as i64];
+        let strides = |dim: usize| Strides {
+            batch: (HEADS * dim) as i64,
+            token: (HEADS * dim) as i64,
+            head: dim as i64,
+        };
         let args = DecodeArgs {
-            tensors: [q, k, v, o.address()],
-            state: state.address(),
-            strides: [strides(key), strides(key), strides(value), strides(value)],
+            q: q.into(),
+            k: k.into(),
+            v: v.into(),
+            o: o.address().into(),
+            state: state.address().into(),
+            q_strides: strides(key),
+            k_strides: strides(key),
+            v_strides: strides(value),
+            o_strides: strides(value),
             state_len: (self.before.len() / HEADS) as i64,
             heads: HEADS as i32,
             key: key as i32,
@@ -113,9 +119,6 @@ impl Plan {
             map_eps: 0.0,
             scale: self.case.config.rule.scale,
         };
-        assert_eq!(entry.param_bytes, size_of::<DecodeArgs>(), "DecodeArgs is not what the kernel takes");
-        // SAFETY: a struct of numbers without padding: 5 + 8 + 1 of eight bytes and 10 of four.
-        let params = unsafe { *(&raw const args).cast::<[u8; size_of::<DecodeArgs>()]>() };
         let (threads, splits) = self.cut;
         let grid =
             Grid { blocks: [HEADS as u32 * splits, 1, 1], threads: [threads, 1, 1], dynamic_shared: 0 };
@@ -123,7 +126,7 @@ impl Plan {
         let buffers = tensors.iter().chain([&o, &state]);
         let map = Map::new(buffers.map(|buffer| (buffer.address(), buffer.len() as u64)));
         // SAFETY: the map names these buffers, which only this launch has.
-        let (_, result) = unsafe { launch(entry, &params, map, grid, options) };
+        let (_, result) = unsafe { launch(entry, &bytes(&args), map, grid, options) };
         result.map_err(|fault| fault.text)?;
         let numbers = [o, state].into_iter().flat_map(|buffer| {
             let mut bytes = vec![0; buffer.len()];
@@ -164,12 +167,8 @@ fn plans() -> Vec<Plan> {
     ]
 }
 
-/// The lines of an entry's own module.
 fn lines(entry: &str) -> Vec<String> {
-    let mut parts = TEXT.split(".visible .entry ");
-    let header = parts.next().expect("a header");
-    let own = parts.find(|part| part.starts_with(&format!("{entry}("))).expect("the entry");
-    format!("{header}.visible .entry {own}").lines().map(str::to_owned).collect()
+    ptx::entry("sm_80/decode", entry).lines().map(str::to_owned).collect()
 }
 
 fn parsed(lines: &[String]) -> Result<Entry, String> {

@@ -4,6 +4,7 @@
 use std::ffi::c_void;
 use std::ptr::from_mut;
 
+use super::args::{DecodeArgs, PrefillArgs};
 use super::device::{Device, Stream};
 use super::error::{Error, Result};
 use super::kernels::{Division, Kernel, Kind, Products};
@@ -142,60 +143,6 @@ impl Variant {
     }
 }
 
-/// `Args` of prefill.cu.
-#[repr(C)]
-struct PrefillArgs {
-    q: u64,
-    k: u64,
-    v: u64,
-    o: u64,
-    initial: u64,
-    sums: u64,
-    last: u64,
-    finished: u64,
-    segments: u64,
-    strides: [[i64; 3]; 4],
-    state_len: i64,
-    len: i64,
-    segment_len: i64,
-    heads: i32,
-    key: i32,
-    value: i32,
-    chunk: i32,
-    normaliser: i32,
-    feature_map: i32,
-    outputs: i32,
-    aligned: i32,
-    paired: i32,
-    stages: i32,
-    eps: f32,
-    map_eps: f32,
-    scale: f32,
-}
-
-/// `Args` of decode.cu.
-#[repr(C)]
-struct DecodeArgs {
-    q: u64,
-    k: u64,
-    v: u64,
-    o: u64,
-    state: u64,
-    /// Of batch and head.
-    strides: [[i64; 2]; 4],
-    state_len: i64,
-    heads: i32,
-    key: i32,
-    value: i32,
-    chunk: i32,
-    feature_map: i32,
-    kind: i32,
-    splits: i32,
-    eps: f32,
-    map_eps: f32,
-    scale: f32,
-}
-
 /// The options of the kernels that are numbers in [`Rule`]'s enums: chunk, normaliser, its eps, the map, its eps.
 fn options(rule: &Rule) -> (i32, i32, f32, i32, f32) {
     let (normaliser, chunk, eps) = match rule.normaliser {
@@ -210,6 +157,11 @@ fn options(rule: &Rule) -> (i32, i32, f32, i32, f32) {
         FeatureMap::Identity => (2, 0.0),
     };
     (chunk, normaliser, eps, map, map_eps)
+}
+
+/// As kernels take them.
+fn strides(of: Strides) -> super::args::Strides {
+    super::args::Strides { batch: of.batch as i64, token: of.token as i64, head: of.head as i64 }
 }
 
 impl Attention {
@@ -393,18 +345,20 @@ impl Attention {
         let room = self.device.shared_memory().saturating_sub(variant.shared_len());
         let stages = if aligned { (room / variant.stage_len(kind)).min(2) } else { 0 };
         let (chunk, normaliser, eps, feature_map, map_eps) = options(&rule);
-        let strides = |s: Strides| [s.batch as i64, s.token as i64, s.head as i64];
         let mut args = PrefillArgs {
-            q: q.address(),
-            k: k.address(),
-            v: v.address(),
-            o: o.address(),
-            initial,
-            sums: if overwritten && segments == 1 { snapshot } else { 0 },
-            last,
-            finished,
-            segments: if segments > 1 { segments_at } else { 0 },
-            strides: [shape.q_strides, shape.k_strides, shape.v_strides, shape.o_strides].map(strides),
+            q: q.address().into(),
+            k: k.address().into(),
+            v: v.address().into(),
+            o: o.address().into(),
+            initial: initial.into(),
+            sums: if overwritten && segments == 1 { snapshot } else { 0 }.into(),
+            last: last.into(),
+            finished: finished.into(),
+            segments: if segments > 1 { segments_at } else { 0 }.into(),
+            q_strides: strides(shape.q_strides),
+            k_strides: strides(shape.k_strides),
+            v_strides: strides(shape.v_strides),
+            o_strides: strides(shape.o_strides),
             state_len: self.layout.len() as i64,
             len: shape.len as i64,
             segment_len: segment_len as i64,
@@ -452,14 +406,16 @@ impl Attention {
         let _current = self.device.current()?;
         let (chunk, _, eps, feature_map, map_eps) = options(&rule);
         let (threads, splits) = self.decode_blocks();
-        let strides = |s: Strides| [s.batch as i64, s.head as i64];
         let mut args = DecodeArgs {
-            q: q.address(),
-            k: k.address(),
-            v: v.address(),
-            o: o.address(),
-            state: state.address(),
-            strides: [shape.q_strides, shape.k_strides, shape.v_strides, shape.o_strides].map(strides),
+            q: q.address().into(),
+            k: k.address().into(),
+            v: v.address().into(),
+            o: o.address().into(),
+            state: state.address().into(),
+            q_strides: strides(shape.q_strides),
+            k_strides: strides(shape.k_strides),
+            v_strides: strides(shape.v_strides),
+            o_strides: strides(shape.o_strides),
             state_len: self.layout.len() as i64,
             heads: shape.heads as i32,
             key: shape.key as i32,
@@ -479,23 +435,26 @@ impl Attention {
         unsafe { self.device.launch(kernel, grid, threads, 0, stream, arguments) }
     }
 
-    /// Threads of a block of decode.cu, four for each column of its panels, and blocks for each head. Bits do not depend on them.
+    /// How decode.cu is launched: threads of a block, four for each column of its panels, and blocks for each head. The result's
+    /// bits depend on neither.
     fn decode_blocks(&self) -> (u32, usize) {
         let (rows, multiprocessors) = (self.rows(), self.device.multiprocessors());
         let value = self.config.shape.value;
-        let split = self.config.rule.normaliser == Normaliser::None;
         let mut columns = value.next_power_of_two().clamp(16, 64);
-        if split {
-            // Rows of 32 columns are whole lines of memory.
-            while columns > 32 && rows * value.div_ceil(columns) < multiprocessors {
-                columns /= 2;
+        if self.config.rule.normaliser != Normaliser::None {
+            // Alone on its multiprocessor, a block asks for more at once.
+            if value > columns && rows <= multiprocessors {
+                columns *= 2;
             }
-        } else if value > columns && rows <= multiprocessors {
-            // Alone on its multiprocessor, a block asks for all that it can at once.
-            columns *= 2;
+            return (4 * columns as u32, 1);
         }
-        let panels = if split { value.div_ceil(columns) } else { 1 };
-        (4 * columns as u32, panels.min(i32::MAX as usize / rows.max(1)))
+        // Rows of 32 columns are whole lines of memory.
+        while columns > 32 && rows * value.div_ceil(columns) < multiprocessors {
+            columns /= 2;
+        }
+        // A grid has no more than 2^31 - 1 blocks; those that there are then take the panels in turn.
+        let splits = value.div_ceil(columns).min(i32::MAX as usize / rows.max(1));
+        (4 * columns as u32, splits)
     }
 
     fn snapshot(&self, to: u64, state: u64, stream: Stream) -> Result<()> {

@@ -25,7 +25,8 @@
 //! # Ok::<(), chunkwise::cuda::Error>(())
 //! ```
 
-// The driver, and what goes wrong with it; a GPU and its memory; the PTX; and what is computed with them.
+// The driver, and what goes wrong with it; a GPU and its memory; the PTX, what it takes, and what is computed with them.
+mod args;
 mod attention;
 mod device;
 mod driver;

@@ -1,51 +1,42 @@
-// One token, and what states need beside: a block of threads for a panel of a head's V, or for all panels of a head.
+// One token, and what states need beside.
 //
 //   o = scale (phi(q)^T S + (phi(q) . phi(k)) v) / norm,   S = S + phi(k) v^T
 //
 // in one pass: S is read, takes part in o, and is written. Moving S is what takes time, so
-// 1. S is asked for before anything else, 128 bytes by each thread; q, k, v and z are read and mapped while it is on its way;
-// 2. it is moved by 16 bytes where its rows allow that, elsewhere by 4;
-// 3. without a normaliser each panel is a block of its own. z and the count are read for every panel and written once, and
-//    blocks have no order among them, so with a normaliser one block takes all panels of a head.
-// Rows of S are dealt out to GROUPS groups of threads in turn. The order of every sum, and with it the result's bits, depends
-// neither on the width of panels nor on how S is moved, which both differ among batches.
+// 1. a thread asks for 128 bytes of S before anything else; q, k, v and z are read and mapped while S is on its way;
+// 2. S is moved by 16 bytes where its rows allow that, elsewhere by 4;
+// 3. without a normaliser, each panel of a head's V is a block of its own. z and the count are read for every panel and written
+//    once, and blocks are in no order, so with a normaliser one block takes all panels of a head.
+// Rows of S are dealt out to GROUPS groups of threads in turn. So the order of every sum depends neither on the width of panels nor
+// on how S is moved, which both differ among batches, and nor do the bits of the result.
 #include "element.cuh"
 
-// As `DecodeArgs` in attention.rs.
-struct Args {
-  const void *q, *k, *v;
-  void* o;
-  float* state;                                     // [B, H, state_len]
-  i64 q_batch, q_head, k_batch, k_head, v_batch, v_head, o_batch, o_head, state_len;
-  int heads, key, value, chunk, feature_map, kind;
-  int splits;                                       // blocks of a head, 1 with a normaliser
-  float eps, map_eps, scale;
-};
-
 constexpr int GROUPS = 16, MOST_KEY = 256;
+// Threads that share a multiprocessor's registers: three blocks of 256, which have 96 KB of S on their way, or one of 512.
+constexpr int SHARING = 768;
 
+// What the threads of a block share: four threads of each column, so that each has four columns of every row of its group.
 template <Normaliser N> struct Decode {
-  // Of a block: a power of two, a quarter of the panel's columns in each group.
-  static constexpr int MOST_THREADS = N == NONE ? 256 : 512, MOST_COLUMNS = MOST_THREADS / GROUPS * 4;
-  // Of each group at once, in one matrix or in both.
+  static constexpr int MOST_COLUMNS = N == NONE ? 64 : 128;
+  // Rows of a group that are taken at once, of one matrix or of both.
   static constexpr int ROWS = N == PER_CHUNK ? 4 : 8;
 
   float2 qk[MOST_KEY];                              // phi(q), phi(k), and zeros up to a multiple of GROUPS
-  float2 z[N == NONE ? 1 : MOST_KEY];               // before the token: of all, and of what it is added to
-  float score, norm, chunk_norm;                    // phi(q) . phi(k), and phi(q) . z of both
+  float2 z[N == NONE ? 1 : MOST_KEY];               // before the token: of all tokens, and what it is added to
+  float score, norm, chunk_norm;                    // phi(q) . phi(k), phi(q) . z, and the same of the chunk's z
   float v[MOST_COLUMNS];
   float out[N == PER_CHUNK ? 2 : 1][GROUPS][MOST_COLUMNS];
 };
 
-// What a thread takes of S: four columns of each row of its group. They are neighbours where S is moved by 16 bytes, elsewhere as
-// far apart as a row has threads, so that what a warp asks for at once is together either way.
+// What a thread takes of S. Its four columns are neighbours where S is moved by 16 bytes. Elsewhere they are as far apart as a
+// row has threads, so that what a warp asks for at once is together either way.
 struct Place {
   int key, value, group, column, step;
   bool wide;
 };
 
-// Calls `move(i, address, left)` for the rows of a group from `first` on: so many columns are left at the address, none where the
-// row is not there. Addresses are made again each time: kept from loads to stores they would take more registers than S.
+// Calls `move(i, address, left, step)` for the rows of a group from `first` on. `left` columns lie at the address and after it, none
+// where K has no such row. The compiler must not keep addresses from loads to stores: they would take more registers than S.
 template <int ROWS, class Move>
 DEVICE void each_row(float* matrix, Place p, int first, const Move& move) {
   asm volatile("" : "+l"(matrix), "+r"(p.column), "+r"(p.step));
@@ -80,11 +71,11 @@ template <int ROWS> DEVICE void store(const float (&s)[ROWS][4], float* matrix, 
   }
 }
 
-// Where a head's row of q, k, v or o begins. The quotient is taken where it is asked for, neither before S is nor kept from then on.
-DEVICE i64 row_of(const Args& a, int head, i64 batch_stride, i64 head_stride) {
+// Where a head's row of q, k, v or o begins. The compiler must not divide before S is asked for, nor keep the quotient.
+DEVICE i64 row_of(const DecodeArgs& a, int head, const Strides& strides) {
   u32 row = head;
   asm volatile("" : "+r"(row));
-  return row / (u32)a.heads * batch_stride + row % (u32)a.heads * head_stride;
+  return row / (u32)a.heads * strides.batch + row % (u32)a.heads * strides.head;
 }
 
 // Over the lanes of a warp, for all of them.
@@ -94,12 +85,12 @@ DEVICE float sum_lanes(float x) {
   return x;
 }
 
-// phi(q) and phi(k), and z, which the token is added to.
+// phi(q), phi(k) and z for the block, and z with the token. `now` is where what the token is added to begins in the state.
 template <Normaliser N>
-DEVICE void prepare(const Args& a, Decode<N>& shared, int head, float* all, int now, bool ends) {
+DEVICE void prepare(const DecodeArgs& a, Decode<N>& shared, int head, float* all, int now, bool ends) {
   asm volatile("" : "+l"(all));
   float *all_z = all + a.key * a.value, *now_z = all_z + now;
-  const i64 q_at = row_of(a, head, a.q_batch, a.q_head), k_at = row_of(a, head, a.k_batch, a.k_head);
+  const i64 q_at = row_of(a, head, a.q_strides), k_at = row_of(a, head, a.k_strides);
 #pragma unroll 1
   for (int i = threadIdx.x; i < (a.key + GROUPS - 1) / GROUPS * GROUPS; i += blockDim.x) {
     const bool inside = i < a.key;
@@ -118,8 +109,8 @@ DEVICE void prepare(const Args& a, Decode<N>& shared, int head, float* all, int 
   }
 }
 
-// By a warp, once all of it is there.
-template <Normaliser N> DEVICE void norms(const Args& a, Decode<N>& shared) {
+// Products of what `prepare` left, by one warp.
+template <Normaliser N> DEVICE void norms(const DecodeArgs& a, Decode<N>& shared) {
   float score = 0.0f, norm = 0.0f, chunk_norm = 0.0f;
 #pragma unroll 1
   for (int i = threadIdx.x; i < a.key; i += 32) {
@@ -133,12 +124,11 @@ template <Normaliser N> DEVICE void norms(const Args& a, Decode<N>& shared) {
   if (N == PER_CHUNK) shared.chunk_norm = sum_lanes(chunk_norm);
 }
 
-template <Normaliser N> DEVICE void decode(const Args& a, Decode<N>& shared) {
+template <Normaliser N> DEVICE void decode(const DecodeArgs& a, Decode<N>& shared) {
   constexpr bool NORMALISED = N != NONE, PER = N == PER_CHUNK;
   constexpr int ROWS = Decode<N>::ROWS;
   const u32 splits = NORMALISED ? 1 : a.splits;
   const int head = blockIdx.x / splits, across = blockDim.x / GROUPS, columns = 4 * across;
-  const int begin = blockIdx.x % splits * columns;
   const int thread = threadIdx.x, x = thread & (across - 1), group = thread >> __popc(across - 1);
   const int matrix = a.key * a.value, sums_len = matrix + (NORMALISED ? a.key : 0);
   float* all = a.state + head * a.state_len;
@@ -147,7 +137,8 @@ template <Normaliser N> DEVICE void decode(const Args& a, Decode<N>& shared) {
   const bool wide = a.value % 4 == 0 && ((u64)all | (u64)now) % 16 == 0;
 
   int count = 0;
-  for (int first = begin; first < a.value; first += splits * columns) {
+  bool prepared = false;
+  for (int first = blockIdx.x % splits * columns; first < a.value; first += splits * columns) {
     const int mine = wide ? 4 * x : x, own = first + thread;
     const Place place = {a.key, a.value, group, first + mine, wide ? 1 : across, wide};
     const bool owns = thread < columns && own < a.value;
@@ -158,15 +149,16 @@ template <Normaliser N> DEVICE void decode(const Args& a, Decode<N>& shared) {
       if constexpr (PER) load(all_s, all, place, from);
 
       if (from == 0) {
-        const u32 v_bits = owns ? bits_of(a.v, row_of(a, head, a.v_batch, a.v_head) + own, a.kind) : 0;
-        if (first == begin) {
+        const u32 v_bits = owns ? bits_of(a.v, row_of(a, head, a.v_strides) + own, a.kind) : 0;
+        if (!prepared) {
           // As in prefill.cu: what can't be a count is taken for the nearest that can.
           if (PER) count = (int)fminf(fmaxf(*count_at, 0.0f), (float)(a.chunk - 1)) + 1;
           prepare<N>(a, shared, head, all, PER ? sums_len : 0, PER && count == a.chunk);
         }
         if (thread < columns) shared.v[thread] = widen(v_bits, a.kind);
         __syncthreads();
-        if (first == begin && thread < 32) norms<N>(a, shared);
+        if (!prepared && thread < 32) norms<N>(a, shared);
+        prepared = true;
 #pragma unroll
         for (int j = 0; j < 4; j++) v[j] = shared.v[mine + j * place.step];
       }
@@ -211,22 +203,21 @@ template <Normaliser N> DEVICE void decode(const Args& a, Decode<N>& shared) {
       if (N == GLOBAL) o = of_now * (a.scale / (shared.norm + score + a.eps));
       if (PER)
         o = of_past * (a.scale / (shared.norm + a.eps)) + of_now * (a.scale / (shared.chunk_norm + score + a.eps));
-      write(a.o, row_of(a, head, a.o_batch, a.o_head) + own, a.kind, o);
+      write(a.o, row_of(a, head, a.o_strides) + own, a.kind, o);
     }
   }
   // All have read it.
   if (PER && thread == 0) *count_at = (float)(count == a.chunk ? 0 : count);
 }
 
-#define ENTRY(NAME, N, THREADS, BLOCKS)                     \
-  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
-  NAME(const __grid_constant__ Args a) {                    \
-    __shared__ Decode<N> shared;                            \
-    decode<N>(a, shared);                                   \
+#define ENTRY(NAME, N)                                                                              \
+  extern "C" __global__ void __launch_bounds__(SHARING) NAME(const __grid_constant__ DecodeArgs a) { \
+    __shared__ Decode<N> shared;                                                                    \
+    decode<N>(a, shared);                                                                           \
   }
-ENTRY(decode_none, NONE, 256, 4)
-ENTRY(decode_global, GLOBAL, 512, 2)
-ENTRY(decode_per_chunk, PER_CHUNK, 512, 1)
+ENTRY(decode_none, NONE)
+ENTRY(decode_global, GLOBAL)
+ENTRY(decode_per_chunk, PER_CHUNK)
 
 constexpr int THREADS = 256;
 

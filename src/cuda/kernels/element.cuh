@@ -6,6 +6,9 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
+// What kernels take, made of src/cuda/args.rs by scripts/ptx.
+#include "args.cuh"
+
 #define DEVICE static __device__ __forceinline__
 
 // Bits of each type, widened exactly and rounded to nearest even.

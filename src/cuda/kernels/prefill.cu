@@ -24,29 +24,6 @@
 #include "wgmma.cuh"
 #endif
 
-struct Strides {
-  i64 batch, token, head;
-};
-
-// As `PrefillArgs` in attention.rs.
-struct Args {
-  const void *q, *k, *v;
-  void* o;
-  const float* initial;  // [B, H, state_len], or none: zero
-  const float* sums;     // [B, H, 2 K + 1]: z, the chunk's z and count of `initial`, for where `last` may overwrite them
-  float* last;           // [B, H, state_len], or none
-  float* finished;       // [B, H, K V]: for `apart` where there is no `last`
-  float* segments;       // [segments, B, H, K V + K]: sums of each, then the sums before each; or none
-  Strides q_strides, k_strides, v_strides, o_strides;
-  i64 state_len, len, segment_len;
-  int heads, key, value, chunk, normaliser, feature_map;
-  int outputs;           // whether o is asked for, or only the segments' sums
-  int aligned;           // rows of q, k and v are whole, aligned pieces of eight
-  int paired;            // rows of o are whole, aligned pairs
-  int stages;            // tiles that are copied ahead
-  float eps, map_eps, scale;
-};
-
 // Which tokens a tile takes: none beyond the end, nor beyond a chunk's end.
 struct Cursor {
   i64 token, end;
@@ -72,7 +49,7 @@ template <class E, class P> struct Prefill : P {
   static constexpr int SUMS_AT = P::BYTES, STAGES_AT = SUMS_AT + 2 * KT * 4;
   static constexpr int K_STAGE = C * KT * (int)sizeof(Bits), STAGE = 2 * K_STAGE + C * VP * (int)sizeof(Bits);
 
-  const Args& a;
+  const PrefillArgs& a;
   int head;               // of B H
   int first_column;
   bool whole;             // whether rows are as wide as operands, and in stages
@@ -80,7 +57,7 @@ template <class E, class P> struct Prefill : P {
   const Bits *q, *k, *v;  // this head's rows
   Bits* o;
 
-  __device__ __forceinline__ Prefill(const Args& args, unsigned char* memory)
+  __device__ __forceinline__ Prefill(const PrefillArgs& args, unsigned char* memory)
       : P(shared_address(memory), args.normaliser != NONE), a(args) {
     z = (float*)(memory + SUMS_AT), finished_z = z + KT;
     head = blockIdx.x, first_column = blockIdx.y * VP;
@@ -431,7 +408,7 @@ template <class E, class P> struct Prefill : P {
 
 #define CONCAT(a, b) a##b
 #define ENTRY(KT, ...)                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__::THREADS, 1) CONCAT(prefill_, KT)(const __grid_constant__ Args args) { \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__::THREADS, 1) CONCAT(prefill_, KT)(const __grid_constant__ PrefillArgs args) { \
     extern __shared__ __align__(1024) unsigned char shared[];                                                               \
     Prefill<ELEMENT, __VA_ARGS__>(args, shared).run();                                                                      \
   }
