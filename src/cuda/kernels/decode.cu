@@ -85,27 +85,21 @@ DEVICE float sum_lanes(float x) {
   return x;
 }
 
-// phi(q), phi(k) and z for the block, and z with the token. `now` is where what the token is added to begins in the state.
+// phi(q), phi(k) and z for the block. `now` is where what the token is added to begins in the state.
 template <Normaliser N>
-DEVICE void prepare(const DecodeArgs& a, Decode<N>& shared, int head, float* all, int now, bool ends) {
-  asm volatile("" : "+l"(all));
-  float *all_z = all + a.key * a.value, *now_z = all_z + now;
+DEVICE void prepare(const DecodeArgs& a, Decode<N>& shared, int head, const float* all, int now) {
+  const float *all_z = all + a.key * a.value, *now_z = all_z + now;
   const i64 q_at = row_of(a, head, a.q_strides), k_at = row_of(a, head, a.k_strides);
 #pragma unroll 1
   for (int i = threadIdx.x; i < (a.key + GROUPS - 1) / GROUPS * GROUPS; i += blockDim.x) {
     const bool inside = i < a.key;
     const u32 q_bits = inside ? bits_of(a.q, q_at + i, a.kind) : 0;
     const u32 k_bits = inside ? bits_of(a.k, k_at + i, a.kind) : 0;
-    float2 z = {0.0f, 0.0f};
-    if (N != NONE && inside) z = {all_z[i], now_z[i]};
+    const float2 z = N != NONE && inside ? make_float2(all_z[i], now_z[i]) : make_float2(0.0f, 0.0f);
     float both[2] = {widen(q_bits, a.kind), widen(k_bits, a.kind)};
     phi(both, a.feature_map, a.map_eps);
     shared.qk[i] = inside ? make_float2(both[0], both[1]) : make_float2(0.0f, 0.0f);
-    if (N != NONE && inside) {
-      shared.z[i] = z;
-      now_z[i] = ends ? 0.0f : z.y + both[1];
-      if (ends) all_z[i] = z.x + (z.y + both[1]);
-    }
+    if (N != NONE) shared.z[i] = z;
   }
 }
 
@@ -124,6 +118,18 @@ template <Normaliser N> DEVICE void norms(const DecodeArgs& a, Decode<N>& shared
   if (N == PER_CHUNK) shared.chunk_norm = sum_lanes(chunk_norm);
 }
 
+// z with the token. Where a chunk ends, its z goes to that of all tokens.
+template <Normaliser N>
+DEVICE void add_to_z(const DecodeArgs& a, const Decode<N>& shared, float* all, int now, bool ends) {
+  float *all_z = all + a.key * a.value, *now_z = all_z + now;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < a.key; i += blockDim.x) {
+    const float next = shared.z[i].y + shared.qk[i].y;
+    now_z[i] = ends ? 0.0f : next;
+    if (ends) all_z[i] = shared.z[i].x + next;
+  }
+}
+
 template <Normaliser N> DEVICE void decode(const DecodeArgs& a, Decode<N>& shared) {
   constexpr bool NORMALISED = N != NONE, PER = N == PER_CHUNK;
   constexpr int ROWS = Decode<N>::ROWS;
@@ -136,6 +142,7 @@ template <Normaliser N> DEVICE void decode(const DecodeArgs& a, Decode<N>& share
   float* count_at = all + 2 * sums_len;
   const bool wide = a.value % 4 == 0 && ((u64)all | (u64)now) % 16 == 0;
 
+  float counted = 0.0f;  // tokens of the chunk, before this one and with it
   int count = 0;
   bool prepared = false;
   for (int first = blockIdx.x % splits * columns; first < a.value; first += splits * columns) {
@@ -151,12 +158,13 @@ template <Normaliser N> DEVICE void decode(const DecodeArgs& a, Decode<N>& share
       if (from == 0) {
         const u32 v_bits = owns ? bits_of(a.v, row_of(a, head, a.v_strides) + own, a.kind) : 0;
         if (!prepared) {
-          // As in prefill.cu: what can't be a count is taken for the nearest that can.
-          if (PER) count = (int)fminf(fmaxf(*count_at, 0.0f), (float)(a.chunk - 1)) + 1;
-          prepare<N>(a, shared, head, all, PER ? sums_len : 0, PER && count == a.chunk);
+          if (PER) counted = *count_at;
+          prepare<N>(a, shared, head, all, PER ? sums_len : 0);
         }
         if (thread < columns) shared.v[thread] = widen(v_bits, a.kind);
         __syncthreads();
+        // As in prefill.cu: what can't be a count is taken for the nearest that can.
+        if (PER) count = (int)fminf(fmaxf(counted, 0.0f), (float)(a.chunk - 1)) + 1;
         if (!prepared && thread < 32) norms<N>(a, shared);
         prepared = true;
 #pragma unroll
@@ -206,7 +214,8 @@ template <Normaliser N> DEVICE void decode(const DecodeArgs& a, Decode<N>& share
       write(a.o, row_of(a, head, a.o_strides) + own, a.kind, o);
     }
   }
-  // All have read it.
+  // All have read them.
+  if (NORMALISED) add_to_z<N>(a, shared, all, PER ? sums_len : 0, PER && count == a.chunk);
   if (PER && thread == 0) *count_at = (float)(count == a.chunk ? 0 : count);
 }
 
