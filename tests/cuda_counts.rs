@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use chunkwise::Normaliser;
 use chunkwise::cuda::{Attention, Buffer, DecodeStep, Device, Forward, Precision, State, Stream};
 use common::*;
-use cuda_common::{Counters, Emulator, config, explained, targets};
+use cuda_common::{Counters, Emulator, config, emulated, explained};
 use half::bf16;
 
 /// Multiprocessors of an H200 and their clock, in GHz.
@@ -51,10 +51,9 @@ fn count(device: &Device, precision: Precision, dim: usize, segments: usize) -> 
     emulator.counters()
 }
 
-/// Hopper's own kernels, and those of all GPUs as if they ran on the same one; on a GPU nothing is counted.
+/// Hopper's own kernels, and those of all GPUs as if they ran on the same one.
 fn counted_on() -> impl Iterator<Item = Device> {
-    let dot = targets().into_iter().filter(|(_, precision)| *precision == Precision::Bf16Dot);
-    dot.map(|(device, _)| device).filter(|device| device.name().starts_with("Emulated"))
+    emulated().iter().rev().cloned()
 }
 
 /// Microseconds of so many heads' work, each of `len` tokens, if nothing else took time.

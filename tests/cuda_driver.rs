@@ -18,7 +18,7 @@ use chunkwise::cuda::{
 };
 use chunkwise::{Config, Normaliser};
 use common::*;
-use cuda_common::{Emulator, Live, Target, config, emulator_path};
+use cuda_common::{Emulator, Live, config, emulator_path};
 use half::bf16;
 use libloading::Library;
 
@@ -663,7 +663,10 @@ fn threads() {
 // --- the GPUs that there are
 
 /// Outputs and state of a case on a device.
-fn on<E: Number>((device, precision): &Target, case: &Case) -> cuda::Result<(Vec<f32>, Vec<f32>)> {
+fn on<E: Number>(
+    (device, precision): &(Device, Precision),
+    case: &Case,
+) -> cuda::Result<(Vec<f32>, Vec<f32>)> {
     let attention = Attention::new(device, case.config, *precision)?.with_segments(1);
     let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| Buffer::from_slice(device, &narrow::<E>(x)));
     let (q, k, v) = (q?, k?, v?);

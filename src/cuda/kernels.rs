@@ -76,11 +76,12 @@ impl Division {
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
-    /// Of q, k, v and o of a type; for rows of q and k of up to so many elements.
+    /// Many tokens, for one element type. `key` is K rounded up to 64, 128 or 256.
     Prefill {
         kind: Kind,
         products: Products,
         key: usize,
+        division: Division,
     },
     /// Of one division.
     Decode(Division),
@@ -155,9 +156,17 @@ impl Kernel {
     /// Its name in the text.
     pub(super) fn entry(self) -> &'static CStr {
         match self {
-            Kernel::Prefill { key: 64, .. } => c"prefill_64",
-            Kernel::Prefill { key: 128, .. } => c"prefill_128",
-            Kernel::Prefill { .. } => c"prefill_256",
+            Kernel::Prefill { key, division, .. } => match (key, division) {
+                (64, Division::None) => c"prefill_64_none",
+                (64, Division::Global) => c"prefill_64_global",
+                (64, Division::PerChunk) => c"prefill_64_per_chunk",
+                (128, Division::None) => c"prefill_128_none",
+                (128, Division::Global) => c"prefill_128_global",
+                (128, Division::PerChunk) => c"prefill_128_per_chunk",
+                (_, Division::None) => c"prefill_256_none",
+                (_, Division::Global) => c"prefill_256_global",
+                (_, Division::PerChunk) => c"prefill_256_per_chunk",
+            },
             Kernel::Decode(Division::None) => c"decode_none",
             Kernel::Decode(Division::Global) => c"decode_global",
             Kernel::Decode(Division::PerChunk) => c"decode_per_chunk",
