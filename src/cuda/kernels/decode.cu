@@ -15,7 +15,8 @@ constexpr int GROUPS = 16, MOST_KEY = 256;
 // Threads that share a multiprocessor's registers: three blocks of 256, which have 96 KB of S on their way, or one of 512.
 constexpr int SHARING = 768;
 
-// What the threads of a block share: four threads of each column, so that each has four columns of every row of its group.
+// What a block shares. It has four threads for each column of its panel, in GROUPS groups, so each thread of a group has four
+// columns.
 template <Normaliser N> struct Decode {
   static constexpr int MOST_COLUMNS = N == NONE ? 64 : 128;
   // Rows of a group that are taken at once, of one matrix or of both.
@@ -142,7 +143,7 @@ template <Normaliser N> DEVICE void decode(const DecodeArgs& a, Decode<N>& share
   float* count_at = all + 2 * sums_len;
   const bool wide = a.value % 4 == 0 && ((u64)all | (u64)now) % 16 == 0;
 
-  float counted = 0.0f;  // tokens of the chunk, before this one and with it
+  float counted = 0.0f;  // tokens of the chunk, without this one and with it
   int count = 0;
   bool prepared = false;
   for (int first = blockIdx.x % splits * columns; first < a.value; first += splits * columns) {
