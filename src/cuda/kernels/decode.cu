@@ -72,6 +72,18 @@ template <int ROWS> DEVICE void store(const float (&s)[ROWS][4], float* matrix, 
   }
 }
 
+// `read` in two steps: several loads are on their way before the first is used.
+DEVICE u32 bits_of(const void* at, i64 index, int kind) {
+  return kind == KIND_F32 ? ((const u32*)at)[index] : ((const u16*)at)[index];
+}
+DEVICE float widen(u32 bits, int kind) {
+  switch (kind) {
+    case KIND_F32: return F32::widen(bits);
+    case KIND_BF16: return Bf16::widen((u16)bits);
+    default: return F16::widen((u16)bits);
+  }
+}
+
 // Where a head's row of q, k, v or o begins. The compiler must not divide before S is asked for, nor keep the quotient.
 DEVICE i64 row_of(const DecodeArgs& a, int head, const Strides& strides) {
   u32 row = head;

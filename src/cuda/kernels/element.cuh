@@ -61,18 +61,13 @@ struct F16 {
 // The same types by number, for kernels that read too little to be compiled for each: as `Kind` in kernels.rs.
 enum Kind { KIND_F32, KIND_BF16, KIND_F16 };
 
-// The bits of an element, and what they stand for: apart where several loads are to be on their way before the first is used.
-DEVICE u32 bits_of(const void* at, i64 index, int kind) {
-  return kind == KIND_F32 ? ((const u32*)at)[index] : ((const u16*)at)[index];
-}
-DEVICE float widen(u32 bits, int kind) {
+DEVICE float read(const void* at, i64 index, int kind) {
   switch (kind) {
-    case KIND_F32: return F32::widen(bits);
-    case KIND_BF16: return Bf16::widen((u16)bits);
-    default: return F16::widen((u16)bits);
+    case KIND_F32: return ((const float*)at)[index];
+    case KIND_BF16: return Bf16::widen(((const u16*)at)[index]);
+    default: return F16::widen(((const u16*)at)[index]);
   }
 }
-DEVICE float read(const void* at, i64 index, int kind) { return widen(bits_of(at, index, kind), kind); }
 
 DEVICE void write(void* at, i64 index, int kind, float x) {
   switch (kind) {
