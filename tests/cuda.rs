@@ -334,11 +334,12 @@ fn streams() {
     }
 }
 
-/// All tokens one by one, in every type, against the oracle.
+/// All tokens one by one, in every type, against the oracle: rows of S that are moved by 16 bytes and that are not, for all heads
+/// or, with a state of an odd length, for some; more than one panel of V and than what a block asks for at once of K.
 #[test]
 fn decodes() {
     for target in precise() {
-        for (key, value) in [(64, 64), (20, 9), (256, 300), (1, 1)] {
+        for (key, value) in [(64, 64), (20, 9), (256, 300), (1, 1), (33, 4), (130, 6)] {
             for normaliser in normalisers(&[1, 7]) {
                 for feature_map in MAPS {
                     let config = config([1, 15, 2, key, value], normaliser);
@@ -365,6 +366,73 @@ fn decode_in<E: Number>(target: &Target, config: Config) {
     assert!(worst <= most, "an element is off by {worst:e}, allowed {most:e}: {} {config:?}", E::NAME);
     let worst = element_error(&run.states(), &want_state, &state_size);
     assert!(worst <= element_bound(&config), "the state is off by {worst:e}: {} {config:?}", E::NAME);
+}
+
+/// All tokens one by one, on a state that begins some elements after an aligned address: o and the state.
+fn decode_at<E: Number>(
+    Target { device, precision, .. }: &Target,
+    case: &Case,
+    shift: usize,
+) -> (Vec<f32>, Vec<f32>) {
+    let config = with(case.config, |c| c.shape.len = 1);
+    let attention = explained(cuda::Attention::new(device, config, *precision));
+    let upload = |x: &[f32]| explained(Buffer::from_slice(device, &narrow::<E>(x)));
+    let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
+    let len = attention.state_len();
+    let around = |state: &[f32]| [&vec![SENTINEL; shift][..], state, &[SENTINEL; 4]].concat();
+    let mut state = explained(Buffer::from_slice(device, &around(&vec![0.0; len])));
+    let Shape { q_strides, k_strides, v_strides, o_strides, .. } = config.shape;
+    for token in 0..case.config.shape.len {
+        // SAFETY: memory of `state`, which nothing else reads or writes meanwhile.
+        let state = unsafe { cuda::SliceMut::from_raw(state.slice_mut().address() + 4 * shift as u64, len) };
+        let args = cuda::DecodeStep {
+            q: q.slice().from(token * q_strides.token),
+            k: k.slice().from(token * k_strides.token),
+            v: v.slice().from(token * v_strides.token),
+            state,
+            o: o.slice_mut().split_at(token * o_strides.token).1,
+        };
+        explained(attention.decode(args, Stream::DEFAULT));
+    }
+    let all = explained(state.read(Stream::DEFAULT));
+    let states = all[shift..][..len].to_vec();
+    assert!(untouched(&all, &around(&states)), "wrote beside the state, {config:?}");
+    (widen(&explained(o.read(Stream::DEFAULT))), states)
+}
+
+/// One head has the same bits whatever batch is around it, with any strides, and wherever its state lies: however V is split over
+/// blocks, and by how many bytes S is moved.
+#[test]
+fn decode_bits() {
+    for target in precise() {
+        // Rows of 16 bytes in states of which each lies otherwise; panels of 32 and 64 columns, of 64 and 128; a last panel of
+        // less.
+        for (key, value) in [(33, 72), (17, 128), (130, 40)] {
+            for normaliser in normalisers(&[2]) {
+                let (batch, heads) = (target.device.multiprocessors().div_ceil(2) + 1, 2);
+                let case = Case::new(config([batch, 3, heads, key, value], normaliser), 6);
+                let (o, states) = decode_at::<f32>(&target, &case, 0);
+                let len = states.len() / batch / heads;
+                for (b, h) in [(0, 0), (0, 1), (1, 0), (1, 1), (batch - 1, 1)] {
+                    let one = config([1, 3, 1, key, value], normaliser);
+                    let layouts = [(1, [8, 0, 0]), (2, [0, 3, 0]), (1, [1, 2, 3]), (0, [0, 0, 5])];
+                    for (shift, layouts) in [None, Some(layouts)].into_iter().enumerate() {
+                        let one = layouts.map_or(one, |layouts| with_layouts(one, layouts));
+                        let single = case.rearranged(one, |_, t, _| (b, t, h));
+                        let (alone, state) = decode_at::<f32>(&target, &single, shift);
+                        let name = format!("{:?}, at {b}, {h}, state shifted by {shift}", case.config);
+                        for t in 0..3 {
+                            let (alone, all) =
+                                (row(&one, &alone, (0, t, 0)), row(&case.config, &o, (b, t, h)));
+                            assert_eq!(first_difference(alone, all), None, "token {t}: {name}");
+                        }
+                        let mine = &states[(b * heads + h) * len..][..len];
+                        assert_eq!(first_difference(&state, mine), None, "state: {name}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// The documented accuracy: f32 within 2e-6 by norm, bf16 and f16 within 1.5 times what rounding inputs and outputs costs.

@@ -210,30 +210,80 @@ fn segments() {
     }
 }
 
-/// One token reads the state once and writes it once, in whole sectors.
+/// One token of heads in bf16: what was counted, and elements of the state.
+fn count_decode(device: &Device, heads: usize, dim: usize, normaliser: Normaliser) -> (Counters, u64) {
+    let emulator = Emulator::get();
+    let config = config([1, 1, heads, dim, dim], normaliser);
+    let attention = Attention::new(device, config, Precision::F32).expect("a configuration");
+    let case = Case::new(config, 1);
+    let upload = |x: &[f32]| Buffer::from_slice(device, &narrow::<bf16>(x)).expect("memory");
+    let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
+    let mut state = Buffer::zeros(device, attention.state_len()).expect("memory");
+    emulator.reset_counters();
+    let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), state.slice_mut());
+    attention.decode(DecodeStep { q, k, v, state, o: o.slice_mut() }, Stream::DEFAULT).expect("a launch");
+    explained(device.synchronize(Stream::DEFAULT));
+    (emulator.counters(), attention.state_len() as u64)
+}
+
+/// One token reads the state once and writes it once, in whole sectors, by 16 bytes a thread; instructions take less time than
+/// memory by far.
 #[test]
 fn decode_passes_over_the_state_once() {
+    /// Fewer heads than multiprocessors, which are split where there is no normaliser, and more.
+    const FEW: usize = 16;
+    const MANY: usize = 136;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let emulator = Emulator::get();
-    let device = emulator.open().expect("the emulator's device");
-    for dim in [64, 128] {
-        let config = config([1, 1, 2, dim, dim], Normaliser::None);
-        let attention = Attention::new(&device, config, Precision::F32).expect("a configuration");
-        let case = Case::new(config, 1);
-        let upload = |x: &[f32]| Buffer::from_slice(&device, &narrow::<bf16>(x)).expect("memory");
-        let (q, k, v, mut o) = (upload(&case.q), upload(&case.k), upload(&case.v), upload(&case.output()));
-        let mut state = Buffer::zeros(&device, attention.state_len()).expect("memory");
-        emulator.reset_counters();
-        let (q, k, v, state) = (q.slice(), k.slice(), v.slice(), state.slice_mut());
-        attention.decode(DecodeStep { q, k, v, state, o: o.slice_mut() }, Stream::DEFAULT).expect("a launch");
-        explained(device.synchronize(Stream::DEFAULT));
-        let counted = emulator.counters();
-        let (states, row) = (4 * attention.state_len() as u64, 2 * 2 * dim as u64);
-        // A few threads share an element of v.
-        let groups = (256 / dim.min(64)) as u64;
-        assert_eq!(counted.global_read, states + (2 + groups) * row, "bytes read, K = V = {dim}");
-        assert_eq!(counted.global_written, states + row, "bytes written, K = V = {dim}");
-        let whole = (2 * states).div_ceil(32) + 8 * 2 * groups * dim as u64 / 16;
-        assert!(counted.global_sectors <= whole, "{} sectors for {whole}", counted.global_sectors);
+    let device = Emulator::get().open().expect("the emulator's device");
+    let lanes = |elements: u64| elements.div_ceil(32);
+    for ((heads, dim), normaliser) in [FEW, MANY]
+        .into_iter()
+        .flat_map(|heads| [(heads, 64), (heads, 128)])
+        .flat_map(|sizes| normalisers(&[16]).into_iter().map(move |normaliser| (sizes, normaliser)))
+    {
+        let (counted, state_len) = count_decode(&device, heads, dim, normaliser);
+        let (rows, row) = (heads as u64, dim as u64);
+        let name = format!("decode, B H = {heads}, K = V = {dim}, {normaliser:?}");
+        let per_chunk = matches!(normaliser, Normaliser::PerChunk { .. });
+        let columns = match normaliser {
+            Normaliser::None => {
+                if heads == FEW {
+                    32
+                } else {
+                    64
+                }
+            }
+            _ => row,
+        };
+        let blocks = row / columns;
+        assert_eq!(counted.blocks, rows * blocks, "blocks, {name}");
+        // Each block reads q and k, and its columns of v.
+        let (inputs, output) = (2 * (2 * blocks + 1) * row * rows, 2 * row * rows);
+        if per_chunk {
+            // The sums of all tokens are not written within a chunk; each thread reads the count.
+            let threads = counted.global_read - inputs - 4 * (state_len - rows);
+            assert!([256, 512].map(|threads| 4 * threads * rows).contains(&threads), "bytes read, {name}");
+            assert_eq!(counted.global_written, 2 * (state_len + rows) + output, "bytes written, {name}");
+        } else {
+            assert_eq!(counted.global_read, 4 * state_len + inputs, "bytes read, {name}");
+            assert_eq!(counted.global_written, 4 * state_len + output, "bytes written, {name}");
+            let whole = (counted.global_read + counted.global_written) / 32;
+            assert_eq!(counted.global_sectors, whole, "sectors, {name}");
+            let z = state_len / rows - row * row;
+            let few = 2 * blocks * lanes(row) + 2 * row / 32 + 2 * lanes(z);
+            assert_eq!(counted.global_requests, rows * (2 * row * row / 128 + few), "requests, {name}");
+        }
+        let moved = (counted.global_read + counted.global_written) as f64 / rows as f64;
+        let instructions = counted.instructions as f64 / rows as f64;
+        let (memory, issue) = (moved / 4.3e3, instructions / ISSUES / MULTIPROCESSORS / CLOCK);
+        report(&format!(
+            "{name}: a head is {blocks} blocks, {instructions:.0} instructions, {:.1} for each KB, {moved:.0} bytes, {} sectors, \
+             {} requests, {} wavefronts of shared memory; on an H200 memory {memory:.1} ns, issue {issue:.1} ns",
+            instructions * 1024.0 / moved,
+            counted.global_sectors / rows,
+            counted.global_requests / rows,
+            counted.shared_wavefronts / rows,
+        ));
+        assert!(issue < 0.6 * memory, "{name}");
     }
 }

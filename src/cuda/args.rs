@@ -79,7 +79,7 @@ pub(crate) struct PrefillArgs {
     pub scale: f32,
 }
 
-/// What `decode` of decode.cu takes.
+/// What the kernels of decode.cu that decode take.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct DecodeArgs {
@@ -104,14 +104,12 @@ pub(crate) struct DecodeArgs {
     pub value: i32,
     /// Tokens of a chunk, or 0.
     pub chunk: i32,
-    /// As `Normaliser` in element.cuh.
-    pub normaliser: i32,
     /// As `FeatureMap` in element.cuh.
     pub feature_map: i32,
     /// As `Kind` in element.cuh: of q, k, v and o.
     pub kind: i32,
-    /// Threads along a row of S, 16 to 64, a power of two.
-    pub across: i32,
+    /// Blocks of a head: 1 where there is a normaliser.
+    pub splits: i32,
     /// Of the normaliser.
     pub eps: f32,
     /// Of the feature map.

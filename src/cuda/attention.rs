@@ -348,6 +348,7 @@ impl Attention {
         check_len("state", self.state_len(), state.len())?;
         let _current = self.device.current()?;
         let (chunk, eps, feature_map, map_eps) = options(&rule);
+        let (threads, splits) = self.decode_blocks();
         let mut args = DecodeArgs {
             q: q.address().into(),
             k: k.address().into(),
@@ -363,19 +364,40 @@ impl Attention {
             key: shape.key as i32,
             value: shape.value as i32,
             chunk,
-            normaliser: Division::of(rule.normaliser) as i32,
             feature_map,
             kind: Kind::of::<E>() as i32,
-            across: shape.value.next_power_of_two().clamp(16, 64) as i32,
+            splits: splits as i32,
             eps,
             map_eps,
             scale: rule.scale,
         };
-        let grid = [self.rows() as u32, 1, 1];
+        let kernel = Kernel::Decode(Division::of(rule.normaliser));
+        let grid = [(self.rows() * splits) as u32, 1, 1];
+        let arguments = [from_mut(&mut args).cast::<c_void>()];
         // SAFETY: the arguments are decode.cu's, checked as those of `forward`.
-        unsafe {
-            self.device.launch(Kernel::Decode, grid, 256, 0, stream, [from_mut(&mut args).cast::<c_void>()])
+        unsafe { self.device.launch(kernel, grid, threads, 0, stream, arguments) }
+    }
+
+    /// How decode.cu is launched: threads of a block, four for each column of its panels, and blocks for each head. The result's
+    /// bits depend on neither.
+    fn decode_blocks(&self) -> (u32, usize) {
+        let (rows, multiprocessors) = (self.rows(), self.device.multiprocessors());
+        let value = self.config.shape.value;
+        let mut columns = value.next_power_of_two().clamp(16, 64);
+        if self.config.rule.normaliser != Normaliser::None {
+            // Alone on its multiprocessor, a block asks for more at once.
+            if value > columns && rows <= multiprocessors {
+                columns *= 2;
+            }
+            return (4 * columns as u32, 1);
         }
+        // Rows of 32 columns are whole lines of memory.
+        while columns > 32 && rows * value.div_ceil(columns) < multiprocessors {
+            columns /= 2;
+        }
+        // A grid has no more than 2^31 - 1 blocks; those that there are then take the panels in turn.
+        let splits = value.div_ceil(columns).min(i32::MAX as usize / rows.max(1));
+        (4 * columns as u32, splits)
     }
 
     fn snapshot(&self, to: u64, state: u64, stream: Stream) -> Result<()> {

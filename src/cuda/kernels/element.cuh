@@ -88,6 +88,18 @@ DEVICE void store_if(bool condition, float* at, float x) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %1, 0; @p st.global.f32 [%2], %0;}"
                ::"f"(x), "r"((int)condition), "l"(__cvta_generic_to_global(at)) : "memory");
 }
+// Four neighbours at an address that is a multiple of 16.
+DEVICE void load_if(bool condition, const float* at, float (&x)[4]) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %4, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0; "
+               "@p ld.global.v4.f32 {%0, %1, %2, %3}, [%5];}"
+               : "=&f"(x[0]), "=&f"(x[1]), "=&f"(x[2]), "=&f"(x[3])
+               : "r"((int)condition), "l"(__cvta_generic_to_global(at)) : "memory");
+}
+DEVICE void store_if(bool condition, float* at, const float (&x)[4]) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %4, 0; @p st.global.v4.f32 [%5], {%0, %1, %2, %3};}"
+               ::"f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"((int)condition), "l"(__cvta_generic_to_global(at))
+               : "memory");
+}
 // Two neighbours, of which `left` are there; zeros for the others.
 DEVICE void load_pair_if(int left, const float* at, float (&x)[2]) {
   asm volatile("{.reg .pred p, q; setp.gt.s32 p, %2, 0; setp.gt.s32 q, %2, 1; mov.b32 %0, 0; mov.b32 %1, 0; "
