@@ -38,6 +38,12 @@ cw_status cw_cuda_close(const cw_cuda *cuda);
 cw_status cw_cuda_sizes(const cw_cuda *cuda, const cw_attention *attention, const cw_call *call, cw_sizes *sizes, char *message,
                         uint64_t message_bytes);
 
+/* Compiles the kernels that cw_cuda_forward and cw_cuda_decode may launch for such a call, as far as they have not been compiled on
+ * this cw_cuda; pointers of the call are not looked at. Without it each is compiled at its first launch, which then takes up to
+ * seconds, and fails while a stream is captured into a graph. CW_GPU, CW_UNAVAILABLE: the message says why. */
+cw_status cw_cuda_prepare(const cw_cuda *cuda, const cw_attention *attention, const cw_call *call, char *message,
+                          uint64_t message_bytes);
+
 /* All tokens of all heads, as cw_forward, on a CUstream (null: the default one). CW_GPU: the driver refused; the message says what. */
 cw_status cw_cuda_forward(const cw_cuda *cuda, const cw_attention *attention, const cw_call *call, void *stream, char *message,
                           uint64_t message_bytes);

@@ -278,6 +278,24 @@ impl Attention {
         Variant::new(kind, self.products(), self.config.shape.key)
     }
 
+    /// The kernel of many tokens.
+    pub(super) fn prefill(&self, kind: Kind) -> Kernel {
+        Kernel::Prefill { kind, products: self.products(), key: self.variant(kind).key }
+    }
+
+    /// Compiles the kernels that [`Attention::forward`] and [`Attention::decode`] may launch for tensors of `E`, as far as they have
+    /// not been compiled for this device. Without it each is compiled at its first launch, which then takes up to seconds, and
+    /// fails while a stream is captured into a graph.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn prepare<E: Element>(&self) -> Result<()> {
+        let scan = (self.segments > 1).then_some(Kernel::Scan);
+        let snapshot = (self.snapshot_len() > 0).then_some(Kernel::Snapshot);
+        let each = [self.prefill(Kind::of::<E>()), Kernel::Decode];
+        self.device.prepare(each.into_iter().chain(scan).chain(snapshot))
+    }
+
     /// Lengths, as [`crate::Attention`] checks them.
     fn check(&self, len: usize, lens: [usize; 4]) -> crate::Result<()> {
         let shape = self.config.shape.with_len(len);
@@ -377,7 +395,7 @@ impl Attention {
             scale: rule.scale,
         };
         let shared = variant.shared_len() + stages * variant.stage_len(kind);
-        let kernel = Kernel::Prefill { kind, products: self.products(), key: variant.key };
+        let kernel = self.prefill(kind);
         let launch = |args: &mut PrefillArgs, segments: usize| {
             let grid = [rows as u32, panels as u32, segments as u32];
             let arguments = [from_mut(args).cast::<c_void>()];

@@ -180,6 +180,12 @@ impl Device {
         unsafe { self.driver().launch(function, grid, threads, shared, stream.0, &mut arguments) }
     }
 
+    /// Compiles kernels that have not been.
+    pub(super) fn prepare(&self, kernels: impl IntoIterator<Item = Kernel>) -> Result<()> {
+        let _current = self.current()?;
+        kernels.into_iter().try_for_each(|kernel| self.function(kernel).map(drop))
+    }
+
     fn function(&self, kernel: Kernel) -> Result<Function> {
         let slot = self.slot(kernel);
         if let Some(loaded) = slot.loaded.get() {
