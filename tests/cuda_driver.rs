@@ -239,6 +239,43 @@ fn unsupported_ptx() {
     }
 }
 
+#[test]
+fn compiling_is_disabled() {
+    let emulator = Alone::new();
+    let mut things = Things::default();
+    emulator.fail("cuModuleLoadDataEx", 223, 0);
+    let error = things.all(&emulator).expect_err("no kernel");
+    assert_eq!(error, Error::JitDisabled { text: "PTX JIT compilation was disabled".into() });
+    assert_says(&error, &["CUDA_DISABLE_PTX_JIT", "CUDA_DISABLE_JIT", "PTX JIT compilation was disabled"]);
+    emulator.fail("cuModuleLoadDataEx", 0, 0);
+    assert!(things.all(&emulator).is_ok(), "it is remembered");
+}
+
+/// Hopper with a driver that is older than its own kernels runs those of all GPUs, as it does where a test asks for them.
+#[test]
+fn hopper_without_its_own_kernels() {
+    let emulator = Alone::new();
+    let mut by_mma = Vec::new();
+    for (version, ask, wgmma) in
+        [(11_080, false, false), (11_990, false, false), (12_000, false, true), (12_000, true, false)]
+    {
+        emulator.reset();
+        emulator.driver_version(version);
+        let mut device = emulator.open().expect("a device");
+        if ask {
+            device = device.without_wgmma();
+        }
+        assert_eq!(format!("{device:?}").contains("without wgmma"), !wgmma);
+        let mut things = Things { device: Some(device), ..Things::default() };
+        let results = things.all(&emulator).unwrap_or_else(|e| panic!("{e}: {}", emulator.fault()));
+        assert_eq!(emulator.counters().wgmma > 0, wgmma, "CUDA {version}, asked: {ask}");
+        if !wgmma {
+            by_mma.push(results);
+        }
+    }
+    assert!(by_mma.windows(2).all(|two| two[0] == two[1]), "the same kernels");
+}
+
 /// The log of the driver's compiler is passed on: here that of a driver that became older than the kernels.
 #[test]
 fn unsupported_ptx_log() {

@@ -267,10 +267,10 @@ impl Attention {
     }
 
     fn products(&self) -> Products {
-        match (self.precision, self.device.capability()) {
-            (Precision::F32, _) => Products::Exact,
-            (Precision::Bf16Dot, (9, 0)) => Products::WarpgroupDot,
-            (Precision::Bf16Dot, _) => Products::Dot,
+        match self.precision {
+            Precision::F32 => Products::Exact,
+            Precision::Bf16Dot if self.device.has_wgmma() => Products::WarpgroupDot,
+            Precision::Bf16Dot => Products::Dot,
         }
     }
 

@@ -16,6 +16,7 @@ use super::kernels::Kernel;
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
+    wgmma: bool,
 }
 
 struct Inner {
@@ -112,11 +113,12 @@ impl Device {
         }
         let multiprocessors = usize::try_from(number(Attribute::Multiprocessors)?).unwrap_or(1);
         let shared_memory = usize::try_from(number(Attribute::SharedMemoryOptIn)?).unwrap_or(0);
+        let wgmma = capability == (9, 0) && driver.knows_hopper();
         let context = driver.retain(device)?;
         let kernels = RwLock::default();
         let inner =
             Inner { driver, device, context, name, capability, multiprocessors, shared_memory, kernels };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), wgmma })
     }
 
     /// The name its maker gave it.
@@ -137,6 +139,18 @@ impl Device {
     /// Bytes of shared memory that one block of threads may have.
     pub fn shared_memory(&self) -> usize {
         self.inner.shared_memory
+    }
+
+    /// Whether Hopper's own kernels are launched: on Hopper, by a driver that compiles them.
+    pub(super) fn has_wgmma(&self) -> bool {
+        self.wgmma
+    }
+
+    /// The same device with the kernels that all GPUs run, so that tests and measurements on Hopper have both.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_wgmma(&self) -> Self {
+        Self { wgmma: false, ..self.clone() }
     }
 
     /// Waits until all work on a stream is done.
@@ -236,7 +250,8 @@ impl Device {
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.capability();
-        write!(f, "Device({}, compute capability {major}.{minor})", self.name())
+        let less = if (major, minor) == (9, 0) && !self.wgmma { ", without wgmma" } else { "" };
+        write!(f, "Device({}, compute capability {major}.{minor}{less})", self.name())
     }
 }
 

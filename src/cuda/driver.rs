@@ -11,8 +11,9 @@ use libloading::Library;
 
 use super::error::{Error, Result};
 
-/// The version that knows PTX ISA 7.0.
+/// The version that knows PTX ISA 7.0, and the one that knows ISA 8.0, of Hopper's own kernels.
 const NEED: i32 = 11_000;
+const KNOWS_HOPPER: i32 = 12_000;
 
 #[cfg(windows)]
 const LIBRARY: &str = "nvcuda.dll";
@@ -25,6 +26,7 @@ pub(super) mod code {
     pub(crate) const NO_DEVICE: i32 = 100;
     /// No binary for this GPU, PTX that is not PTX, PTX that is too new, no compiler for PTX.
     pub(crate) const PTX: [i32; 4] = [209, 218, 222, 221];
+    pub(crate) const JIT_DISABLED: i32 = 223;
 }
 
 pub(super) type Context = *mut c_void;
@@ -87,6 +89,7 @@ functions! {
 #[derive(Debug)]
 pub(super) struct Driver {
     functions: Functions,
+    version: i32,
     _library: ManuallyDrop<Library>,
 }
 
@@ -111,7 +114,7 @@ impl Driver {
         let library = ManuallyDrop::new(library.map_err(|e| Error::NoDriver { text: e.to_string() })?);
         // SAFETY: the caller's promise.
         let functions = unsafe { Functions::load(&library) }?;
-        let driver = Self { functions, _library: library };
+        let mut driver = Self { functions, version: 0, _library: library };
         // SAFETY: any version may be asked before `init`.
         let version = unsafe {
             driver.get("cuDriverGetVersion", |version| (driver.functions.driver_version)(version))
@@ -119,6 +122,7 @@ impl Driver {
         if version < NEED {
             return Err(Error::DriverTooOld { version, need: NEED });
         }
+        driver.version = version;
         // SAFETY: the only flags there are.
         match unsafe { (driver.functions.init)(0) } {
             code::NO_DEVICE => {
@@ -126,6 +130,11 @@ impl Driver {
             }
             code => driver.check("cuInit", code).map(|()| driver),
         }
+    }
+
+    /// Whether it compiles Hopper's own kernels.
+    pub(super) fn knows_hopper(&self) -> bool {
+        self.version >= KNOWS_HOPPER
     }
 
     /// What the driver says of a result.
@@ -224,6 +233,9 @@ impl Driver {
             let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
             (self.functions.module_load)(&mut module, ptx.as_ptr().cast(), 2, options, values)
         };
+        if code == code::JIT_DISABLED {
+            return Err(Error::JitDisabled { text: self.text(code) });
+        }
         if code::PTX.contains(&code) {
             let len = log.iter().position(|byte| *byte == 0).unwrap_or(0);
             let log = String::from_utf8_lossy(&log[..len]);

@@ -56,6 +56,11 @@ pub enum Error {
         /// What the driver says, with its compiler's log.
         text: String,
     },
+    /// The driver has been told not to compile PTX, which all kernels are.
+    JitDisabled {
+        /// What the driver says.
+        text: String,
+    },
     /// Another call of the driver failed, maybe for a kernel that was launched before.
     Driver {
         /// The driver's function.
@@ -100,6 +105,10 @@ impl fmt::Display for Error {
             Error::UnsupportedPtx { module, text } => {
                 write!(f, "the driver does not take the module {module}: {text}")
             }
+            Error::JitDisabled { text } => write!(
+                f,
+                "the driver may not compile the kernels while CUDA_DISABLE_PTX_JIT or CUDA_DISABLE_JIT is set: {text}"
+            ),
             Error::Driver { call, code, text } => write!(f, "{call} failed with {code}: {text}"),
             Error::Argument(error) => error.fmt(f),
             Error::Unsupported { what } => write!(f, "not on the GPU: {what}"),
