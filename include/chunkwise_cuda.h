@@ -31,7 +31,8 @@ typedef struct cw_cuda cw_cuda;
 /* The GPU of a number, from 0 on. CW_UNAVAILABLE: no driver, no such GPU, or one that is too old. Allocates. */
 cw_status cw_cuda_open(uint32_t ordinal, const cw_cuda **cuda, char *message, uint64_t message_bytes);
 
-/* Frees it; null is nothing. Nothing may use it then. CW_MODEL: it is none. */
+/* Waits for all work of the GPU's primary context and frees it; null is nothing. Nothing may use it then, no graph that launches its
+ * kernels either, and no stream may be in the middle of a capture. CW_MODEL: it is none. */
 cw_status cw_cuda_close(const cw_cuda *cuda);
 
 /* What to bring: bytes of device memory. Pointers of the call are not looked at. */

@@ -381,7 +381,8 @@ impl Clean {
 }
 
 /// Functions whose failure nobody can be told of: those of drops, and the text of an error.
-const SILENT: [&str; 5] = [
+const SILENT: [&str; 6] = [
+    "cuCtxSynchronize",
     "cuCtxPopCurrent_v2",
     "cuMemFree_v2",
     "cuModuleUnload",
@@ -496,6 +497,8 @@ fn drops_fail() {
             let want = match function {
                 "cuCtxPopCurrent_v2" => Live { pushed: failed, ..Live::default() },
                 "cuMemFree_v2" => Live { allocations: failed, bytes: live.bytes, ..Live::default() },
+                // What may still run is not unloaded.
+                "cuCtxSynchronize" => Live { modules: MODULES, ..Live::default() },
                 "cuModuleUnload" => Live { modules: failed, ..Live::default() },
                 "cuDevicePrimaryCtxRelease_v2" => Live { retained: failed, ..Live::default() },
                 // Six buffers are dropped before the device; without its context nothing can be freed.
@@ -575,13 +578,15 @@ fn kernel_faults() {
         assert_eq!(short.read(Stream::DEFAULT), Err(failed("cuMemcpyDtoHAsync")));
         assert_eq!(Buffer::<f32>::zeros(&device, 1).err(), Some(failed("cuMemAlloc")));
         drop((short, attention, device, things));
-        assert_eq!(emulator.live(), Live::default(), "{bad}: after {words}");
+        // A context that is broken can't be waited for: its modules go with it.
+        let lost = Live { modules: MODULES, ..Live::default() };
+        assert_eq!(emulator.live(), lost, "{bad}: after {words}");
 
         let mut things = Things::default();
         let results = things.all(&emulator).expect("a device that is opened anew");
         assert_eq!(first_difference(&results.0, &clean.results.0), None);
         drop(things);
-        assert_eq!(emulator.live(), Live::default());
+        assert_eq!(emulator.live(), lost);
     }
 }
 

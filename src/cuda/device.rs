@@ -12,7 +12,9 @@ use super::error::{Error, Result};
 use super::kernels::Kernel;
 
 /// A GPU, by its primary context: the one that torch, candle and cudarc use. Each call makes that context current for
-/// itself and leaves the caller's as it was. Copies are the same device; the last one lets it go.
+/// itself and leaves the caller's as it was. Copies are the same device; buffers, attentions and
+/// models hold one too. The drop of the last one waits for all work of the context and unloads the kernels: it must not happen while
+/// a stream is captured into a graph, nor before graphs that launch the kernels are gone.
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
@@ -239,6 +241,7 @@ impl Device {
             match function {
                 Ok(function) => Ok(Loaded { module, function }),
                 Err(error) => {
+                    // Nothing was launched.
                     let _ = driver.unload(module);
                     Err(error)
                 }
@@ -260,9 +263,14 @@ impl Drop for Inner {
         // As for `Current`: errors have nobody to go to.
         if self.driver.push(self.context).is_ok() {
             let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
-            for loaded in kernels.values().filter_map(|slot| slot.loaded.get()) {
-                // SAFETY: nothing can launch its function any more.
-                let _ = unsafe { self.driver.unload(loaded.module) };
+            let mut loaded = kernels.values().filter_map(|slot| slot.loaded.get()).peekable();
+            // Launches are not waited for, so kernels may still run. Where it can't be known that they have ended, they stay
+            // until the context goes.
+            if loaded.peek().is_some() && self.driver.synchronize_context().is_ok() {
+                for loaded in loaded {
+                    // SAFETY: nothing can launch its function any more, and all launches have just ended.
+                    let _ = unsafe { self.driver.unload(loaded.module) };
+                }
             }
             let _ = self.driver.pop();
         }

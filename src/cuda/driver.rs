@@ -69,6 +69,7 @@ functions! {
     context_release: "cuDevicePrimaryCtxRelease_v2"(c_int);
     context_push: "cuCtxPushCurrent_v2"(Context);
     context_pop: "cuCtxPopCurrent_v2"(*mut Context);
+    context_synchronize: "cuCtxSynchronize"();
     module_load: "cuModuleLoadDataEx"(*mut Module, *const c_void, c_uint, *mut c_int, *mut *mut c_void);
     module_unload: "cuModuleUnload"(Module);
     module_function: "cuModuleGetFunction"(*mut Function, Module, *const c_char);
@@ -220,6 +221,12 @@ impl Driver {
         self.check("cuCtxPopCurrent", unsafe { (self.functions.context_pop)(&mut context) })
     }
 
+    /// Waits for all work of the current context.
+    pub(super) fn synchronize_context(&self) -> Result<()> {
+        // SAFETY: it takes nothing, and answers with an error where no context is current.
+        self.check("cuCtxSynchronize", unsafe { (self.functions.context_synchronize)() })
+    }
+
     /// Compiles a module, PTX that ends with a zero.
     pub(super) fn load(&self, name: &str, ptx: &CStr) -> Result<Module> {
         const ERROR_LOG: c_int = 5;
@@ -246,7 +253,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// No function of it will be launched again.
+    /// No function of it will be launched again, and all that were launched have ended.
     pub(super) unsafe fn unload(&self, module: Module) -> Result<()> {
         // SAFETY: a module that was loaded, by the caller's promise for the last time.
         self.check("cuModuleUnload", unsafe { (self.functions.module_unload)(module) })
