@@ -16,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use chunkwise::cuda::{
     self, Attention, Buffer, DecodeStep, Device, Error, Forward, Precision, Slice, State, Stream,
 };
+use chunkwise::nn::{BlockWeights, Model, ModelConfig, Weights, init};
 use chunkwise::{Config, Normaliser};
 use common::*;
 use cuda_common::{Emulator, Live, Target, config, emulator_path};
@@ -699,6 +700,64 @@ fn threads() {
         assert_eq!(emulator.live().retained, u64::from(late.is_some()));
         drop(late);
         assert_eq!(emulator.live(), Live::default());
+    }
+}
+
+/// A buffer of one device is refused by what is on another, by the argument's name; a device that is opened twice is one.
+#[test]
+fn other_devices_memory() {
+    let emulator = Alone::new();
+    emulator.device(2, (9, 0), 132, 232_448);
+    let [here, again, other] = [0, 0, 1].map(|ordinal| open(emulator_path(), ordinal).expect("a device"));
+    let attention = Things::attention(&here, 1).expect("a configuration");
+    let buffer = |on: &Device, len| Buffer::<f32>::zeros(on, len).expect("memory");
+    let names = ["q", "k", "v", "o", "workspace", "state"];
+    for wrong in 0..=names.len() {
+        let on = |at| if at == wrong { &other } else { &again };
+        let [q, k, v, mut o] = [0, 1, 2, 3].map(|at| buffer(on(at), VALUE));
+        let (q, k, v) = (q.slice(), k.slice(), v.slice());
+        let mut workspace = buffer(on(4), attention.workspace_len());
+        let [from, mut to] = [(); 2].map(|()| buffer(on(5), attention.state_len()));
+        let mut fine = buffer(&here, attention.state_len());
+        let want = names.get(wrong).map_or(Ok(()), |what| Err(Error::OtherDevice { what }));
+        for case in 0..4 {
+            let state = match case {
+                0 => State::Initial(from.slice()),
+                1 => State::Final(to.slice_mut()),
+                2 => State::InitialFinal(from.slice(), fine.slice_mut()),
+                _ => State::Carried(to.slice_mut()),
+            };
+            let (o, workspace) = (o.slice_mut(), workspace.slice_mut());
+            let args = Forward { q, k, v, state, o, workspace };
+            assert_eq!(attention.forward(args, Stream::DEFAULT), want, "{case}");
+        }
+        let want = if wrong == 4 { Ok(()) } else { want };
+        let args = DecodeStep { q, k, v, state: to.slice_mut(), o: o.slice_mut() };
+        assert_eq!(attention.decode(args, Stream::DEFAULT), want);
+        // What a slice is made into is of the same device.
+        let (mut first, _) = o.slice_mut().split_at(VALUE);
+        let o = first.reborrow();
+        let args = DecodeStep { q: q.from(0), k, v, state: to.slice_mut(), o };
+        assert_eq!(attention.decode(args, Stream::DEFAULT), want);
+    }
+    assert_says(&Error::OtherDevice { what: "q" }, &["q", "another device"]);
+
+    let config = ModelConfig { hidden_size: 8, num_heads: 2, num_layers: 1, ..ModelConfig::new(4) };
+    let mut flat = vec![0.0; config.parameters_len()];
+    init::init(&config, 3, &mut flat).expect("a configuration");
+    let mut blocks = [BlockWeights::EMPTY];
+    let weights = Weights::from_flat(&config, &flat, &mut blocks).expect("a flat model");
+    let model = Model::new(config, weights, None, 1).expect("a model");
+    let model = cuda::Model::new(&here, &model, Precision::F32).expect("memory");
+    let workspace_len = model.workspace_len(1, 2).expect("sizes");
+    let names = ["input", "output", "workspace"];
+    for wrong in 0..=names.len() {
+        let on = |at| if at == wrong { &other } else { &again };
+        let (input, mut output) = (buffer(on(0), 8), buffer(on(1), 8));
+        let mut workspace = buffer(on(2), workspace_len);
+        let (input, output) = (input.slice(), output.slice_mut());
+        let result = model.forward(1, 2, input, output, workspace.slice_mut(), Stream::DEFAULT);
+        assert_eq!(result, names.get(wrong).map_or(Ok(()), |what| Err(Error::OtherDevice { what })));
     }
 }
 

@@ -296,14 +296,21 @@ impl Attention {
         self.device.prepare(each.into_iter().chain(scan).chain(snapshot))
     }
 
-    /// Lengths, as [`crate::Attention`] checks them.
-    fn check(&self, len: usize, lens: [usize; 4]) -> crate::Result<()> {
+    /// Lengths, as [`crate::Attention`] checks them, and that none is of another device.
+    fn check(&self, len: usize, places: [(usize, Option<&Device>); 4]) -> Result<()> {
         let shape = self.config.shape.with_len(len);
         shape.check()?;
-        for ((what, need), got) in ["q", "k", "v", "o"].into_iter().zip(shape.reach()?).zip(lens) {
+        for ((what, need), (got, of)) in ["q", "k", "v", "o"].into_iter().zip(shape.reach()?).zip(places) {
             check_room(what, need, got)?;
+            self.device.check_memory(what, of)?;
         }
         Ok(())
+    }
+
+    fn check_state(&self, state: &Slice<'_>) -> Result<()> {
+        let (len, of) = state.place();
+        check_len("state", self.state_len(), len)?;
+        self.device.check_memory("state", of)
     }
 
     /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`. Queued on the stream; what goes wrong on the device
@@ -315,23 +322,20 @@ impl Attention {
     pub fn forward<E: Element>(&self, args: Forward<'_, E>, stream: Stream) -> Result<()> {
         let Forward { q, k, v, state, o, workspace } = args;
         let Config { rule, shape, .. } = self.config;
-        self.check(shape.len, [q.len(), k.len(), v.len(), o.len()])?;
+        self.check(shape.len, [q.place(), k.place(), v.place(), o.place()])?;
         check_room("workspace", self.workspace_len(), workspace.len())?;
+        self.device.check_memory("workspace", workspace.place().1)?;
         let (initial, last) = match &state {
             State::Zero => (None, None),
-            State::Initial(state) => (Some((state.address(), state.len())), None),
-            State::Final(state) => (None, Some((state.address(), state.len()))),
-            State::InitialFinal(from, to) => {
-                (Some((from.address(), from.len())), Some((to.address(), to.len())))
-            }
-            State::Carried(state) => {
-                (Some((state.address(), state.len())), Some((state.address(), state.len())))
-            }
+            State::Initial(state) => (Some(*state), None),
+            State::Final(state) => (None, Some(state.as_slice())),
+            State::InitialFinal(from, to) => (Some(*from), Some(to.as_slice())),
+            State::Carried(state) => (Some(state.as_slice()), Some(state.as_slice())),
         };
-        for (_, len) in initial.iter().chain(&last) {
-            check_len("state", self.state_len(), *len)?;
+        for state in initial.iter().chain(&last) {
+            self.check_state(state)?;
         }
-        let address = |state: Option<(u64, usize)>| state.map_or(0, |(address, _)| address);
+        let address = |state: Option<Slice<'_>>| state.map_or(0, |state| state.address());
         let (initial, last) = (address(initial), address(last));
         if self.rows() == 0 || shape.len == 0 && last == 0 {
             return Ok(());
@@ -419,8 +423,8 @@ impl Attention {
     pub fn decode<E: Element>(&self, args: DecodeStep<'_, E>, stream: Stream) -> Result<()> {
         let DecodeStep { q, k, v, state, o } = args;
         let Config { rule, shape, .. } = self.config;
-        self.check(1, [q.len(), k.len(), v.len(), o.len()])?;
-        check_len("state", self.state_len(), state.len())?;
+        self.check(1, [q.place(), k.place(), v.place(), o.place()])?;
+        self.check_state(&state.as_slice())?;
         let _current = self.device.current()?;
         let (chunk, normaliser, eps, feature_map, map_eps) = options(&rule);
         let mut args = DecodeArgs {

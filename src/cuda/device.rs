@@ -173,6 +173,14 @@ impl Device {
         Ok(Current(&self.inner))
     }
 
+    /// Refuses memory that is known to be another device's. A device that was opened twice is one: it has one primary context.
+    pub(super) fn check_memory(&self, what: &'static str, of: Option<&Device>) -> Result<()> {
+        match of {
+            Some(device) if device.inner.context != self.inner.context => Err(Error::OtherDevice { what }),
+            _ => Ok(()),
+        }
+    }
+
     /// Queues a kernel, which is compiled now if it has not been.
     ///
     /// # Safety

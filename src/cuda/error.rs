@@ -70,6 +70,11 @@ pub enum Error {
         /// What the driver says.
         text: String,
     },
+    /// A buffer of one device was given to another.
+    OtherDevice {
+        /// The argument.
+        what: &'static str,
+    },
     /// What the caller got wrong, as on the CPU.
     Argument(crate::Error),
     /// The CPU does this, the GPU does not.
@@ -110,6 +115,7 @@ impl fmt::Display for Error {
                 "the driver may not compile the kernels while CUDA_DISABLE_PTX_JIT or CUDA_DISABLE_JIT is set: {text}"
             ),
             Error::Driver { call, code, text } => write!(f, "{call} failed with {code}: {text}"),
+            Error::OtherDevice { what } => write!(f, "{what} is in the memory of another device"),
             Error::Argument(error) => error.fmt(f),
             Error::Unsupported { what } => write!(f, "not on the GPU: {what}"),
         }

@@ -228,6 +228,10 @@ impl Model {
         check_len("input", input_len, input.len())?;
         check_len("output", self.output_len(batch, len), output.len())?;
         check_room("workspace", self.workspace_len(batch, len)?, workspace.len())?;
+        let places = [input.place(), output.place(), workspace.place()];
+        for (what, (_, of)) in ["input", "output", "workspace"].into_iter().zip(places) {
+            self.device.check_memory(what, of)?;
+        }
         if rows == 0 {
             return Ok(());
         }
