@@ -3,6 +3,7 @@
 #[path = "cli_common/child.rs"]
 mod child;
 mod cli_common;
+mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -16,7 +16,7 @@ use chunkwise::files::{self, ModelFile, Tensors};
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
 use cli_common::{command, fine, finish, refused, scratch_file};
 use common::*;
-use cuda_common::{devices, emulator_path, explained};
+use cuda_common::{devices, emulator_path, explained, with_emulator};
 use half::{bf16, f16};
 
 /// The golden files that hold a whole model.
@@ -38,7 +38,8 @@ const FILES: [&str; 14] = [
 ];
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).with_extension("safetensors")
+    let name = format!("golden/{name}.safetensors");
+    test_file(&name, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(&name))
 }
 
 /// How far the GPU may be from the reference, as a part of the output's norm: what the CPU's tests allow, or twice what the CPU
@@ -136,30 +137,42 @@ fn refused_input() {
     });
 }
 
-/// `chunkwise run --device cuda`, with the emulator where the loader finds the driver.
-#[test]
-fn from_the_command_line() {
-    let folder = scratch_file("cuda_model");
+/// A folder where the loader finds a file under the driver's name.
+fn with_driver(name: &str, driver: impl FnOnce(&Path)) -> PathBuf {
+    let folder = scratch_file(name);
     std::fs::create_dir_all(&folder).expect("a folder");
     let _ = std::fs::remove_file(folder.join("libcuda.so.1"));
-    std::fs::copy(emulator_path(), folder.join("libcuda.so.1")).expect("the emulator, by the driver's name");
-    let mut run = command();
-    run.env("LD_LIBRARY_PATH", &folder);
-    run.args(["run", "--device", "cuda", "--model"]).arg(golden("fla_small_elu"));
-    let run = finish(&mut run);
-    fine(&run);
-    assert!(run.out.contains("Emulated"), "{}", run.out);
-    assert!(run.out.contains("from the stored one"), "{}", run.out);
-    let mut info = command();
-    let info = finish(info.env("LD_LIBRARY_PATH", &folder).arg("info"));
-    assert!(info.out.contains("GPU               Device(Emulated"), "{}", info.out);
+    driver(&folder.join("libcuda.so.1"));
+    folder
+}
 
+/// `chunkwise run --device cuda`, with the emulator where the loader finds the driver, or with the GPU's own.
+#[test]
+fn from_the_command_line() {
+    let copy = |path: &Path| {
+        std::fs::copy(emulator_path(), path).expect("the emulator");
+    };
+    let folder = with_emulator().then(|| with_driver("cuda_model", copy));
+    let on_gpu = || {
+        let mut command = command();
+        if let Some(folder) = &folder {
+            command.env("LD_LIBRARY_PATH", folder);
+        }
+        command
+    };
+    let device = devices()[0].clone();
+    let run = finish(on_gpu().args(["run", "--device", "cuda", "--model"]).arg(golden("fla_small_elu")));
+    fine(&run);
+    assert!(run.out.contains(device.name()), "{}", run.out);
+    assert!(run.out.contains("from the stored one"), "{}", run.out);
+    let info = finish(on_gpu().arg("info"));
+    assert!(info.out.contains(&format!("GPU               Device({}", device.name())), "{}", info.out);
+
+    // No library at all, whether the machine has a driver or not.
+    let empty = with_driver("cuda_model_none", |path| std::fs::write(path, "").expect("an empty file"));
     let mut none = command();
-    let none = none.env_remove("LD_LIBRARY_PATH").args(["run", "--device", "cuda", "--model"]);
-    let none = finish(none.arg(golden("fla_small_elu")));
-    if Device::open(0).is_err() {
-        refused(&none, &["no CUDA driver"]);
-    }
+    let none = none.env("LD_LIBRARY_PATH", empty).args(["run", "--device", "cuda", "--model"]);
+    refused(&finish(none.arg(golden("fla_small_elu"))), &["no CUDA driver"]);
     let bad = finish(command().args(["run", "--device", "rocm"]));
     refused(&bad, &["rocm", "cpu, cuda or cuda:N"]);
     let mut stream = command();

@@ -25,7 +25,7 @@ pub(crate) struct Strides {
     pub head: i64,
 }
 
-/// What the kernels of prefill.cu take.
+/// What the kernels of prefill.cu and hopper.cu take.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct PrefillArgs {
@@ -62,17 +62,15 @@ pub(crate) struct PrefillArgs {
     pub value: i32,
     /// Tokens of a chunk, or 0.
     pub chunk: i32,
-    /// As `Normaliser` in element.cuh.
-    pub normaliser: i32,
     /// As `FeatureMap` in element.cuh.
     pub feature_map: i32,
     /// Whether o is asked for, or only the segments' sums.
     pub outputs: i32,
     /// Whether rows of q, k and v are whole, aligned pieces of eight elements.
     pub aligned: i32,
-    /// Whether rows of o are whole, aligned pairs.
-    pub paired: i32,
-    /// Tiles that are copied ahead.
+    /// How many neighbours of o may be stored at once: 1, 2, or 8 where those are aligned to 16 bytes.
+    pub neighbours: i32,
+    /// Tiles that are copied ahead; hopper.cu knows by itself.
     pub stages: i32,
     /// Of the normaliser.
     pub eps: f32,

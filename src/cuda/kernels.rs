@@ -12,6 +12,7 @@ use lzma_rust2::LzmaReader;
 
 use super::error::{Error, Result};
 use crate::element::{Element, Elements};
+use crate::rule::Normaliser;
 
 /// The type of elements, as `Kind` in element.cuh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,14 +55,33 @@ pub(super) enum Products {
     WarpgroupDot,
 }
 
+/// By what outputs are divided, as `Normaliser` in element.cuh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Division {
+    None,
+    Global,
+    PerChunk,
+}
+
+impl Division {
+    pub(super) fn of(normaliser: Normaliser) -> Self {
+        match normaliser {
+            Normaliser::None => Division::None,
+            Normaliser::Global { .. } => Division::Global,
+            Normaliser::PerChunk { .. } => Division::PerChunk,
+        }
+    }
+}
+
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
-    /// Of q, k, v and o of a type; for rows of q and k of up to so many elements.
+    /// Many tokens, for one element type. `key` is K rounded up to 64, 128 or 256.
     Prefill {
         kind: Kind,
         products: Products,
         key: usize,
+        division: Division,
     },
     Decode,
     Scan,
@@ -135,9 +155,17 @@ impl Kernel {
     /// Its name in the text.
     pub(super) fn entry(self) -> &'static CStr {
         match self {
-            Kernel::Prefill { key: 64, .. } => c"prefill_64",
-            Kernel::Prefill { key: 128, .. } => c"prefill_128",
-            Kernel::Prefill { .. } => c"prefill_256",
+            Kernel::Prefill { key, division, .. } => match (key, division) {
+                (64, Division::None) => c"prefill_64_none",
+                (64, Division::Global) => c"prefill_64_global",
+                (64, Division::PerChunk) => c"prefill_64_per_chunk",
+                (128, Division::None) => c"prefill_128_none",
+                (128, Division::Global) => c"prefill_128_global",
+                (128, Division::PerChunk) => c"prefill_128_per_chunk",
+                (_, Division::None) => c"prefill_256_none",
+                (_, Division::Global) => c"prefill_256_global",
+                (_, Division::PerChunk) => c"prefill_256_per_chunk",
+            },
             Kernel::Decode => c"decode",
             Kernel::Scan => c"scan",
             Kernel::Snapshot => c"snapshot",

@@ -35,6 +35,7 @@ mod kernels;
 mod memory;
 mod model;
 mod precision;
+mod variant;
 
 pub use attention::{Attention, DecodeStep, Forward, State};
 pub use device::{Device, Stream};

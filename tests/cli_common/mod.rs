@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
+
+use crate::common::test_file;
 
 /// What a run left behind.
 pub(crate) struct Run {
@@ -13,7 +15,7 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn command() -> Command {
-    let mut command = crate::child::command(env!("CARGO_BIN_EXE_chunkwise"));
+    let mut command = crate::child::command(test_file("chunkwise", env!("CARGO_BIN_EXE_chunkwise")));
     command.env_remove("CHUNKWISE_ISA");
     command
 }
@@ -30,7 +32,12 @@ pub(crate) fn finish(command: &mut Command) -> Run {
 
 /// A place for a file of this test; tests run side by side, so names must differ.
 pub(crate) fn scratch_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+    // Files that were brought along are not written beside.
+    match std::env::var_os("CHUNKWISE_TEST_FILES") {
+        Some(_) => std::env::temp_dir(),
+        None => env!("CARGO_TARGET_TMPDIR").into(),
+    }
+    .join(name)
 }
 
 /// The run failed as unusable, in one line that says all of `parts`.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use chunkwise::reference::Recurrence;
 use chunkwise::{
@@ -53,6 +54,13 @@ pub(crate) fn report(line: &str) {
     use std::io::Write;
     // There is no one to tell where stderr is closed.
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// A file that a test needs: in the folder that the variable CHUNKWISE_TEST_FILES names, for test binaries that were taken to
+/// another machine, else where the build has it.
+pub(crate) fn test_file(name: &str, built: impl Into<PathBuf>) -> PathBuf {
+    std::env::var_os("CHUNKWISE_TEST_FILES")
+        .map_or_else(|| built.into(), |folder| Path::new(&folder).join(name))
 }
 
 /// Numbers that look normal (sum of uniforms), the same for the same seed.
