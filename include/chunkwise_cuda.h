@@ -31,12 +31,19 @@ typedef struct cw_cuda cw_cuda;
 /* The GPU of a number, from 0 on. CW_UNAVAILABLE: no driver, no such GPU, or one that is too old. Allocates. */
 cw_status cw_cuda_open(uint32_t ordinal, const cw_cuda **cuda, char *message, uint64_t message_bytes);
 
-/* Frees it; null is nothing. Nothing may use it then. CW_MODEL: it is none. */
+/* Waits for all work of the GPU's primary context and frees it; null is nothing. Nothing may use it then, no graph that launches its
+ * kernels either, and no stream may be in the middle of a capture. CW_MODEL: it is none. */
 cw_status cw_cuda_close(const cw_cuda *cuda);
 
 /* What to bring: bytes of device memory. Pointers of the call are not looked at. */
 cw_status cw_cuda_sizes(const cw_cuda *cuda, const cw_attention *attention, const cw_call *call, cw_sizes *sizes, char *message,
                         uint64_t message_bytes);
+
+/* Compiles the kernels that cw_cuda_forward and cw_cuda_decode may launch for such a call, as far as they have not been compiled on
+ * this cw_cuda; pointers of the call are not looked at. Without it each is compiled at its first launch, which then takes up to
+ * seconds, and fails while a stream is captured into a graph. CW_GPU, CW_UNAVAILABLE: the message says why. */
+cw_status cw_cuda_prepare(const cw_cuda *cuda, const cw_attention *attention, const cw_call *call, char *message,
+                          uint64_t message_bytes);
 
 /* All tokens of all heads, as cw_forward, on a CUstream (null: the default one). CW_GPU: the driver refused; the message says what. */
 cw_status cw_cuda_forward(const cw_cuda *cuda, const cw_attention *attention, const cw_call *call, void *stream, char *message,

@@ -344,6 +344,7 @@ fn cuda_assertions() -> (String, BTreeSet<&'static str>) {
         cw_cuda_open(_, _, _, _);
         cw_cuda_close(_);
         cw_cuda_sizes(_, _, _, _, _, _);
+        cw_cuda_prepare(_, _, _, _, _);
         cw_cuda_forward(_, _, _, _, _, _);
         cw_cuda_decode(_, _, _, _, _, _);
     };

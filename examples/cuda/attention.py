@@ -54,15 +54,34 @@ class Gpu:
         if status:
             raise RuntimeError((self.words.value or self.lib.cw_status_string(status)).decode())
 
-    def attention(self, q, k, v, o, empty, stream=None, products=PRODUCTS_F32, eps=1e-6):
-        """q, k [B, T, H, K] and v [B, T, H, V] into o [B, T, H, V], queued on a stream; empty(bytes) is memory there."""
+    def describe(self, q, k, v, o, products=None, eps=1e-6):
+        """What all functions take. products: PRODUCTS_F32 or PRODUCTS_BF16, by default as precise as the tensors are."""
+        if products is None:
+            products = PRODUCTS_F32 if str(q.dtype) == "torch.float32" else PRODUCTS_BF16
         what = Attention(feature_map=ELU, normaliser=GLOBAL, normaliser_eps=eps, scale=1, products=products, threads=1)
-        call, sizes = Call(q=Tensor.of(q), k=Tensor.of(k), v=Tensor.of(v), o=Tensor.of(o)), Sizes()
-        what_and_call = (self.handle, ctypes.byref(what), ctypes.byref(call))
+        return what, Call(q=Tensor.of(q), k=Tensor.of(k), v=Tensor.of(v), o=Tensor.of(o))
+
+    def prepare(self, q, k, v, o, **options):
+        """Compiles the kernels for such tensors: before a capture into a graph, or for the first call to be as fast as others."""
+        what, call = self.describe(q, k, v, o, **options)
+        self.call("cw_cuda_prepare", self.handle, ctypes.byref(what), ctypes.byref(call))
+
+    def attention(self, q, k, v, o, stream=None, **options):
+        """q, k [B, T, H, K] and v [B, T, H, V] into o [B, T, H, V], queued on a stream of torch: by default the current one."""
+        import torch
+
+        stream = stream or torch.cuda.current_stream(q.device)
+        what, call = self.describe(q, k, v, o, **options)
+        what_and_call, sizes = (self.handle, ctypes.byref(what), ctypes.byref(call)), Sizes()
         self.call("cw_cuda_sizes", *what_and_call, ctypes.byref(sizes))
-        scratch = empty(sizes.forward_scratch_bytes)
+        # Allocated for that stream: it is freed before the work is done, and then only later work of the same stream gets it.
+        with torch.cuda.stream(stream):
+            scratch = torch.empty(sizes.forward_scratch_bytes, device=q.device, dtype=torch.uint8)
         call.scratch, call.scratch_bytes = scratch.data_ptr(), sizes.forward_scratch_bytes
-        self.call("cw_cuda_forward", *what_and_call, pointer(stream))
+        self.call("cw_cuda_forward", *what_and_call, pointer(stream.cuda_stream))
+        # The tensors may be of another stream, whose later work must not get their memory before this work is done.
+        for tensor in (q, k, v, o):
+            tensor.record_stream(stream)
         return o
 
 
@@ -72,9 +91,7 @@ def main():
     torch.manual_seed(0)
     qkv = torch.randn(2, 700, 3, 4, 64, device="cuda", dtype=torch.bfloat16)
     q, k, v = qkv.unbind(2)  # views of packed rows
-    stream = torch.cuda.current_stream().cuda_stream
-    empty = lambda size: torch.empty(size, device="cuda", dtype=torch.uint8)
-    o = Gpu(sys.argv[1]).attention(q, k, v, torch.empty_like(v, memory_format=torch.contiguous_format), empty, stream)
+    o = Gpu(sys.argv[1]).attention(q, k, v, torch.empty_like(v, memory_format=torch.contiguous_format))
     phi = lambda x: torch.nn.functional.elu(x.double()) + 1
     scores = torch.tril(torch.einsum("bthi,bshi->bhts", phi(q), phi(k)))
     want = torch.einsum("bhts,bshj->bthj", scores / scores.sum(-1, keepdim=True), v.double())

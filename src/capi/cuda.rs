@@ -119,6 +119,43 @@ pub unsafe extern "C" fn cw_cuda_sizes(
     })
 }
 
+/// What a forward and a decode would compile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cw_cuda_prepare(
+    cuda: *const cw_cuda,
+    attention: *const cw_attention,
+    call: *const cw_call,
+    message: *mut c_char,
+    message_bytes: u64,
+) -> i32 {
+    guard(|| {
+        let message = Message::new(message, message_bytes)?;
+        // SAFETY: the caller's promise, passed on.
+        let (attention, call, cuda) = unsafe {
+            let (attention, call) = arguments(attention, call)?;
+            (attention, call, cw_cuda::get(cuda)?)
+        };
+        let attention = cuda.attention(&attention, &call, message)?;
+        let result = match dtype(&call)? {
+            CW_BF16 => attention.prepare::<bf16>(),
+            CW_F16 => attention.prepare::<f16>(),
+            CW_F32 => attention.prepare::<f32>(),
+            _ => return Err(Status(CW_UNKNOWN)),
+        };
+        result.map_err(|error| {
+            message.say(&error);
+            code(&error)
+        })
+    })
+}
+
+/// The type of all four tensors.
+fn dtype(call: &cw_call) -> Result<u32> {
+    let dtype = call.q.dtype;
+    let same = [&call.k, &call.v, &call.o].iter().all(|tensor| tensor.dtype == dtype);
+    if same { Ok(dtype) } else { Err(Status(CW_UNAVAILABLE)) }
+}
+
 /// All tokens of all heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cuda_forward(
@@ -163,9 +200,7 @@ unsafe fn run(
         (attention, call, cw_cuda::get(cuda)?)
     };
     let attention = cuda.attention(&attention, &call, message)?;
-    if [&call.k, &call.v, &call.o].iter().any(|tensor| tensor.dtype != call.q.dtype) {
-        return Err(Status(CW_UNAVAILABLE));
-    }
+    let dtype = dtype(&call)?;
     if op == Op::Decode {
         if call.state_in.is_null() || call.state_out.is_null() {
             return Err(Status(CW_NULL));
@@ -178,7 +213,7 @@ unsafe fn run(
     let stream = unsafe { Stream::from_raw(stream) };
     // SAFETY: the caller's promise, passed on.
     let result = unsafe {
-        match call.q.dtype {
+        match dtype {
             CW_BF16 => launch::<bf16>(op, &attention, &call, stream)?,
             CW_F16 => launch::<f16>(op, &attention, &call, stream)?,
             _ => launch::<f32>(op, &attention, &call, stream)?,

@@ -204,10 +204,10 @@ impl Attention {
     }
 
     fn products(&self) -> Products {
-        match (self.precision, self.device.capability()) {
-            (Precision::F32, _) => Products::Exact,
-            (Precision::Bf16Dot, (9, 0)) => Products::WarpgroupDot,
-            (Precision::Bf16Dot, _) => Products::Dot,
+        match self.precision {
+            Precision::F32 => Products::Exact,
+            Precision::Bf16Dot if self.device.has_wgmma() => Products::WarpgroupDot,
+            Precision::Bf16Dot => Products::Dot,
         }
     }
 
@@ -216,14 +216,40 @@ impl Attention {
         Variant::new(kind, self.products(), shape.key, Division::of(rule.normaliser))
     }
 
-    /// Lengths, as [`crate::Attention`] checks them.
-    fn check(&self, len: usize, lens: [usize; 4]) -> crate::Result<()> {
+    /// The kernel of many tokens.
+    pub(super) fn prefill(&self, kind: Kind) -> Kernel {
+        let division = Division::of(self.config.rule.normaliser);
+        Kernel::Prefill { kind, products: self.products(), key: self.variant(kind).key, division }
+    }
+
+    /// Compiles the kernels that [`Attention::forward`] and [`Attention::decode`] may launch for tensors of `E`, as far as they have
+    /// not been compiled for this device. Without it each is compiled at its first launch, which then takes up to seconds, and
+    /// fails while a stream is captured into a graph.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn prepare<E: Element>(&self) -> Result<()> {
+        let scan = (self.segments > 1).then_some(Kernel::Scan);
+        let snapshot = (self.snapshot_len() > 0).then_some(Kernel::Snapshot);
+        let each = [self.prefill(Kind::of::<E>()), Kernel::Decode(Division::of(self.config.rule.normaliser))];
+        self.device.prepare(each.into_iter().chain(scan).chain(snapshot))
+    }
+
+    /// Lengths, as [`crate::Attention`] checks them, and that none is of another device.
+    fn check(&self, len: usize, places: [(usize, Option<&Device>); 4]) -> Result<()> {
         let shape = self.config.shape.with_len(len);
         shape.check()?;
-        for ((what, need), got) in ["q", "k", "v", "o"].into_iter().zip(shape.reach()?).zip(lens) {
+        for ((what, need), (got, of)) in ["q", "k", "v", "o"].into_iter().zip(shape.reach()?).zip(places) {
             check_room(what, need, got)?;
+            self.device.check_memory(what, of)?;
         }
         Ok(())
+    }
+
+    fn check_state(&self, state: &Slice<'_>) -> Result<()> {
+        let (len, of) = state.place();
+        check_len("state", self.state_len(), len)?;
+        self.device.check_memory("state", of)
     }
 
     /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`. Queued on the stream; what goes wrong on the device
@@ -235,23 +261,20 @@ impl Attention {
     pub fn forward<E: Element>(&self, args: Forward<'_, E>, stream: Stream) -> Result<()> {
         let Forward { q, k, v, state, o, workspace } = args;
         let Config { rule, shape, .. } = self.config;
-        self.check(shape.len, [q.len(), k.len(), v.len(), o.len()])?;
+        self.check(shape.len, [q.place(), k.place(), v.place(), o.place()])?;
         check_room("workspace", self.workspace_len(), workspace.len())?;
+        self.device.check_memory("workspace", workspace.place().1)?;
         let (initial, last) = match &state {
             State::Zero => (None, None),
-            State::Initial(state) => (Some((state.address(), state.len())), None),
-            State::Final(state) => (None, Some((state.address(), state.len()))),
-            State::InitialFinal(from, to) => {
-                (Some((from.address(), from.len())), Some((to.address(), to.len())))
-            }
-            State::Carried(state) => {
-                (Some((state.address(), state.len())), Some((state.address(), state.len())))
-            }
+            State::Initial(state) => (Some(*state), None),
+            State::Final(state) => (None, Some(state.as_slice())),
+            State::InitialFinal(from, to) => (Some(*from), Some(to.as_slice())),
+            State::Carried(state) => (Some(state.as_slice()), Some(state.as_slice())),
         };
-        for (_, len) in initial.iter().chain(&last) {
-            check_len("state", self.state_len(), *len)?;
+        for state in initial.iter().chain(&last) {
+            self.check_state(state)?;
         }
-        let address = |state: Option<(u64, usize)>| state.map_or(0, |(address, _)| address);
+        let address = |state: Option<Slice<'_>>| state.map_or(0, |state| state.address());
         let (initial, last) = (address(initial), address(last));
         if self.rows() == 0 || shape.len == 0 && last == 0 {
             return Ok(());
@@ -314,12 +337,7 @@ impl Attention {
             scale: rule.scale,
         };
         let shared = variant.shared + stages * variant.stage;
-        let kernel = Kernel::Prefill {
-            kind,
-            products: self.products(),
-            key: variant.key,
-            division: Division::of(rule.normaliser),
-        };
+        let kernel = self.prefill(kind);
         let launch = |args: &mut PrefillArgs, segments: usize| {
             // Panels of a head are neighbours: they read the same q and k.
             let grid = [(rows * panels) as u32, 1, segments as u32];
@@ -344,8 +362,8 @@ impl Attention {
     pub fn decode<E: Element>(&self, args: DecodeStep<'_, E>, stream: Stream) -> Result<()> {
         let DecodeStep { q, k, v, state, o } = args;
         let Config { rule, shape, .. } = self.config;
-        self.check(1, [q.len(), k.len(), v.len(), o.len()])?;
-        check_len("state", self.state_len(), state.len())?;
+        self.check(1, [q.place(), k.place(), v.place(), o.place()])?;
+        self.check_state(&state.as_slice())?;
         let _current = self.device.current()?;
         let (chunk, eps, feature_map, map_eps) = options(&rule);
         let (threads, splits) = self.decode_blocks();

@@ -12,10 +12,13 @@ use super::error::{Error, Result};
 use super::kernels::Kernel;
 
 /// A GPU, by its primary context: the one that torch, candle and cudarc use. Each call makes that context current for
-/// itself and leaves the caller's as it was. Copies are the same device; the last one lets it go.
+/// itself and leaves the caller's as it was. Copies are the same device; buffers, attentions and
+/// models hold one too. The drop of the last one waits for all work of the context and unloads the kernels: it must not happen while
+/// a stream is captured into a graph, nor before graphs that launch the kernels are gone.
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
+    wgmma: bool,
 }
 
 struct Inner {
@@ -112,11 +115,12 @@ impl Device {
         }
         let multiprocessors = usize::try_from(number(Attribute::Multiprocessors)?).unwrap_or(1);
         let shared_memory = usize::try_from(number(Attribute::SharedMemoryOptIn)?).unwrap_or(0);
+        let wgmma = capability == (9, 0) && driver.knows_hopper();
         let context = driver.retain(device)?;
         let kernels = RwLock::default();
         let inner =
             Inner { driver, device, context, name, capability, multiprocessors, shared_memory, kernels };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), wgmma })
     }
 
     /// The name its maker gave it.
@@ -139,6 +143,18 @@ impl Device {
         self.inner.shared_memory
     }
 
+    /// Whether Hopper's own kernels are launched: on Hopper, by a driver that compiles them.
+    pub(super) fn has_wgmma(&self) -> bool {
+        self.wgmma
+    }
+
+    /// The same device with the kernels that all GPUs run, so that tests and measurements on Hopper have both.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_wgmma(&self) -> Self {
+        Self { wgmma: false, ..self.clone() }
+    }
+
     /// Waits until all work on a stream is done.
     ///
     /// # Errors
@@ -155,6 +171,14 @@ impl Device {
     pub(super) fn current(&self) -> Result<Current<'_>> {
         self.inner.driver.push(self.inner.context)?;
         Ok(Current(&self.inner))
+    }
+
+    /// Refuses memory that is known to be another device's. A device that was opened twice is one: it has one primary context.
+    pub(super) fn check_memory(&self, what: &'static str, of: Option<&Device>) -> Result<()> {
+        match of {
+            Some(device) if device.inner.context != self.inner.context => Err(Error::OtherDevice { what }),
+            _ => Ok(()),
+        }
     }
 
     /// Queues a kernel, which is compiled now if it has not been.
@@ -178,6 +202,12 @@ impl Device {
         let shared = u32::try_from(shared).unwrap_or(u32::MAX);
         // SAFETY: the caller's promise.
         unsafe { self.driver().launch(function, grid, threads, shared, stream.0, &mut arguments) }
+    }
+
+    /// Compiles kernels that have not been.
+    pub(super) fn prepare(&self, kernels: impl IntoIterator<Item = Kernel>) -> Result<()> {
+        let _current = self.current()?;
+        kernels.into_iter().try_for_each(|kernel| self.function(kernel).map(drop))
     }
 
     fn function(&self, kernel: Kernel) -> Result<Function> {
@@ -219,6 +249,7 @@ impl Device {
             match function {
                 Ok(function) => Ok(Loaded { module, function }),
                 Err(error) => {
+                    // Nothing was launched.
                     let _ = driver.unload(module);
                     Err(error)
                 }
@@ -230,7 +261,8 @@ impl Device {
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.capability();
-        write!(f, "Device({}, compute capability {major}.{minor})", self.name())
+        let less = if (major, minor) == (9, 0) && !self.wgmma { ", without wgmma" } else { "" };
+        write!(f, "Device({}, compute capability {major}.{minor}{less})", self.name())
     }
 }
 
@@ -239,9 +271,14 @@ impl Drop for Inner {
         // As for `Current`: errors have nobody to go to.
         if self.driver.push(self.context).is_ok() {
             let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
-            for loaded in kernels.values().filter_map(|slot| slot.loaded.get()) {
-                // SAFETY: nothing can launch its function any more.
-                let _ = unsafe { self.driver.unload(loaded.module) };
+            let mut loaded = kernels.values().filter_map(|slot| slot.loaded.get()).peekable();
+            // Launches are not waited for, so kernels may still run. Where it can't be known that they have ended, they stay
+            // until the context goes.
+            if loaded.peek().is_some() && self.driver.synchronize_context().is_ok() {
+                for loaded in loaded {
+                    // SAFETY: nothing can launch its function any more, and all launches have just ended.
+                    let _ = unsafe { self.driver.unload(loaded.module) };
+                }
             }
             let _ = self.driver.pop();
         }

@@ -11,8 +11,9 @@ use libloading::Library;
 
 use super::error::{Error, Result};
 
-/// The version that knows PTX ISA 7.0.
+/// The version that knows PTX ISA 7.0, and the one that knows ISA 8.0, of Hopper's own kernels.
 const NEED: i32 = 11_000;
+const KNOWS_HOPPER: i32 = 12_000;
 
 #[cfg(windows)]
 const LIBRARY: &str = "nvcuda.dll";
@@ -25,6 +26,7 @@ pub(super) mod code {
     pub(crate) const NO_DEVICE: i32 = 100;
     /// No binary for this GPU, PTX that is not PTX, PTX that is too new, no compiler for PTX.
     pub(crate) const PTX: [i32; 4] = [209, 218, 222, 221];
+    pub(crate) const JIT_DISABLED: i32 = 223;
 }
 
 pub(super) type Context = *mut c_void;
@@ -67,6 +69,7 @@ functions! {
     context_release: "cuDevicePrimaryCtxRelease_v2"(c_int);
     context_push: "cuCtxPushCurrent_v2"(Context);
     context_pop: "cuCtxPopCurrent_v2"(*mut Context);
+    context_synchronize: "cuCtxSynchronize"();
     module_load: "cuModuleLoadDataEx"(*mut Module, *const c_void, c_uint, *mut c_int, *mut *mut c_void);
     module_unload: "cuModuleUnload"(Module);
     module_function: "cuModuleGetFunction"(*mut Function, Module, *const c_char);
@@ -87,6 +90,7 @@ functions! {
 #[derive(Debug)]
 pub(super) struct Driver {
     functions: Functions,
+    version: i32,
     _library: ManuallyDrop<Library>,
 }
 
@@ -111,7 +115,7 @@ impl Driver {
         let library = ManuallyDrop::new(library.map_err(|e| Error::NoDriver { text: e.to_string() })?);
         // SAFETY: the caller's promise.
         let functions = unsafe { Functions::load(&library) }?;
-        let driver = Self { functions, _library: library };
+        let mut driver = Self { functions, version: 0, _library: library };
         // SAFETY: any version may be asked before `init`.
         let version = unsafe {
             driver.get("cuDriverGetVersion", |version| (driver.functions.driver_version)(version))
@@ -119,6 +123,7 @@ impl Driver {
         if version < NEED {
             return Err(Error::DriverTooOld { version, need: NEED });
         }
+        driver.version = version;
         // SAFETY: the only flags there are.
         match unsafe { (driver.functions.init)(0) } {
             code::NO_DEVICE => {
@@ -126,6 +131,11 @@ impl Driver {
             }
             code => driver.check("cuInit", code).map(|()| driver),
         }
+    }
+
+    /// Whether it compiles Hopper's own kernels.
+    pub(super) fn knows_hopper(&self) -> bool {
+        self.version >= KNOWS_HOPPER
     }
 
     /// What the driver says of a result.
@@ -211,6 +221,12 @@ impl Driver {
         self.check("cuCtxPopCurrent", unsafe { (self.functions.context_pop)(&mut context) })
     }
 
+    /// Waits for all work of the current context.
+    pub(super) fn synchronize_context(&self) -> Result<()> {
+        // SAFETY: it takes nothing, and answers with an error where no context is current.
+        self.check("cuCtxSynchronize", unsafe { (self.functions.context_synchronize)() })
+    }
+
     /// Compiles a module, PTX that ends with a zero.
     pub(super) fn load(&self, name: &str, ptx: &CStr) -> Result<Module> {
         const ERROR_LOG: c_int = 5;
@@ -224,6 +240,9 @@ impl Driver {
             let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
             (self.functions.module_load)(&mut module, ptx.as_ptr().cast(), 2, options, values)
         };
+        if code == code::JIT_DISABLED {
+            return Err(Error::JitDisabled { text: self.text(code) });
+        }
         if code::PTX.contains(&code) {
             let len = log.iter().position(|byte| *byte == 0).unwrap_or(0);
             let log = String::from_utf8_lossy(&log[..len]);
@@ -234,7 +253,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// No function of it will be launched again.
+    /// No function of it will be launched again, and all that were launched have ended.
     pub(super) unsafe fn unload(&self, module: Module) -> Result<()> {
         // SAFETY: a module that was loaded, by the caller's promise for the last time.
         self.check("cuModuleUnload", unsafe { (self.functions.module_unload)(module) })

@@ -56,6 +56,11 @@ pub enum Error {
         /// What the driver says, with its compiler's log.
         text: String,
     },
+    /// The driver has been told not to compile PTX, which all kernels are.
+    JitDisabled {
+        /// What the driver says.
+        text: String,
+    },
     /// Another call of the driver failed, maybe for a kernel that was launched before.
     Driver {
         /// The driver's function.
@@ -64,6 +69,11 @@ pub enum Error {
         code: i32,
         /// What the driver says.
         text: String,
+    },
+    /// A buffer of one device was given to another.
+    OtherDevice {
+        /// The argument.
+        what: &'static str,
     },
     /// What the caller got wrong, as on the CPU.
     Argument(crate::Error),
@@ -100,7 +110,12 @@ impl fmt::Display for Error {
             Error::UnsupportedPtx { module, text } => {
                 write!(f, "the driver does not take the module {module}: {text}")
             }
+            Error::JitDisabled { text } => write!(
+                f,
+                "the driver may not compile the kernels while CUDA_DISABLE_PTX_JIT or CUDA_DISABLE_JIT is set: {text}"
+            ),
             Error::Driver { call, code, text } => write!(f, "{call} failed with {code}: {text}"),
+            Error::OtherDevice { what } => write!(f, "{what} is in the memory of another device"),
             Error::Argument(error) => error.fmt(f),
             Error::Unsupported { what } => write!(f, "not on the GPU: {what}"),
         }

@@ -15,6 +15,8 @@ use crate::error::check_len;
 pub struct Slice<'a, E = f32> {
     address: u64,
     len: usize,
+    /// Whose memory it is, where that is known.
+    device: Option<&'a Device>,
     memory: PhantomData<&'a [E]>,
 }
 
@@ -23,6 +25,7 @@ pub struct Slice<'a, E = f32> {
 pub struct SliceMut<'a, E = f32> {
     address: u64,
     len: usize,
+    device: Option<&'a Device>,
     memory: PhantomData<&'a mut [E]>,
 }
 
@@ -33,7 +36,7 @@ impl<'a, E: Element> Slice<'a, E> {
     /// They are in the memory of the device that they are used with, aligned to their size, and stay there and unchanged
     /// until the work that reads them is done.
     pub const unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, memory: PhantomData }
+        Self { address, len, device: None, memory: PhantomData }
     }
 
     /// Elements.
@@ -49,6 +52,11 @@ impl<'a, E: Element> Slice<'a, E> {
     /// The device address of the first.
     pub const fn address(&self) -> u64 {
         self.address
+    }
+
+    /// Elements, and whose memory they are in where that is known.
+    pub(super) fn place(&self) -> (usize, Option<&'a Device>) {
+        (self.len, self.device)
     }
 
     /// Those from `first` on: of a tensor inside another.
@@ -68,7 +76,7 @@ impl<'a, E: Element> SliceMut<'a, E> {
     /// # Safety
     /// As for [`Slice::from_raw`]; and nothing else reads or writes them until the work that writes them is done.
     pub const unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, memory: PhantomData }
+        Self { address, len, device: None, memory: PhantomData }
     }
 
     /// Elements.
@@ -86,14 +94,19 @@ impl<'a, E: Element> SliceMut<'a, E> {
         self.address
     }
 
+    /// Elements, and whose memory they are in where that is known.
+    pub(super) fn place(&self) -> (usize, Option<&'a Device>) {
+        (self.len, self.device)
+    }
+
     /// The same for a shorter time.
     pub fn reborrow(&mut self) -> SliceMut<'_, E> {
-        SliceMut { address: self.address, len: self.len, memory: PhantomData }
+        SliceMut { address: self.address, len: self.len, device: self.device, memory: PhantomData }
     }
 
     /// To be read.
     pub fn as_slice(&self) -> Slice<'_, E> {
-        Slice { address: self.address, len: self.len, memory: PhantomData }
+        Slice { address: self.address, len: self.len, device: self.device, memory: PhantomData }
     }
 
     /// The first `at` elements, and the others.
@@ -105,6 +118,7 @@ impl<'a, E: Element> SliceMut<'a, E> {
         let part = |first: usize, len| Self {
             address: self.address + (first * size_of::<E>()) as u64,
             len,
+            device: self.device,
             memory: PhantomData,
         };
         (part(0, at), part(at, self.len - at))
@@ -202,12 +216,12 @@ impl<E: Element> Buffer<E> {
 
     /// To be read by kernels.
     pub fn slice(&self) -> Slice<'_, E> {
-        Slice { address: self.address, len: self.len, memory: PhantomData }
+        Slice { address: self.address, len: self.len, device: Some(&self.device), memory: PhantomData }
     }
 
     /// To be written by kernels.
     pub fn slice_mut(&mut self) -> SliceMut<'_, E> {
-        SliceMut { address: self.address, len: self.len, memory: PhantomData }
+        SliceMut { address: self.address, len: self.len, device: Some(&self.device), memory: PhantomData }
     }
 }
 

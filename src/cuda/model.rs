@@ -191,6 +191,18 @@ impl Model {
         batch.saturating_mul(rows).saturating_mul(self.config.output_size())
     }
 
+    /// Compiles the kernels that [`Model::forward`] may launch, as [`Attention::prepare`] does.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn prepare(&self) -> Result<()> {
+        let of_blocks = self.blocks.iter().flat_map(|b| [&b.attn_qkv, &b.attn_out, &b.ffn_up, &b.ffn_down]);
+        let dense = self.input_projection.iter().chain(of_blocks).map(|layer| self.dense_kernel(layer));
+        let attention = self.attention(1, 1)?.prefill(Kind::F32);
+        self.device
+            .prepare([attention, Kernel::Scan, Kernel::LayerNorm, Kernel::Mean].into_iter().chain(dense))
+    }
+
     /// All tokens: input `[B, T, embed]` into output `[B, hidden]` or, in [`OutputMode::All`], `[B, T, hidden]`. Queued on the
     /// stream.
     ///
@@ -216,6 +228,10 @@ impl Model {
         check_len("input", input_len, input.len())?;
         check_len("output", self.output_len(batch, len), output.len())?;
         check_room("workspace", self.workspace_len(batch, len)?, workspace.len())?;
+        let places = [input.place(), output.place(), workspace.place()];
+        for (what, (_, of)) in ["input", "output", "workspace"].into_iter().zip(places) {
+            self.device.check_memory(what, of)?;
+        }
         if rows == 0 {
             return Ok(());
         }
@@ -298,9 +314,13 @@ impl Model {
             epilogue: epilogue as i32,
         };
         let grid = [rows.div_ceil(TILE) as u32, outputs.div_ceil(TILE) as u32, 1];
-        let kernel = Kernel::Dense { kind: kernel.kind, dot: self.precision == Precision::Bf16Dot };
+        let kernel = self.dense_kernel(layer);
         // SAFETY: the arguments are dense.cu's; the parameters are this model's, rows have been checked.
         unsafe { self.device.launch(kernel, grid, 128, 0, stream, [from_mut(&mut args).cast::<c_void>()]) }
+    }
+
+    fn dense_kernel(&self, layer: &Dense) -> Kernel {
+        Kernel::Dense { kind: layer.kernel.kind, dot: self.precision == Precision::Bf16Dot }
     }
 
     fn address(&self, parameter: Parameter) -> u64 {

@@ -128,6 +128,11 @@ impl Emulator {
         self.call("emulator_fail", |f: &F| f(function.as_ptr(), code, after));
     }
 
+    /// Loads of modules take so many milliseconds, or until this is called again with fewer.
+    pub(crate) fn hold_loads(&self, milliseconds: u64) {
+        self.call("emulator_hold_loads", |f: &extern "C" fn(u64)| f(milliseconds));
+    }
+
     pub(crate) fn memory(&self, bytes: u64) {
         self.call("emulator_memory", |f: &extern "C" fn(u64)| f(bytes));
     }

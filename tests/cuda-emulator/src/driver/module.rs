@@ -6,8 +6,10 @@ use crate::isa::Entry;
 use crate::launch::{Grid, launch};
 use crate::memory::Map;
 use crate::parse;
-use crate::state::{Code, Function, Need, Res, State, call};
+use crate::state::{Code, Function, Need, Res, State, call, lock};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// The PTX ISA that a driver knows, as ten times major plus minor.
 fn isa_of(driver: i32) -> u32 {
@@ -64,6 +66,24 @@ impl Log {
     }
 }
 
+/// How long a load takes at least, in milliseconds.
+static HOLD: AtomicU64 = AtomicU64::new(0);
+
+/// Loads of modules take so many milliseconds, or until this is called again with fewer: as those of a real driver take time, in
+/// which other calls are made. Counted by this name as loads begin.
+#[unsafe(no_mangle)]
+pub extern "C" fn emulator_hold_loads(milliseconds: u64) {
+    HOLD.store(milliseconds, Ordering::SeqCst);
+}
+
+fn hold() {
+    *lock().calls.entry("emulator_hold_loads".to_string()).or_insert(0) += 1;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(HOLD.load(Ordering::SeqCst)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// See NVIDIA's documentation. Of the options those for logs are honoured.
 ///
 /// # Safety
@@ -76,6 +96,8 @@ pub unsafe extern "C" fn cuModuleLoadDataEx(
     options: *const c_int,
     values: *mut *mut c_void,
 ) -> Code {
+    // Before the lock that all calls take.
+    hold();
     call("cuModuleLoadDataEx", Need::Context, |s| {
         if image.is_null() || count > 0 && (options.is_null() || values.is_null()) {
             return Err(1);
