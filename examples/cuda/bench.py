@@ -1,12 +1,14 @@
-"""How fast attention is on a GPU, beside what its memory allows, what is aimed at, and fla: python3 bench.py libchunkwise.so
+"""How fast attention is on a GPU, beside copies, targets and fla: python3 bench.py libchunkwise.so
 
-All lines take turns, round by round; a time is that of a replayed CUDA graph, by events, for one launch of many. Each launch has
-tensors of its own until they exceed the caches several times. Outputs are NaN before, and are compared with f64 before and after;
-the exit status is 1 where one is wrong, not where one is slow. TB/s are of the bytes that must be moved at least, and "of copy" is
-their speed beside a copy's: for decode one of as many bytes, else of 1 GiB. fla is timed on tensors that its maps were applied to.
+All lines take turns, round by round. A time is that of one launch among many in a CUDA graph that is replayed between two
+events; each launch has tensors of its own, until they exceed the caches several times. Outputs are NaN before a launch and
+are compared with f64 before and after the timing: the exit status is 1 where one is wrong, not where one is slow.
 
---emulator is for tests: tiny shapes in memory of the driver that the loader finds, without torch, without fla, without meaning.
---warm compiles fla's kernels on several cores, and ends. The library is built as attention.py says.
+TB/s are of the bytes that must be moved at least: q, k, v and o, and a decode's state there and back. "of copy" is that
+speed beside a copy's: of 1 GiB, and for decode of as many bytes. fla gets q and k with the feature map applied already.
+
+--emulator is for tests: tiny shapes, numpy and the driver that the loader finds instead of torch, no fla; its times mean
+nothing. --warm compiles fla's kernels on several cores and ends. attention.py says how the library is built.
 """
 
 import argparse
@@ -143,8 +145,8 @@ class Emulated:
 
 
 def error(machine, tensors, phi, normalised, state=None, after=None):
-    """||o - exact|| / ||exact|| of outputs o [B, T, H, V], in f64 and pieces of 64 tokens; of the state after them too, where one
-    is given before and after: infinite where that is wrong. NaN where there is any."""
+    """||o - exact|| / ||exact|| of outputs o [B, T, H, V], computed in f64 in pieces of 64 tokens; NaN where there is a NaN.
+    Where a state is given before and after, it is compared as well: a wrong one makes the error infinite."""
     xp = machine.xp
     q, k, v, o = (machine.double(tensor) for tensor in tensors)
     (batch, tokens, heads, key), value = q.shape, v.shape[3]
@@ -183,8 +185,8 @@ PHI = {ELU: elu, IDENTITY: identity}
 
 
 class Line:
-    """What is timed: launches on tensors of their own, the bytes that one must move, and the check of one's outputs, with the
-    error that is allowed."""
+    """What is timed: launches on tensors of their own, the bytes that one must move, and the check of one's outputs with
+    the error that is allowed."""
 
     def __init__(self, name, bytes, launches, check=None, allowed=math.inf, target=None, beside=None):
         self.name, self.bytes, self.launches, self.check, self.allowed = name, bytes, launches, check, allowed
@@ -212,19 +214,28 @@ def sets(bytes, quick):
 
 def copy(machine, name, bytes, quick):
     """Half of the bytes read, half of them written."""
-    pairs = [[machine.bytes(bytes // 2) for _ in range(2)] for _ in range(sets(bytes, quick))]
+    pairs = [[machine.normal((bytes // 4,)) for _ in range(2)] for _ in range(sets(bytes, quick))]
     return Line(name, bytes, [functools.partial(machine.copy, *pair) for pair in pairs])
 
 
 class Ours:
     """The library's calls."""
 
-    def __init__(self, machine, library, quick):
-        self.machine, self.gpu, self.quick = machine, Gpu(library), quick
+    def __init__(self, machine, library, quick, only):
+        self.machine, self.gpu, self.quick, self.only = machine, Gpu(library), quick, only
 
-    def line(self, shape, normaliser, map, products=PRODUCTS_BF16, decode=False, beside=None):
+    def lines(self, shape, normaliser, map, products=PRODUCTS_BF16, decode=False, beside=None):
+        """One line, if it is asked for."""
         machine, (batch, tokens, heads, dim) = self.machine, shape
-        what = Attention(feature_map=map, normaliser=normaliser, normaliser_eps=EPS, scale=1, products=products, threads=1)
+        dot = products == PRODUCTS_BF16 and not decode
+        title = f"{'decode' if decode else 'prefill'} {NORMALISERS[normaliser]} {MAPS[map]}"
+        name = f"{title} B={batch} T={tokens} H={heads} D={dim} bf16"
+        if not decode:
+            name += " Bf16Dot" if dot else " F32"
+        if not re.search(self.only, name):
+            return
+        options = {"feature_map": map, "normaliser": normaliser, "normaliser_eps": EPS, "products": products}
+        what = Attention(scale=1, threads=1, **options)
         state_size = batch * heads * (dim * dim + (dim if normaliser == GLOBAL else 0))
         bytes = 2 * 4 * batch * tokens * heads * dim + (2 * 4 * state_size if decode else 0)
         positive = map == IDENTITY and normaliser == GLOBAL
@@ -258,12 +269,8 @@ class Ours:
             machine.wait()
             return error(machine, tensors, PHI[map], normaliser == GLOBAL, before, state)
 
-        dot = products == PRODUCTS_BF16 and not decode
-        title = f"{'decode' if decode else 'prefill'} {NORMALISERS[normaliser]} {MAPS[map]}"
-        kind = "" if decode else f" {'Bf16Dot' if dot else 'F32'}"
-        name = f"{title} B={batch} T={tokens} H={heads} D={dim} bf16{kind}"
         target = TARGETS.get((batch, tokens, dim)) if dot and heads == 16 else None
-        return Line(name, bytes, launches, check, DOT if dot else ROUNDED, target, beside)
+        yield Line(name, bytes, launches, check, DOT if dot else ROUNDED, target, beside)
 
     def call(self, function, what, call, *rest):
         self.gpu.call(function, self.gpu.handle, ctypes.byref(what), ctypes.byref(call), *rest)
@@ -272,24 +279,24 @@ class Ours:
         self.call(function, what, call, ctypes.c_void_p(self.machine.stream()))
 
 
-def our_lines(machine, library, quick):
-    ours = Ours(machine, library, quick)
+def our_lines(machine, library, quick, only):
+    ours = Ours(machine, library, quick, only)
     largest, longest = ((1, 130, 2), (1, 600, 1)) if quick else ((8, 4096, 16), (1, 16384, 16))
-    yield copy(machine, "copy of 1 GiB" if not quick else "copy", 1 << 13 if quick else 1 << 30, quick)
+    yield copy(machine, "copy", 1 << 13 if quick else 1 << 30, quick)
     for dim in (64, 128):
         for normaliser in (NONE, GLOBAL):
             for map in (ELU, IDENTITY):
-                yield ours.line((*largest, dim), normaliser, map)
-            yield ours.line((*longest, dim), normaliser, ELU)
+                yield from ours.lines((*largest, dim), normaliser, map)
+            yield from ours.lines((*longest, dim), normaliser, ELU)
         for shape in (largest, longest):
-            yield ours.line((*shape, dim), NONE, ELU, PRODUCTS_F32)
+            yield from ours.lines((*shape, dim), NONE, ELU, PRODUCTS_F32)
         for batch in (1,) if quick else (1, 8, 256):
             heads = 2 if quick else 16
             bytes = 8 * batch * heads * dim * (dim + 1)
             beside = copy(machine, f"copy of a decode's bytes B={batch} H={heads} D={dim}", bytes, quick)
             yield beside
             for normaliser in (NONE, GLOBAL):
-                yield ours.line((batch, 1, heads, dim), normaliser, ELU, decode=True, beside=beside)
+                yield from ours.lines((batch, 1, heads, dim), normaliser, ELU, decode=True, beside=beside)
 
 
 # fla's two functions for many tokens, and what each of --warm's processes compiles.
@@ -303,7 +310,8 @@ def fla_lines(machine, ours):
 
     for dim in (64, 128):
         for normaliser in (NONE, GLOBAL):
-            beside = next(line for line in ours if f"{NORMALISERS[normaliser]} elu B=8 T=4096 H=16 D={dim} bf16 Bf16Dot" in line.name)
+            like = f"prefill {NORMALISERS[normaliser]} elu B=8 T=4096 H=16 D={dim} bf16 Bf16Dot"
+            beside = next(line for line in ours if line.name == like)
             for function in FLA:
                 yield fla_line(machine, getattr(fla, function), (8, 4096, 16, dim), normaliser, beside)
 
@@ -402,7 +410,8 @@ def table(machine, lines):
         if line.wrong:
             notes.append(f"WRONG: allowed is {line.allowed:.1e}")
         off = "" if line.error is None else f"{line.error:.1e}"
-        print(f"{line.median:10.1f} {min(line.times):9.1f} {speed(line):5.2f} {part:7.2f} {off:>7}  {line.name}", *notes, sep="; " if notes else "")
+        times = f"{line.median:10.1f} {min(line.times):9.1f} {speed(line):5.2f} {part:7.2f} {off:>7}"
+        print(f"{times}  {'; '.join([line.name, *notes])}")
     sys.stdout.flush()
 
 
@@ -413,7 +422,7 @@ def main():
     parser.add_argument("--fla", metavar="FOLDER", help="where fla is; without it only what is installed is found")
     parser.add_argument("--warm", action="store_true")
     parser.add_argument("--warm-one", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="", metavar="REGEX", help="lines whose names it matches, and copies")
+    parser.add_argument("--only", default="", metavar="REGEX", help="copies, and the lines whose names it matches")
     parser.add_argument("--once", action="store_true", help="one launch of each, for a profiler")
     parser.add_argument("--seconds", type=float, default=600, help="begins nothing new after these")
     parser.add_argument("--json", metavar="FILE")
@@ -424,13 +433,13 @@ def main():
     if args.fla:
         sys.path.insert(0, args.fla)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (args.fla, os.environ.get("PYTHONPATH"))))
-    if args.warm:
-        return warm()
     if args.warm_one is not None:
         return warm_one(args.warm_one)
+    if args.warm:
+        return warm()
 
     machine = Emulated() if args.emulator else Torch()
-    wanted = (line for line in our_lines(machine, args.library, args.emulator) if re.search(args.only, line.name) or "copy" in line.name)
+    wanted = our_lines(machine, args.library, args.emulator, args.only)
     if args.once:
         for line in wanted:
             line.launches[0]()
@@ -455,7 +464,7 @@ def main():
     table(machine, lines)
     if args.json:
         keys = ("name", "bytes", "times", "error", "allowed", "target")
-        report = {"machine": machine.name, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": sys.argv}
+        report = {"machine": machine.name, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         report["lines"] = [{key: getattr(line, key) for key in keys} for line in lines]
         with open(args.json, "w") as file:
             json.dump(report, file)
