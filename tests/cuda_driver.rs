@@ -222,14 +222,14 @@ fn unsupported_ptx() {
         let error = things.all(&emulator).expect_err("no module");
         assert_eq!(
             error,
-            Error::UnsupportedPtx { module: "sm_90a/prefill_bf16_dot".into(), text: words.into() }
+            Error::UnsupportedPtx { module: "sm_90a/prefill_bf16_dot/prefill_64".into(), text: words.into() }
         );
-        assert_says(&error, &["sm_90a/prefill_bf16_dot", words]);
-        // The second module, of decode.
+        assert_says(&error, &["sm_90a/prefill_bf16_dot/prefill_64", words]);
+        // The second module.
         emulator.fail("cuModuleLoadDataEx", 0, 0);
         emulator.fail("cuModuleLoadDataEx", code, 1);
         let error = things.all(&emulator).expect_err("no second module");
-        assert_eq!(error, Error::UnsupportedPtx { module: "sm_80/decode".into(), text: words.into() });
+        assert_eq!(error, Error::UnsupportedPtx { module: "sm_80/decode/scan".into(), text: words.into() });
         // It is tried again, and works once it can.
         emulator.fail("cuModuleLoadDataEx", 0, 0);
         assert!(things.all(&emulator).is_ok(), "{code} is remembered");
@@ -248,7 +248,7 @@ fn unsupported_ptx_log() {
     emulator.driver_version(10_020);
     let error = things.all(&emulator).expect_err("too new a text");
     let Error::UnsupportedPtx { module, text } = &error else { panic!("{error:?}") };
-    assert_eq!(module, "sm_90a/prefill_bf16_dot");
+    assert_eq!(module, "sm_90a/prefill_bf16_dot/prefill_64");
     assert!(text.starts_with("the provided PTX was compiled with an unsupported toolchain. "), "{text}");
     assert!(text.ends_with("PTX ISA 8.0 is newer than the driver"), "the log is lost: {text}");
     assert_says(&error, &[module, text]);
@@ -263,6 +263,9 @@ const KEY: usize = 8;
 const VALUE: usize = 72;
 /// Two segments' tokens.
 const LEN: usize = 512;
+
+/// Modules of one kernel each: prefill, scan, snapshot, decode.
+const MODULES: u64 = 4;
 
 /// What a program holds of a device: filled step by step, so that what failed leaves the rest alive.
 #[derive(Default)]
@@ -459,7 +462,7 @@ fn drops_fail() {
                 "cuModuleUnload" => Live { modules: failed, ..Live::default() },
                 "cuDevicePrimaryCtxRelease_v2" => Live { retained: failed, ..Live::default() },
                 // Six buffers are dropped before the device; without its context nothing can be freed.
-                _ => Live { allocations: failed - 1, bytes: live.bytes, modules: 2, ..Live::default() },
+                _ => Live { allocations: failed - 1, bytes: live.bytes, modules: MODULES, ..Live::default() },
             };
             assert_eq!(live, want, "{function} from call {k} on");
         }
@@ -650,7 +653,7 @@ fn threads() {
                 });
             }
         });
-        assert_eq!(emulator.calls("cuModuleLoadDataEx"), 2, "modules of the device");
+        assert_eq!(emulator.calls("cuModuleLoadDataEx"), MODULES, "modules of the device");
         assert_eq!(emulator.live().retained, u64::from(late.is_some()));
         drop(late);
         assert_eq!(emulator.live(), Live::default());

@@ -3,8 +3,16 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(unsafe_code, reason = "a kernel runs on memory by its address")]
+#[path = "../src/cuda/args.rs"]
+#[allow(dead_code, reason = "the kernels of one source are launched")]
+mod args;
 mod common;
+#[path = "cuda_common/ptx.rs"]
+mod ptx;
 
+use std::mem::offset_of;
+
+use args::{PrefillArgs, Strides};
 use chunkwise::{Config, FeatureMap, Normaliser, Rule, Shape};
 use common::*;
 use cuda_emulator::isa::Entry;
@@ -29,50 +37,16 @@ const INFINITY: &str = "an infinity";
 /// as large as a product of third terms, so that one that is lacking shows only beside the kernel's own result.
 const CUTS: f64 = 1e-5;
 
-/// `Args` of prefill.cu.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct PrefillArgs {
-    q: u64,
-    k: u64,
-    v: u64,
-    o: u64,
-    initial: u64,
-    sums: u64,
-    last: u64,
-    finished: u64,
-    segments: u64,
-    strides: [[i64; 3]; 4],
-    state_len: i64,
-    len: i64,
-    segment_len: i64,
-    heads: i32,
-    key: i32,
-    value: i32,
-    chunk: i32,
-    normaliser: i32,
-    feature_map: i32,
-    outputs: i32,
-    aligned: i32,
-    paired: i32,
-    stages: i32,
-    eps: f32,
-    map_eps: f32,
-    scale: f32,
+/// What a kernel is given, as it lies in memory.
+fn bytes(args: &PrefillArgs) -> Vec<u8> {
+    let len = offset_of!(PrefillArgs, scale) + size_of::<f32>();
+    // SAFETY: numbers without padding between them; what follows the last is left out.
+    let mut bytes = unsafe { std::slice::from_raw_parts((&raw const *args).cast::<u8>(), len) }.to_vec();
+    bytes.resize(size_of::<PrefillArgs>(), 0);
+    bytes
 }
 
-impl PrefillArgs {
-    fn bytes(self) -> Vec<u8> {
-        // SAFETY: a struct of numbers without padding: 9 + 12 + 3 of eight bytes, then 13 of four, and four at the end.
-        let bytes =
-            unsafe { std::slice::from_raw_parts((&raw const self).cast::<u8>(), size_of::<Self>() - 4) };
-        let mut bytes = bytes.to_vec();
-        bytes.resize(size_of::<Self>(), 0);
-        bytes
-    }
-}
-
-/// A kernel: the text of `prefill_64`, and how attention.rs cuts it.
+/// A kernel: where `prefill_64` is, and how attention.rs cuts it.
 #[derive(Clone, Copy)]
 struct Kernel {
     name: &'static str,
@@ -87,7 +61,7 @@ struct Kernel {
 
 const BF16_DOT: Kernel = Kernel {
     name: "prefill_bf16_dot",
-    text: include_str!("../src/cuda/ptx/sm_80/prefill_bf16_dot.ptx"),
+    text: "sm_80/prefill_bf16_dot",
     narrow: true,
     tokens: 64,
     shared: 2 * (64 * 3 * 64 + 64 * 65) + 8 * 64,
@@ -95,15 +69,12 @@ const BF16_DOT: Kernel = Kernel {
 };
 
 /// The same by wgmma, on Hopper.
-const WGMMA: Kernel = Kernel {
-    name: "prefill_bf16_dot of sm_90a",
-    text: include_str!("../src/cuda/ptx/sm_90a/prefill_bf16_dot.ptx"),
-    ..BF16_DOT
-};
+const WGMMA: Kernel =
+    Kernel { name: "prefill_bf16_dot of sm_90a", text: "sm_90a/prefill_bf16_dot", ..BF16_DOT };
 
 const F32: Kernel = Kernel {
     name: "prefill_f32",
-    text: include_str!("../src/cuda/ptx/sm_80/prefill_f32.ptx"),
+    text: "sm_80/prefill_f32",
     narrow: false,
     tokens: 32,
     shared: 2 * (32 * 9 * 64 + 3 * 64 * 65) + 8 * 64,
@@ -111,11 +82,9 @@ const F32: Kernel = Kernel {
 };
 
 impl Kernel {
-    /// The lines of its first entry: the others of the module would only be parsed.
+    /// The lines of its text, without other entries.
     fn lines(&self) -> Vec<String> {
-        let (text, _) =
-            self.text.split_once(".visible .entry prefill_128").expect("a module of three entries");
-        text.lines().map(str::to_owned).collect()
+        ptx::entry(self.text, "prefill_64").lines().map(str::to_owned).collect()
     }
 }
 
@@ -236,18 +205,24 @@ impl Plan {
         let row = |dim: usize| (from * dim * if self.kernel.narrow { 2 } else { 4 }) as u64;
         let len = len - from;
         let segments = Buffer::new(2 * (KEY * value + KEY) * 4, 256, 0xff);
-        let [keys, values] = [KEY, value].map(|dim| [len as i64 * dim as i64, dim as i64, dim as i64]);
+        let [keys, values] = [KEY, value].map(|dim| {
+            let (len, dim) = (len as i64, dim as i64);
+            Strides { batch: len * dim, token: dim, head: dim }
+        });
         let args = PrefillArgs {
-            q: q.address() + row(KEY),
-            k: k.address() + row(KEY),
-            v: v.address() + row(value),
-            o: o.address() + row(value),
-            initial: if from > 0 { initial.address() } else { 0 },
-            sums: 0,
-            last: if sums { 0 } else { last.address() },
-            finished: 0,
-            segments: if sums { segments.address() } else { 0 },
-            strides: [keys, keys, values, values],
+            q: (q.address() + row(KEY)).into(),
+            k: (k.address() + row(KEY)).into(),
+            v: (v.address() + row(value)).into(),
+            o: (o.address() + row(value)).into(),
+            initial: if from > 0 { initial.address() } else { 0 }.into(),
+            sums: 0.into(),
+            last: if sums { 0 } else { last.address() }.into(),
+            finished: 0.into(),
+            segments: if sums { segments.address() } else { 0 }.into(),
+            q_strides: keys,
+            k_strides: keys,
+            v_strides: values,
+            o_strides: values,
             state_len: state as i64,
             len: len as i64,
             segment_len: if sums { segment_len(&self.kernel) } else { len.next_multiple_of(64) } as i64,
@@ -270,10 +245,8 @@ impl Plan {
         let options = Options { policy, seed: 3, budget: 1 << 24, ..Options::default() };
         let map =
             Map::new([&q, &k, &v, &o, &initial, &last, &segments].map(|b| (b.address(), b.len() as u64)));
-        let mut params = args.bytes();
-        params.truncate(entry.param_bytes);
         // SAFETY: the map names these buffers, which only this launch has.
-        let (_, result) = unsafe { launch(entry, &params, map, grid, options) };
+        let (_, result) = unsafe { launch(entry, &bytes(&args), map, grid, options) };
         result.map_err(|fault| fault.text)?;
         if sums {
             return Ok(self.numbers(&segments, false)[..KEY * value + KEY].to_vec());
@@ -483,7 +456,6 @@ fn assert_missed(missed: &[String], allowed: &[&str]) {
 fn unharmed() {
     for kernel in [BF16_DOT, WGMMA, F32] {
         let entry = entry(&kernel.lines()).expect("what is shipped");
-        assert_eq!(entry.param_bytes, 248, "PrefillArgs is no longer what the kernel takes");
         for plan in plans(kernel) {
             let mut first = None;
             for order in ORDERS {

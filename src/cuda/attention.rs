@@ -4,11 +4,13 @@
 use std::ffi::c_void;
 use std::ptr::from_mut;
 
+use super::args::{DecodeArgs, PrefillArgs};
 use super::device::{Device, Stream};
 use super::error::{Error, Result};
-use super::kernels::{Kernel, Kind, Products};
+use super::kernels::{Division, Kernel, Kind, Products};
 use super::memory::{Slice, SliceMut};
 use super::precision::Precision;
+use super::variant::Variant;
 use crate::attention::Config;
 use crate::element::Element;
 use crate::error::{check_len, check_room};
@@ -78,139 +80,25 @@ pub struct Attention {
     segments: usize,
 }
 
-/// How a prefill is cut for a block of threads: as the `ENTRY`s of prefill.cu.
-#[derive(Clone, Copy, Debug)]
-struct Variant {
-    /// bf16 whose sum phi(q), phi(k), scores and state are, and v.
-    terms: (usize, usize),
-    /// Columns of K.
-    key: usize,
-    /// Warps along a tile's rows, 16 each.
-    rows: usize,
-    /// Warps along V.
-    groups: usize,
-    /// Columns of V of each, in eights.
-    eights: usize,
-}
-
-impl Variant {
-    fn new(kind: Kind, products: Products, key: usize) -> Self {
-        let terms = match (products, kind) {
-            (Products::Dot | Products::WarpgroupDot, _) => (1, 1),
-            (Products::Exact, Kind::Bf16) => (2, 1),
-            (Products::Exact, Kind::F16) => (2, 2),
-            (Products::Exact, Kind::F32) => (3, 3),
-        };
-        let key = if key <= 64 { 64 } else { key.next_power_of_two() };
-        let (rows, groups, eights) = match (products, terms.0, key) {
-            (Products::WarpgroupDot, _, 128) => (4, 2, 8),
-            (Products::WarpgroupDot, ..) | (_, 1, 64 | 128) | (_, 2, 64) => (4, 2, 4),
-            (_, 1, _) => (4, 2, 2),
-            (_, 2, 128) => (2, 4, 2),
-            (_, 2, _) => (2, 2, 1),
-            (.., 64) => (2, 4, 2),
-            (.., 128) => (2, 4, 1),
-            _ => (1, 2, 1),
-        };
-        Self { terms, key, rows, groups, eights }
-    }
-
-    /// Tokens in a tile.
-    fn tokens(&self) -> usize {
-        16 * self.rows
-    }
-
-    /// Columns of V in a panel.
-    fn columns(&self) -> usize {
-        8 * self.eights * self.groups
-    }
-
-    fn threads(&self) -> u32 {
-        32 * (self.rows * self.groups) as u32
-    }
-
-    /// Bytes of a tile as it lies in memory.
-    fn stage_len(&self, kind: Kind) -> usize {
-        self.tokens() * (2 * self.key + self.columns()) * kind.size()
-    }
-
-    /// Bytes of shared memory without stages: q, k, v and the state as bf16, z as bf16, and z twice as f32.
-    fn shared_len(&self) -> usize {
-        let (phi, v) = self.terms;
-        let rows = phi * 2 * self.key + v * self.columns();
-        2 * (self.tokens() * rows + phi * self.key * (self.columns() + 1)) + 2 * 4 * self.key
-    }
-}
-
-/// `Args` of prefill.cu.
-#[repr(C)]
-struct PrefillArgs {
-    q: u64,
-    k: u64,
-    v: u64,
-    o: u64,
-    initial: u64,
-    sums: u64,
-    last: u64,
-    finished: u64,
-    segments: u64,
-    strides: [[i64; 3]; 4],
-    state_len: i64,
-    len: i64,
-    segment_len: i64,
-    heads: i32,
-    key: i32,
-    value: i32,
-    chunk: i32,
-    normaliser: i32,
-    feature_map: i32,
-    outputs: i32,
-    aligned: i32,
-    paired: i32,
-    stages: i32,
-    eps: f32,
-    map_eps: f32,
-    scale: f32,
-}
-
-/// `Args` of decode.cu.
-#[repr(C)]
-struct DecodeArgs {
-    q: u64,
-    k: u64,
-    v: u64,
-    o: u64,
-    state: u64,
-    /// Of batch and head.
-    strides: [[i64; 2]; 4],
-    state_len: i64,
-    heads: i32,
-    key: i32,
-    value: i32,
-    chunk: i32,
-    normaliser: i32,
-    feature_map: i32,
-    kind: i32,
-    across: i32,
-    eps: f32,
-    map_eps: f32,
-    scale: f32,
-}
-
-/// The options of the kernels that are numbers in [`Rule`]'s enums: chunk, normaliser, its eps, the map, its eps.
-fn options(rule: &Rule) -> (i32, i32, f32, i32, f32) {
-    let (normaliser, chunk, eps) = match rule.normaliser {
-        Normaliser::None => (0, 0, 0.0),
-        Normaliser::Global { eps } => (1, 0, eps),
+/// The options of the kernels that are numbers in [`Rule`]'s enums: chunk, the normaliser's eps, the map, its eps.
+fn options(rule: &Rule) -> (i32, f32, i32, f32) {
+    let (chunk, eps) = match rule.normaliser {
+        Normaliser::None => (0, 0.0),
+        Normaliser::Global { eps } => (0, eps),
         // Checked: no more than 2^24.
-        Normaliser::PerChunk { chunk, eps } => (2, chunk as i32, eps),
+        Normaliser::PerChunk { chunk, eps } => (chunk as i32, eps),
     };
     let (map, map_eps) = match rule.feature_map {
         FeatureMap::Elu => (0, 0.0),
         FeatureMap::Relu { eps } => (1, eps),
         FeatureMap::Identity => (2, 0.0),
     };
-    (chunk, normaliser, eps, map, map_eps)
+    (chunk, eps, map, map_eps)
+}
+
+/// As kernels take them.
+fn strides(of: Strides) -> super::args::Strides {
+    super::args::Strides { batch: of.batch as i64, token: of.token as i64, head: of.head as i64 }
 }
 
 impl Attention {
@@ -238,7 +126,7 @@ impl Attention {
             return Err(crate::Error::Overflow { what: "the workspace" }.into());
         }
         // Where there are fewer blocks of threads than multiprocessors by half, sequences are cut.
-        let panels = shape.value.div_ceil(this.variant(Kind::Bf16).columns());
+        let panels = shape.value.div_ceil(this.variant(Kind::Bf16).columns);
         let blocks = (rows * panels).max(1);
         this = this.with_segments(device.multiprocessors() / blocks);
         Ok(this)
@@ -312,7 +200,7 @@ impl Attention {
 
     /// Sums of a chunk that is more than one tile are not sums of a segment. Tiles of f32 are the smallest.
     fn can_be_cut(&self) -> bool {
-        self.chunk() <= self.variant(Kind::F32).tokens()
+        self.chunk() <= self.variant(Kind::F32).tokens
     }
 
     fn products(&self) -> Products {
@@ -324,7 +212,8 @@ impl Attention {
     }
 
     fn variant(&self, kind: Kind) -> Variant {
-        Variant::new(kind, self.products(), self.config.shape.key)
+        let Config { rule, shape, .. } = self.config;
+        Variant::new(kind, self.products(), shape.key, Division::of(rule.normaliser))
     }
 
     /// Lengths, as [`crate::Attention`] checks them.
@@ -383,7 +272,7 @@ impl Attention {
         let unit = self.segment_unit();
         let segment_len = shape.len.div_ceil(segments).next_multiple_of(unit).max(1);
         let segments = shape.len.div_ceil(segment_len).max(1);
-        let panels = shape.value.div_ceil(variant.columns());
+        let panels = shape.value.div_ceil(variant.columns);
 
         let overwritten =
             initial != 0 && initial == last && rule.normaliser != Normaliser::None && panels > 1;
@@ -391,21 +280,23 @@ impl Attention {
             self.snapshot(snapshot, initial, stream)?;
         }
         let aligned = self.is_aligned(kind, q.address() | k.address() | v.address());
-        let room = self.device.shared_memory().saturating_sub(variant.shared_len());
-        let stages = if aligned { (room / variant.stage_len(kind)).min(2) } else { 0 };
-        let (chunk, normaliser, eps, feature_map, map_eps) = options(&rule);
-        let strides = |s: Strides| [s.batch as i64, s.token as i64, s.head as i64];
+        let room = self.device.shared_memory().saturating_sub(variant.shared);
+        let stages = if aligned { room.checked_div(variant.stage).unwrap_or(0).min(2) } else { 0 };
+        let (chunk, eps, feature_map, map_eps) = options(&rule);
         let mut args = PrefillArgs {
-            q: q.address(),
-            k: k.address(),
-            v: v.address(),
-            o: o.address(),
-            initial,
-            sums: if overwritten && segments == 1 { snapshot } else { 0 },
-            last,
-            finished,
-            segments: if segments > 1 { segments_at } else { 0 },
-            strides: [shape.q_strides, shape.k_strides, shape.v_strides, shape.o_strides].map(strides),
+            q: q.address().into(),
+            k: k.address().into(),
+            v: v.address().into(),
+            o: o.address().into(),
+            initial: initial.into(),
+            sums: if overwritten && segments == 1 { snapshot } else { 0 }.into(),
+            last: last.into(),
+            finished: finished.into(),
+            segments: if segments > 1 { segments_at } else { 0 }.into(),
+            q_strides: strides(shape.q_strides),
+            k_strides: strides(shape.k_strides),
+            v_strides: strides(shape.v_strides),
+            o_strides: strides(shape.o_strides),
             state_len: self.layout.len() as i64,
             len: shape.len as i64,
             segment_len: segment_len as i64,
@@ -413,24 +304,29 @@ impl Attention {
             key: shape.key as i32,
             value: shape.value as i32,
             chunk,
-            normaliser,
             feature_map,
             outputs: 0,
             aligned: aligned.into(),
-            paired: self.is_paired(kind, o.address()).into(),
+            neighbours: self.neighbours(kind, o.address()),
             stages: stages as i32,
             eps,
             map_eps,
             scale: rule.scale,
         };
-        let shared = variant.shared_len() + stages * variant.stage_len(kind);
-        let kernel = Kernel::Prefill { kind, products: self.products(), key: variant.key };
+        let shared = variant.shared + stages * variant.stage;
+        let kernel = Kernel::Prefill {
+            kind,
+            products: self.products(),
+            key: variant.key,
+            division: Division::of(rule.normaliser),
+        };
         let launch = |args: &mut PrefillArgs, segments: usize| {
-            let grid = [rows as u32, panels as u32, segments as u32];
+            // Panels of a head are neighbours: they read the same q and k.
+            let grid = [(rows * panels) as u32, 1, segments as u32];
             let arguments = [from_mut(args).cast::<c_void>()];
             // SAFETY: the arguments are prefill.cu's; the tensors have been checked for what their strides reach, and are
             // there for as long as the work takes by the promise of those who made the slices.
-            unsafe { self.device.launch(kernel, grid, variant.threads(), shared, stream, arguments) }
+            unsafe { self.device.launch(kernel, grid, variant.threads, shared, stream, arguments) }
         };
         if segments > 1 {
             // Sums of all segments but the last, then the states before each, from which the outputs begin.
@@ -451,21 +347,23 @@ impl Attention {
         self.check(1, [q.len(), k.len(), v.len(), o.len()])?;
         check_len("state", self.state_len(), state.len())?;
         let _current = self.device.current()?;
-        let (chunk, normaliser, eps, feature_map, map_eps) = options(&rule);
-        let strides = |s: Strides| [s.batch as i64, s.head as i64];
+        let (chunk, eps, feature_map, map_eps) = options(&rule);
         let mut args = DecodeArgs {
-            q: q.address(),
-            k: k.address(),
-            v: v.address(),
-            o: o.address(),
-            state: state.address(),
-            strides: [shape.q_strides, shape.k_strides, shape.v_strides, shape.o_strides].map(strides),
+            q: q.address().into(),
+            k: k.address().into(),
+            v: v.address().into(),
+            o: o.address().into(),
+            state: state.address().into(),
+            q_strides: strides(shape.q_strides),
+            k_strides: strides(shape.k_strides),
+            v_strides: strides(shape.v_strides),
+            o_strides: strides(shape.o_strides),
             state_len: self.layout.len() as i64,
             heads: shape.heads as i32,
             key: shape.key as i32,
             value: shape.value as i32,
             chunk,
-            normaliser,
+            normaliser: Division::of(rule.normaliser) as i32,
             feature_map,
             kind: Kind::of::<E>() as i32,
             across: shape.value.next_power_of_two().clamp(16, 64) as i32,
@@ -523,9 +421,20 @@ impl Attention {
             && [q_strides, k_strides, v_strides].into_iter().all(whole)
     }
 
-    /// Whether rows of o can be written by pairs.
-    fn is_paired(&self, kind: Kind, address: u64) -> bool {
+    /// How many neighbours in a row of o can be written at once: 8 where those are pieces of at least 16 bytes, aligned to 16.
+    fn neighbours(&self, kind: Kind, address: u64) -> i32 {
         let Shape { value, o_strides: Strides { batch, token, head }, .. } = self.config.shape;
-        address.is_multiple_of(2 * kind.size() as u64) && (value | batch | token | head).is_multiple_of(2)
+        let can = |elements: usize, bytes: usize| {
+            address.is_multiple_of(bytes as u64)
+                && value.is_multiple_of(elements)
+                && [batch, token, head].iter().all(|stride| (stride * kind.size()).is_multiple_of(bytes))
+        };
+        if can(8, 16) {
+            8
+        } else if can(2, 2 * kind.size()) {
+            2
+        } else {
+            1
+        }
     }
 }

@@ -2,10 +2,10 @@
 #![allow(unsafe_code, reason = "handles of the driver cross threads")]
 
 use std::collections::HashMap;
-use std::ffi::{CStr, OsStr, c_int, c_void};
+use std::ffi::{OsStr, c_int, c_void};
 use std::fmt;
 use std::string::String;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use super::driver::{Attribute, Context, Driver, Function, Module, RawStream};
 use super::error::{Error, Result};
@@ -26,18 +26,26 @@ struct Inner {
     capability: (i32, i32),
     multiprocessors: usize,
     shared_memory: usize,
-    loaded: Mutex<Loaded>,
+    kernels: RwLock<HashMap<Kernel, Arc<Slot>>>,
 }
 
+/// Where a kernel is put when it has been compiled.
 #[derive(Default)]
+struct Slot {
+    loaded: OnceLock<Loaded>,
+    /// Held while it is compiled, which takes up to seconds: others wait who want the same kernel, and nobody else.
+    compiling: Mutex<()>,
+}
+
+/// A kernel, alone in its module.
 struct Loaded {
-    modules: HashMap<&'static str, Module>,
-    functions: HashMap<Kernel, Function>,
+    module: Module,
+    function: Function,
 }
 
 // SAFETY: the driver's functions may be called from any thread, with handles made on any other.
 unsafe impl Send for Inner {}
-// SAFETY: as above; what is written here is behind a mutex.
+// SAFETY: as above; what is written here is behind locks.
 unsafe impl Sync for Inner {}
 
 /// Where work is queued: a `CUstream` of the device's primary context.
@@ -105,9 +113,9 @@ impl Device {
         let multiprocessors = usize::try_from(number(Attribute::Multiprocessors)?).unwrap_or(1);
         let shared_memory = usize::try_from(number(Attribute::SharedMemoryOptIn)?).unwrap_or(0);
         let context = driver.retain(device)?;
-        let loaded = Mutex::default();
+        let kernels = RwLock::default();
         let inner =
-            Inner { driver, device, context, name, capability, multiprocessors, shared_memory, loaded };
+            Inner { driver, device, context, name, capability, multiprocessors, shared_memory, kernels };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -149,7 +157,7 @@ impl Device {
         Ok(Current(&self.inner))
     }
 
-    /// Queues a kernel, compiled at its first launch.
+    /// Queues a kernel, which is compiled now if it has not been.
     ///
     /// # Safety
     /// `A` is what the kernel takes, and what it points to may be read and written until the stream's work is done. The
@@ -173,34 +181,48 @@ impl Device {
     }
 
     fn function(&self, kernel: Kernel) -> Result<Function> {
-        // A panic elsewhere leaves the maps whole.
-        let mut loaded = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.functions.get(&kernel) {
-            return Ok(*function);
+        let slot = self.slot(kernel);
+        if let Some(loaded) = slot.loaded.get() {
+            return Ok(loaded.function);
         }
+        // A panic elsewhere leaves nothing half done behind these locks.
+        let _turn = slot.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = slot.loaded.get() {
+            return Ok(loaded.function);
+        }
+        let loaded = self.load(kernel)?;
+        Ok(slot.loaded.get_or_init(|| loaded).function)
+    }
+
+    fn slot(&self, kernel: Kernel) -> Arc<Slot> {
+        let kernels = self.inner.kernels.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = kernels.get(&kernel) {
+            return slot.clone();
+        }
+        drop(kernels);
+        self.inner.kernels.write().unwrap_or_else(PoisonError::into_inner).entry(kernel).or_default().clone()
+    }
+
+    /// Compiles a kernel. What fails leaves nothing loaded.
+    fn load(&self, kernel: Kernel) -> Result<Loaded> {
         let driver = self.driver();
-        let (name, ptx) = kernel.module();
-        let module = match loaded.modules.get(name) {
-            Some(module) => *module,
-            None => {
-                let ptx = CStr::from_bytes_with_nul(ptx).map_err(|_| Error::UnsupportedPtx {
-                    module: name.into(),
-                    text: "it does not end with a zero".into(),
-                })?;
-                let module = driver.load(name, ptx)?;
-                loaded.modules.insert(name, module);
-                module
-            }
-        };
-        // SAFETY: the module is loaded, and is unloaded only with the device.
+        let module = driver.load(&kernel.name(), &kernel.text()?)?;
+        // SAFETY: the module is loaded, and is unloaded only with the device, or here when it has no function.
         unsafe {
-            let function = driver.function(module, kernel.entry())?;
-            if kernel.takes_shared() {
-                let bytes = c_int::try_from(self.shared_memory()).unwrap_or(c_int::MAX);
-                driver.allow_shared(function, bytes)?;
+            let function = driver.function(module, kernel.entry()).and_then(|function| {
+                if kernel.takes_shared() {
+                    let bytes = c_int::try_from(self.shared_memory()).unwrap_or(c_int::MAX);
+                    driver.allow_shared(function, bytes)?;
+                }
+                Ok(function)
+            });
+            match function {
+                Ok(function) => Ok(Loaded { module, function }),
+                Err(error) => {
+                    let _ = driver.unload(module);
+                    Err(error)
+                }
             }
-            loaded.functions.insert(kernel, function);
-            Ok(function)
         }
     }
 }
@@ -216,10 +238,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // As for `Current`: errors have nobody to go to.
         if self.driver.push(self.context).is_ok() {
-            let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
-            for module in loaded.modules.values() {
-                // SAFETY: nothing can launch its functions any more.
-                let _ = unsafe { self.driver.unload(*module) };
+            let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
+            for loaded in kernels.values().filter_map(|slot| slot.loaded.get()) {
+                // SAFETY: nothing can launch its function any more.
+                let _ = unsafe { self.driver.unload(loaded.module) };
             }
             let _ = self.driver.pop();
         }

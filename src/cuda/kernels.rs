@@ -1,10 +1,18 @@
-//! The kernels that are shipped: PTX, made of `kernels/*.cu` by `scripts/ptx`, compiled by the driver at the first launch.
+//! The kernels that are shipped: PTX, made of `kernels/*.cu` and compressed by `scripts/ptx`. The text of one kernel at a time
+//! is expanded for the driver, which compiles it.
 //!
 //! `sm_80` runs on every GPU from Ampere (compute capability 8.0) on, `sm_90a` on Hopper (9.0) only.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
+use std::format;
+use std::io::Read;
+use std::string::{String, ToString};
 
+use lzma_rust2::LzmaReader;
+
+use super::error::{Error, Result};
 use crate::element::{Element, Elements};
+use crate::rule::Normaliser;
 
 /// The type of elements, as `Kind` in element.cuh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,14 +55,33 @@ pub(super) enum Products {
     WarpgroupDot,
 }
 
+/// By what outputs are divided, as `Normaliser` in element.cuh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Division {
+    None,
+    Global,
+    PerChunk,
+}
+
+impl Division {
+    pub(super) fn of(normaliser: Normaliser) -> Self {
+        match normaliser {
+            Normaliser::None => Division::None,
+            Normaliser::Global { .. } => Division::Global,
+            Normaliser::PerChunk { .. } => Division::PerChunk,
+        }
+    }
+}
+
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
-    /// Of q, k, v and o of a type; for rows of q and k of up to so many elements.
+    /// Many tokens, for one element type. `key` is K rounded up to 64, 128 or 256.
     Prefill {
         kind: Kind,
         products: Products,
         key: usize,
+        division: Division,
     },
     Decode,
     Scan,
@@ -68,18 +95,18 @@ pub(super) enum Kernel {
     Mean,
 }
 
+/// What each kernel of a text begins with. What precedes the first is of all of them.
+const ENTRY: &str = ".visible .entry ";
+
 macro_rules! ptx {
     ($arch:literal, $name:literal) => {
-        (
-            concat!($arch, "/", $name),
-            concat!(include_str!(concat!("ptx/", $arch, "/", $name, ".ptx")), "\0").as_bytes(),
-        )
+        (concat!($arch, "/", $name), include_bytes!(concat!("ptx/", $arch, "/", $name, ".ptx.lzma")))
     };
 }
 
 impl Kernel {
-    /// Its module, by name, and the text, which ends with a zero.
-    pub(super) fn module(self) -> (&'static str, &'static [u8]) {
+    /// The text that it is in, by name, and compressed.
+    fn archive(self) -> (&'static str, &'static [u8]) {
         use Kind::{Bf16, F16, F32};
         use Products::{Dot, Exact, WarpgroupDot};
         match self {
@@ -102,12 +129,43 @@ impl Kernel {
         }
     }
 
-    /// Its name in the module.
+    /// Its name for people.
+    pub(super) fn name(self) -> String {
+        format!("{}/{}", self.archive().0, self.entry().to_string_lossy())
+    }
+
+    /// A text with this kernel alone, so that the driver compiles no other.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedPtx`]: what is shipped is not what `scripts/ptx` made.
+    pub(super) fn text(self) -> Result<CString> {
+        let broken = |text: String| Error::UnsupportedPtx { module: self.name(), text };
+        let mut all = String::new();
+        LzmaReader::new_mem_limit(self.archive().1, u32::MAX, None)
+            .and_then(|mut reader| reader.read_to_string(&mut all))
+            .map_err(|error| broken(error.to_string()))?;
+        let mut parts = all.split(ENTRY);
+        let head = parts.next().unwrap_or_default();
+        let name = self.entry().to_string_lossy();
+        let is_this = |part: &&str| part.strip_prefix(&*name).is_some_and(|rest| rest.starts_with('('));
+        let entry = parts.find(is_this).ok_or_else(|| broken("it is not in its text".into()))?;
+        CString::new(format!("{head}{ENTRY}{entry}")).map_err(|error| broken(error.to_string()))
+    }
+
+    /// Its name in the text.
     pub(super) fn entry(self) -> &'static CStr {
         match self {
-            Kernel::Prefill { key: 64, .. } => c"prefill_64",
-            Kernel::Prefill { key: 128, .. } => c"prefill_128",
-            Kernel::Prefill { .. } => c"prefill_256",
+            Kernel::Prefill { key, division, .. } => match (key, division) {
+                (64, Division::None) => c"prefill_64_none",
+                (64, Division::Global) => c"prefill_64_global",
+                (64, Division::PerChunk) => c"prefill_64_per_chunk",
+                (128, Division::None) => c"prefill_128_none",
+                (128, Division::Global) => c"prefill_128_global",
+                (128, Division::PerChunk) => c"prefill_128_per_chunk",
+                (_, Division::None) => c"prefill_256_none",
+                (_, Division::Global) => c"prefill_256_global",
+                (_, Division::PerChunk) => c"prefill_256_per_chunk",
+            },
             Kernel::Decode => c"decode",
             Kernel::Scan => c"scan",
             Kernel::Snapshot => c"snapshot",

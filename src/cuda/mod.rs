@@ -25,7 +25,8 @@
 //! # Ok::<(), chunkwise::cuda::Error>(())
 //! ```
 
-// The driver, and what goes wrong with it; a GPU and its memory; the PTX; and what is computed with them.
+// The driver, and what goes wrong with it; a GPU and its memory; the PTX, what it takes, and what is computed with them.
+mod args;
 mod attention;
 mod device;
 mod driver;
@@ -34,6 +35,7 @@ mod kernels;
 mod memory;
 mod model;
 mod precision;
+mod variant;
 
 pub use attention::{Attention, DecodeStep, Forward, State};
 pub use device::{Device, Stream};

@@ -6,6 +6,7 @@ use std::ptr::from_mut;
 use std::vec;
 use std::vec::Vec;
 
+use super::args::DenseArgs;
 use super::attention::{Attention, Forward, State};
 use super::device::{Device, Stream};
 use super::error::Result;
@@ -71,20 +72,6 @@ enum Epilogue {
     Store,
     Gelu,
     Add,
-}
-
-/// `Args` of dense.cu.
-#[repr(C)]
-struct DenseArgs {
-    x: u64,
-    kernel: u64,
-    bias: u64,
-    y: u64,
-    rows: i64,
-    inputs: i32,
-    outputs: i32,
-    bias_kind: i32,
-    epilogue: i32,
 }
 
 /// Parameters on their way to the device: one after the other, each at a multiple of 256 bytes.
@@ -300,10 +287,10 @@ impl Model {
         const TILE: usize = 64;
         let Dense { kernel, bias, inputs, outputs } = *layer;
         let mut args = DenseArgs {
-            x,
-            kernel: self.address(kernel),
-            bias: self.address(bias),
-            y,
+            x: x.into(),
+            w: self.address(kernel).into(),
+            b: self.address(bias).into(),
+            y: y.into(),
             rows: rows as i64,
             inputs: inputs as i32,
             outputs: outputs as i32,

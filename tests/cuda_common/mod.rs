@@ -76,6 +76,9 @@ pub(crate) struct Counters {
     pub(crate) shared_wavefronts: u64,
     pub(crate) wgmma_k16: u64,
     pub(crate) wgmma_read: u64,
+    pub(crate) group_0: u64,
+    pub(crate) group_1: u64,
+    pub(crate) group_2: u64,
 }
 
 /// What is alive, as its `Live`.

@@ -6,17 +6,6 @@
 // whole lines whatever V is; each takes eight rows at once, to have as many loads on their way.
 #include "element.cuh"
 
-// As `DecodeArgs` in attention.rs.
-struct Args {
-  const void *q, *k, *v;
-  void* o;
-  float* state;                                     // [B, H, state_len]
-  i64 q_batch, q_head, k_batch, k_head, v_batch, v_head, o_batch, o_head, state_len;
-  int heads, key, value, chunk, normaliser, feature_map, kind;
-  int across;                                       // threads along a row of S, 16 to 64, a power of two
-  float eps, map_eps, scale;
-};
-
 constexpr int THREADS = 256, MOST_KEY = 256, ROWS = 8;
 
 // Sums of two numbers over the block, for all its threads.
@@ -31,7 +20,7 @@ DEVICE float2 sum_all(float2 x, float2* space) {
   return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) decode(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS) decode(const __grid_constant__ DecodeArgs a) {
   __shared__ float q[MOST_KEY], k[MOST_KEY], out[2][THREADS];
   __shared__ float2 space[2][THREADS / 32];
   const int head = blockIdx.x, batch = head / a.heads, of_batch = head % a.heads;
@@ -47,8 +36,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode(const __grid_consta
   // phi(q) . phi(k), and the norms before this token: of all, and of the chunk.
   float score = 0.0f, norm = 0.0f, chunk_norm = 0.0f;
   for (int i = threadIdx.x; i < a.key; i += THREADS) {
-    float both[2] = {read(a.q, batch * a.q_batch + of_batch * a.q_head + i, a.kind),
-                     read(a.k, batch * a.k_batch + of_batch * a.k_head + i, a.kind)};
+    float both[2] = {read(a.q, batch * a.q_strides.batch + of_batch * a.q_strides.head + i, a.kind),
+                     read(a.k, batch * a.k_strides.batch + of_batch * a.k_strides.head + i, a.kind)};
     phi(both, a.feature_map, a.map_eps);
     q[i] = both[0], k[i] = both[1];
     score += q[i] * k[i];
@@ -68,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode(const __grid_consta
   for (int first = 0; first < a.value; first += across) {
     const int column = first + x;
     const bool mine = column < a.value;
-    const float v = mine ? read(a.v, batch * a.v_batch + of_batch * a.v_head + column, a.kind) : 0.0f;
+    const float v = mine ? read(a.v, batch * a.v_strides.batch + of_batch * a.v_strides.head + column, a.kind) : 0.0f;
     float past = 0.0f, in_chunk = 0.0f;
     for (int row = y; row < a.key; row += groups * ROWS) {
       float s[ROWS], all_s[ROWS];
@@ -96,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode(const __grid_consta
       float o = in_chunk * a.scale;
       if (a.normaliser == GLOBAL) o = in_chunk * (a.scale / (norm + score + a.eps));
       if (per_chunk) o = past * (a.scale / (norm + a.eps)) + in_chunk * (a.scale / (chunk_norm + score + a.eps));
-      write(a.o, batch * a.o_batch + of_batch * a.o_head + column, a.kind, o);
+      write(a.o, batch * a.o_strides.batch + of_batch * a.o_strides.head + column, a.kind, o);
     }
     __syncthreads();
   }

@@ -5,16 +5,6 @@
 
 enum Epilogue { STORE, GELU, ADD };
 
-// As `DenseArgs` in model.rs.
-struct Args {
-  const float* x;  // [rows, inputs]
-  const void* w;   // [inputs, outputs]
-  const void* b;   // [outputs]
-  float* y;        // [rows, outputs]
-  i64 rows;
-  int inputs, outputs, bias_kind, epilogue;
-};
-
 template <class E, int TX, int TW> struct Dense {
   typedef typename E::Bits Bits;
   static constexpr int ROWS = 64, COLUMNS = 64, DEPTH = 32, THREADS = 128, PAIRS = ROWS * DEPTH / 2 / THREADS;
@@ -23,7 +13,7 @@ template <class E, int TX, int TW> struct Dense {
   static constexpr int OPERANDS = TX * X::BYTES + TW * W::BYTES,
                        BYTES = OPERANDS > ROWS * COLUMNS * 4 ? OPERANDS : ROWS * COLUMNS * 4;
 
-  const Args& a;
+  const DenseArgs& a;
   const u32 shared;
   float* result;
   const int lane, warp;
@@ -31,7 +21,7 @@ template <class E, int TX, int TW> struct Dense {
   int first_column;
   float x[PAIRS][2], w[PAIRS][2];
 
-  __device__ __forceinline__ Dense(const Args& args, unsigned char* memory)
+  __device__ __forceinline__ Dense(const DenseArgs& args, unsigned char* memory)
       : a(args), shared(shared_address(memory)), result((float*)memory), lane(threadIdx.x % 32), warp(threadIdx.x / 32) {
     first_row = (i64)blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
   }
@@ -127,7 +117,7 @@ template <class E, int TX, int TW> struct Dense {
 };
 
 #define ENTRY(NAME, TX, TW)                                                                          \
-  extern "C" __global__ void __launch_bounds__(128) NAME(const __grid_constant__ Args args) {        \
+  extern "C" __global__ void __launch_bounds__(128) NAME(const __grid_constant__ DenseArgs args) {        \
     __shared__ __align__(1024) unsigned char shared[Dense<ELEMENT, TX, TW>::BYTES];                  \
     Dense<ELEMENT, TX, TW>(args, shared).run();                                    \
   }

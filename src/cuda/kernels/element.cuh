@@ -6,6 +6,9 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
+// What kernels take, made of src/cuda/args.rs by scripts/ptx.
+#include "args.cuh"
+
 #define DEVICE static __device__ __forceinline__
 
 // Bits of each type, widened exactly and rounded to nearest even.
@@ -16,9 +19,17 @@ struct F32 {
   DEVICE u32 narrow(float x) { return __float_as_uint(x); }
 };
 
+// Two numbers as a pair, the first in the low half, as fragments of matrices have them.
+DEVICE u32 pack(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 struct Bf16 {
   typedef u16 Bits;
   static constexpr bool IS_BF16 = true;
+  DEVICE u32 pack(float low, float high) { return ::pack(low, high); }
   DEVICE float widen(u16 x) { return __uint_as_float((u32)x << 16); }
   DEVICE u16 narrow(float x) {
     u16 y;
@@ -30,6 +41,11 @@ struct Bf16 {
 struct F16 {
   typedef u16 Bits;
   static constexpr bool IS_BF16 = false;
+  DEVICE u32 pack(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+  }
   DEVICE float widen(u16 x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
@@ -71,6 +87,16 @@ DEVICE float load_if(bool condition, const float* at) {
 DEVICE void store_if(bool condition, float* at, float x) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %1, 0; @p st.global.f32 [%2], %0;}"
                ::"f"(x), "r"((int)condition), "l"(__cvta_generic_to_global(at)) : "memory");
+}
+// Two neighbours, of which `left` are there; zeros for the others.
+DEVICE void load_pair_if(int left, const float* at, float (&x)[2]) {
+  asm volatile("{.reg .pred p, q; setp.gt.s32 p, %2, 0; setp.gt.s32 q, %2, 1; mov.b32 %0, 0; mov.b32 %1, 0; "
+               "@p ld.global.f32 %0, [%3]; @q ld.global.f32 %1, [%3+4];}"
+               : "=&f"(x[0]), "=&f"(x[1]) : "r"(left), "l"(__cvta_generic_to_global(at)) : "memory");
+}
+DEVICE void store_pair_if(int left, float* at, float x, float y) {
+  asm volatile("{.reg .pred p, q; setp.gt.s32 p, %2, 0; setp.gt.s32 q, %2, 1; @p st.global.f32 [%3], %0; @q st.global.f32 [%3+4], %1;}"
+               ::"f"(x), "f"(y), "r"(left), "l"(__cvta_generic_to_global(at)) : "memory");
 }
 
 // Eight neighbours of a row at once, 16 or 32 bytes that are aligned.
@@ -134,13 +160,6 @@ template <int N> DEVICE void phi(float (&x)[N], int map, float eps) {
 #pragma unroll
     for (int i = 0; i < N; i++) x[i] = (x[i] <= 0.0f ? 0.0f : x[i]) + eps;
   }
-}
-
-// bf16 of two numbers, the first in the low half, as fragments of matrices have them.
-DEVICE u32 pack(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
 }
 
 DEVICE float low(u32 pair) { return __uint_as_float(pair << 16); }

@@ -22,6 +22,19 @@ template <int ROWS, int COLUMNS, int BLOCK = COLUMNS < 64 ? COLUMNS : 64> struct
   __device__ __forceinline__ Matrix term(int i) const { return Matrix{base + i * BYTES}; }
 };
 
+template <int N> DEVICE void clear(float (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) x[i] = 0.0f;
+}
+template <int M, int N> DEVICE void clear(float (&x)[M][N]) {
+#pragma unroll
+  for (int i = 0; i < M; i++) clear(x[i]);
+}
+template <int M, int N> DEVICE void add(float (&to)[M][N], const float (&x)[M][N]) {
+#pragma unroll
+  for (int i = 0; i < M * N; i++) to[i / N][i % N] += x[i / N][i % N];
+}
+
 DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
 DEVICE void store_shared(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
@@ -33,6 +46,11 @@ DEVICE u32 load_shared(u32 at) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
   return x;
 }
+
+DEVICE void load_shared4(u32 (&x)[4], u32 at) {
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+}
+DEVICE void min_shared(u32 at, int x) { asm volatile("red.shared.min.s32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
 
 // Four 8 x 8 matrices; lane i says where row i % 8 of matrix i / 8 lies.
 DEVICE void load4(u32 (&r)[4], u32 at) {
@@ -52,6 +70,12 @@ DEVICE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Which of the numbers of pair i of a 16 x 16 fragment of A are on and below its diagonal, for row g and pair t of columns.
+DEVICE u32 lower_pair(int i, int g, int t) {
+  const int below = g + i % 2 * 8 - (i / 2 * 8 + 2 * t);
+  return below > 0 ? 0xffffffffu : below == 0 ? 0xffffu : 0u;
 }
 
 // c += a b, summed in c by the tensor core where both are one term: it truncates as it adds.

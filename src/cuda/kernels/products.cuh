@@ -2,28 +2,15 @@
 #pragma once
 #include "matrix.cuh"
 
-template <int N> DEVICE void clear(float (&x)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++) x[i] = 0.0f;
-}
-template <int M, int N> DEVICE void clear(float (&x)[M][N]) {
-#pragma unroll
-  for (int i = 0; i < M; i++) clear(x[i]);
-}
-template <int M, int N> DEVICE void add(float (&to)[M][N], const float (&x)[M][N]) {
-#pragma unroll
-  for (int i = 0; i < M * N; i++) to[i / N][i % N] += x[i / N][i % N];
-}
-
 // Of TA bf16 each: phi(q), phi(k), scores and S; of TV: v. K: columns of K. R and G: warps along a tile's rows and along V's
-// columns, N: eights of columns of each. BLOCK: as in `Matrix`, of V and S.
-template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64 ? 8 * N * G : 64> struct Products {
-  static constexpr int KT = K, NT = N, MT = K / 16 / R, C = 16 * R, VP = 8 * N * G, THREADS = 32 * R * G;
+// columns, N: eights of columns of each. NORMALISED: whether sums for a normaliser are wanted.
+template <int TA, int TV, int K, int R, int G, int N, bool NORMALISED> struct Products {
+  static constexpr int ROW_WARPS = R, KT = K, NT = N, MT = K / 16 / R, C = 16 * R, VP = 8 * N * G, THREADS = 32 * R * G;
   static constexpr int TERMS = TA, VALUE_TERMS = TV;
   static constexpr u32 ONES = 0x3f803f80;
   typedef Matrix<C, KT> Keys;
-  typedef Matrix<C, VP, BLOCK> Values;
-  typedef Matrix<KT, VP, BLOCK> State;
+  typedef Matrix<C, VP> Values;
+  typedef Matrix<KT, VP> State;
 
   // Shared memory, in bytes from its beginning.
   static constexpr int K_AT = TA * Keys::BYTES, V_AT = K_AT + TA * Keys::BYTES, S_AT = V_AT + TV * Values::BYTES,
@@ -35,10 +22,9 @@ template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64
   const u32 shared;
   const int lane, g, t;   // the lane, its row of a fragment, its pair of columns
   int group, row;         // which n-tiles, and which 16 rows of a tile and of the state's m-tiles, are this warp's
-  const bool normalised;  // whether sums for a normaliser are wanted
 
-  __device__ __forceinline__ Products(u32 shared, bool normalised)
-      : shared(shared), lane(threadIdx.x % 32), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4), normalised(normalised) {
+  __device__ __forceinline__ explicit Products(u32 shared)
+      : shared(shared), lane(threadIdx.x % 32), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4) {
     const int warp = threadIdx.x / 32;
     group = warp / R;
     // Every other group takes them from the end: warps share a tensor core by their number, and the last rows take most.
@@ -53,9 +39,6 @@ template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64
   // The row of K and the column of the panel of element 0 of a fragment of `Sums`; 2 and 3 are eight rows below.
   __device__ __forceinline__ int row_of_k(int m) const { return (m * R + row) * 16 + g; }
   __device__ __forceinline__ int column(int n) const { return (group * NT + n) * 8 + 2 * t; }
-
-  // Before the barrier that operands are multiplied after.
-  __device__ __forceinline__ void publish() const {}
 
   // S into its operand.
   __device__ __forceinline__ void store_state(const Sums& sums) const {
@@ -113,7 +96,7 @@ template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64
       load_b(b, s_operand(), kk, group * NT * 8, lane);
 #pragma unroll
       for (int n = 0; n < NT; n++) mma_terms(out[n], qs, b[n]);
-      if (normalised) mul_z(norm, qs, kk);
+      if (NORMALISED) mul_z(norm, qs, kk);
       if (!with_scores) continue;
 #pragma unroll
       for (int n = 0; n < R - 1; n++)
@@ -122,82 +105,38 @@ template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64
     }
   }
 
-  // Before what `mul_q` and `mul_tril` give is used by another: all but so many things that were started later are done.
-  template <int LATER = 0> __device__ __forceinline__ void finish(float (&)[NT][4]) const {}
-
-  // out += scores V, norm += the sums of its rows, for 16 rows of V, or for what is finite in them. A product's fragments are
-  // those of the next one's A.
-  __device__ __forceinline__ void mul_scores(float (&out)[NT][4], float (&norm)[4], const float (&scores)[2][4], int tokens,
-                                             bool finite) const {
+  // out += scores V, norm += the sums of its rows, for 16 rows of V; on the diagonal of what is on and below it, so that what a
+  // NaN makes above it is masked as well. A product's fragments are those of the next one's A.
+  template <bool DIAGONAL>
+  __device__ __forceinline__ void mul_scores(float (&out)[NT][4], float (&norm)[4], const float (&scores)[2][4], int tokens) const {
     u32 p[TA][4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       u32 pair[TA];
       split<TA>(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1], pair);
 #pragma unroll
-      for (int j = 0; j < TA; j++) p[j][i] = pair[j];
+      for (int j = 0; j < TA; j++) p[j][i] = DIAGONAL ? pair[j] & lower_pair(i, g, t) : pair[j];
     }
-    if (normalised) {
+    if (NORMALISED) {
       const u32 ones[1][2] = {{ONES, ONES}};
       mma_terms(norm, p, ones);
     }
     u32 vs[NT][TV][2];
     load_b(vs, v_operand(), tokens, group * NT * 8, lane);
-    if (finite)
-#pragma unroll
-      for (int i = 0; i < NT * TV * 2; i++) {
-        u32& pair = vs[i / (TV * 2)][i / 2 % TV][i % 2];
-        if (!isfinite(low(pair))) pair &= 0xffff0000u;
-        if (!isfinite(high(pair))) pair &= 0xffffu;
-      }
 #pragma unroll
     for (int i = 0; i < NT; i++) mma_terms(out[i], p, vs[i]);
   }
 
   // Likewise for all rows of V up to the diagonal.
-  __device__ __forceinline__ void mul_tril(float (&out)[NT][4], float (&norm)[4], Scores& scores, bool infinite) const {
+  __device__ __forceinline__ void mul_tril(float (&out)[NT][4], float (&norm)[4], const Scores& scores) const {
 #pragma unroll
     for (int n = 0; n < R - 1; n++)
-      if (n < row) mul_scores(out, norm, scores.left[n], n * 16, false);
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (i / 4 * 8 + 2 * t + i % 2 > g + i / 2 % 2 * 8) scores.diagonal[i / 4][i % 4] = 0.0f;
-    mul_scores(out, norm, scores.diagonal, row * 16, infinite);
-    if (infinite) add_infinite(out, scores.diagonal);
+      if (n < row) mul_scores<false>(out, norm, scores.left[n], n * 16);
+    mul_scores<true>(out, norm, scores.diagonal, row * 16);
   }
-
-  // What is not finite in 16 rows of V, times what is on and below the diagonal.
-  __device__ __forceinline__ void add_infinite(float (&out)[NT][4], const float (&scores)[2][4]) const {
-#pragma unroll 1
-    for (int j = 0; j < 16; j++) {
-      float score[2];
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const float left = j % 2 ? scores[0][half * 2 + 1] : scores[0][half * 2];
-        const float right = j % 2 ? scores[1][half * 2 + 1] : scores[1][half * 2];
-        score[half] = __shfl_sync(~0u, j < 8 ? left : right, g * 4 + j % 8 / 2);
-      }
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        float x[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (int i = 0; i < TV; i++) {
-          const u32 pair = load_shared(v_operand().term(i).at(row * 16 + j, group * NT + n) + t * 4);
-          x[0] += low(pair), x[1] += high(pair);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          if (j <= g + i / 2 * 8 && !isfinite(x[i % 2])) out[n][i] += score[i / 2] * x[i % 2];
-      }
-    }
-  }
-
-  // Before `add_tokens`: what can be done meanwhile.
-  struct Pending {};
-  __device__ __forceinline__ void start_tokens(Pending&) const {}
 
   // S += K^T V, z += K^T 1: 16 rows of K at a time, summed over the tile first.
-  __device__ __forceinline__ void add_tokens(Sums& sums, Pending&, float* z) const {
+  __device__ __forceinline__ void add_tokens(Sums& sums, float* z) const {
     const u32 ones[1][2] = {{ONES, ONES}};
 #pragma unroll
     for (int m = 0; m < MT; m++) {
@@ -210,7 +149,7 @@ template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64
         load_a_transposed(ks, k_operand(), (m * R + row) * 16, tokens, lane);
 #pragma unroll
         for (int n = 0; n < NT; n++) mma_terms(sum[n], ks, vs[n]);
-        if (normalised) mma_terms(sum_z, ks, ones);
+        if (NORMALISED) mma_terms(sum_z, ks, ones);
       }
       add(sums[m], sum);
       add_z(z, m, sum_z);
@@ -220,6 +159,6 @@ template <int TA, int TV, int K, int R, int G, int N, int BLOCK = 8 * N * G < 64
   // By one group of warps.
   __device__ __forceinline__ void add_z(float* z, int m, const float (&sum)[4]) const {
     float* at = z + row_of_k(m);
-    if (normalised && group == 0 && t == 0) at[0] += sum[0], at[8] += sum[2];
+    if (NORMALISED && group == 0 && t == 0) at[0] += sum[0], at[8] += sum[2];
   }
 };

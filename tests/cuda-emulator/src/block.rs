@@ -5,7 +5,7 @@ use crate::fault::Fault;
 use crate::isa::{CLASSES, Entry, Op};
 use crate::launch::{Options, Policy};
 use crate::memory::Map;
-use crate::shared::Shared;
+use crate::shared::{Arrived, Shared};
 use crate::warp::{Status, Warp};
 
 /// What the warps of a block share.
@@ -38,6 +38,15 @@ pub struct Block<'a> {
     /// Warp-instructions of the launch.
     pub executed: u64,
     pub(crate) random: Random,
+    pub(crate) arrivals: Vec<Arrival>,
+}
+
+/// A warp's arrival at a barrier that it does not wait for.
+pub(crate) struct Arrival {
+    warp: u32,
+    id: u32,
+    count: u32,
+    before: Arrived,
 }
 
 /// A generator of numbers that need not be good.
@@ -89,6 +98,7 @@ impl Block<'_> {
     /// Runs the block to its end.
     pub fn run(&mut self, warps: &mut [Warp]) -> Result<(), Fault> {
         self.shared.begin();
+        self.arrivals.clear();
         for warp in warps.iter_mut() {
             warp.begin(self);
         }
@@ -114,11 +124,25 @@ impl Block<'_> {
             if let Err(fault) = warps[pick].run(self, quota) {
                 return Err(self.locate(fault, &warps[pick]));
             }
-            if warps[pick].status != Status::Ready {
+            if warps[pick].status != Status::Ready || !self.arrivals.is_empty() {
                 self.release(warps)?;
             }
         }
+        if let Some(left) = self.arrivals.first() {
+            let fault = Fault::other(format!("an arrival at barrier {} that no one waits for", left.id));
+            return Err(self.locate(fault, &warps[left.warp as usize]));
+        }
         self.counters.blocks += 1;
+        Ok(())
+    }
+
+    /// A warp arrives at a barrier and goes on.
+    pub(crate) fn arrive(&mut self, warp: u32, id: u32, count: u32) -> Result<(), Fault> {
+        if self.arrivals.iter().any(|a| a.warp == warp && a.id == id) {
+            return Err(Fault::other(format!("a warp arrives at barrier {id} twice before others have")));
+        }
+        let before = self.shared.arrive(warp as usize);
+        self.arrivals.push(Arrival { warp, id, count, before });
         Ok(())
     }
 
@@ -134,13 +158,15 @@ impl Block<'_> {
                             |j| matches!(warps[*j].status, Status::Barrier { id: other, .. } if other == id),
                         )
                         .collect();
-                    for j in &here {
-                        if warps[*j].status != warps[i].status {
-                            let fault =
-                                Fault::other(format!("warps wait at barrier {id} for different counts"));
-                            return Err(self.locate(fault, &warps[*j]));
-                        }
+                    let other_count = here.iter().copied().find(|j| warps[*j].status != warps[i].status);
+                    let mut arrived = self.arrivals.iter().filter(|a| a.id == id);
+                    let other_count = other_count
+                        .or_else(|| arrived.find(|a| Some(a.count) != count).map(|a| a.warp as usize));
+                    if let Some(j) = other_count {
+                        let fault = Fault::other(format!("warps are at barrier {id} for different counts"));
+                        return Err(self.locate(fault, &warps[j]));
                     }
+                    let arrived = self.arrivals.iter().filter(|a| a.id == id).count();
                     let full = match count {
                         // Warps that have ended are not waited for.
                         None => here.len() as u32 >= live,
@@ -149,10 +175,13 @@ impl Block<'_> {
                                 Fault::other(format!("barrier {id} for {count} threads, no multiple of 32"));
                             return Err(self.locate(fault, &warps[i]));
                         }
-                        Some(count) => here.len() as u32 * 32 >= count,
+                        Some(count) => (here.len() + arrived) as u32 * 32 >= count,
                     };
                     if full {
-                        self.shared.join(here.iter().fold(0, |m, j| m | 1 << j));
+                        let ours: Vec<_> =
+                            self.arrivals.iter().filter(|a| a.id == id).map(|a| a.before.clone()).collect();
+                        self.arrivals.retain(|a| a.id != id);
+                        self.shared.join(here.iter().fold(0, |m, j| m | 1 << j), &ours);
                         vote(warps, &here);
                         here.iter().for_each(|j| warps[*j].status = Status::Ready);
                         any = true;

@@ -53,6 +53,12 @@ pub struct Counters {
     pub wgmma_k16: u64,
     /// Bytes of shared memory that wgmma takes, each operand once.
     pub wgmma_read: u64,
+    /// Warp-instructions of the first four warps of each block, of the next four, and of the four after those.
+    pub group_0: u64,
+    /// See `group_0`.
+    pub group_1: u64,
+    /// See `group_0`.
+    pub group_2: u64,
 }
 
 impl Counters {
@@ -81,7 +87,7 @@ impl Counters {
         }
         sum!(launches, blocks, instructions, alu, control, mma_k16, mma_k8, mma_k4, ldmatrix, shared, global);
         sum!(other, cp_async, barrier, wgmma, global_read, global_written, global_sectors, global_requests);
-        sum!(shared_conflicts, shared_wavefronts, wgmma_k16, wgmma_read);
+        sum!(shared_conflicts, shared_wavefronts, wgmma_k16, wgmma_read, group_0, group_1, group_2);
     }
 
     /// One request of global memory.

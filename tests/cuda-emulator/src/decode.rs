@@ -129,7 +129,7 @@ fn class(op: &Op) -> Class {
             _ => Class::Other,
         },
         Op::CpAsync { .. } | Op::CpCommit | Op::CpWait { .. } => Class::CpAsync,
-        Op::Bar { .. } => Class::Barrier,
+        Op::Bar { .. } | Op::Arrive { .. } => Class::Barrier,
         Op::Wgmma(_) | Op::WgFence | Op::WgCommit | Op::WgWait { .. } => Class::Wgmma,
         Op::Bra { .. } | Op::Exit | Op::Trap => Class::Control,
         _ => Class::Other,

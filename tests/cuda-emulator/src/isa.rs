@@ -294,6 +294,11 @@ pub enum Op {
     Exit,
     Trap,
     Nop,
+    /// `bar.arrive`.
+    Arrive {
+        id: u32,
+        count: u32,
+    },
     /// `bar.sync`; `count` is absent where all threads of the block are meant.
     Bar {
         id: u32,

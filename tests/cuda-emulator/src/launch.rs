@@ -84,6 +84,7 @@ pub unsafe fn launch(
         mma_k4: 0,
         executed: 0,
         random: Random::new(options.seed),
+        arrivals: Vec::new(),
     };
     let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(|id| Warp::new(entry, id)).collect();
     let total = nx as usize * ny as usize * nz as usize;

@@ -47,6 +47,14 @@ struct Cell {
     flight: u32,
 }
 
+/// What a barrier knows of a warp that has arrived: up to which segment each warp's work, and how many of its proxy fences,
+/// are ordered before.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    work: [u32; WARPS],
+    fences: [u32; WARPS],
+}
+
 /// See the module.
 pub struct Shared {
     data: Vec<u8>,
@@ -86,13 +94,18 @@ impl Shared {
     }
 
     /// A new block: nothing is written. What is recorded of earlier ones is of earlier segments, so nothing is cleared
-    /// but what was in flight, which only a launch without checks leaves.
+    /// but lists of readers, and what was in flight, which only a launch without checks leaves.
     pub fn begin(&mut self) {
         if self.next >= 1 << (32 - SEGMENT - 1) {
             self.words.fill(Cell::default());
             self.next = 0;
         }
-        self.words.iter_mut().for_each(|c| c.flight = 0);
+        for cell in &mut self.words {
+            cell.flight = 0;
+            if cell.read_in == MANY {
+                cell.read_in = 0;
+            }
+        }
         self.data.fill(0xff);
         self.bytes.clear();
         self.many.clear();
@@ -104,25 +117,38 @@ impl Shared {
         self.fences_seen = [[0; WARPS]; WARPS];
     }
 
-    /// A barrier of the warps of a mask.
-    pub fn join(&mut self, warps: u32) {
+    /// What is ordered before a warp's arrival at a barrier: its own work so far, and what it knows of others'. Its later work
+    /// is of another segment.
+    pub fn arrive(&mut self, warp: usize) -> Arrived {
+        let arrived = self.arrived(warp);
+        self.next += 1;
+        self.segment[warp] = self.next;
+        arrived
+    }
+
+    fn arrived(&self, warp: usize) -> Arrived {
+        let mut arrived = Arrived { work: self.joined[warp], fences: self.fences_seen[warp] };
+        arrived.work[warp] = self.segment[warp];
+        arrived.fences[warp] = self.fences[warp];
+        arrived
+    }
+
+    /// A barrier at which all these have arrived: the warps of a mask wait for it, and go on.
+    pub fn join(&mut self, warps: u32, arrivals: &[Arrived]) {
         let of = || (0..WARPS).filter(|w| warps >> w & 1 != 0);
+        let waiting: Vec<_> = of().map(|warp| self.arrived(warp)).collect();
         let (mut all, mut fences) = ([0; WARPS], [0; WARPS]);
-        for r in of() {
+        for arrived in waiting.iter().chain(arrivals) {
             for q in 0..WARPS {
-                all[q] = all[q].max(self.joined[r][q]);
-                fences[q] = fences[q].max(self.fences_seen[r][q]);
+                all[q] = all[q].max(arrived.work[q]);
+                fences[q] = fences[q].max(arrived.fences[q]);
             }
         }
         self.next += 1;
-        for q in of() {
-            all[q] = all[q].max(self.segment[q]);
-            fences[q] = fences[q].max(self.fences[q]);
-            self.segment[q] = self.next;
-        }
         for p in of() {
             self.joined[p] = all;
             self.fences_seen[p] = fences;
+            self.segment[p] = self.next;
         }
     }
 

@@ -200,7 +200,20 @@ impl Warp {
     }
 
     /// Runs until it must wait or has made `quota` steps.
-    pub fn run(&mut self, block: &mut Block, mut quota: u64) -> Result<(), Fault> {
+    pub fn run(&mut self, block: &mut Block, quota: u64) -> Result<(), Fault> {
+        let before = block.executed;
+        let result = self.steps(block, quota);
+        let group = match self.id / 4 {
+            0 => &mut block.counters.group_0,
+            1 => &mut block.counters.group_1,
+            2 => &mut block.counters.group_2,
+            _ => return result,
+        };
+        *group += block.executed - before;
+        result
+    }
+
+    fn steps(&mut self, block: &mut Block, mut quota: u64) -> Result<(), Fault> {
         let entry = block.entry;
         loop {
             if self.pc >= self.next || self.active == 0 {
@@ -291,6 +304,17 @@ impl Warp {
                     self.pc += 1;
                     self.vote = *vote;
                     self.status = Status::Barrier { id, count };
+                    return Ok(());
+                }
+                Op::Arrive { id, count } => {
+                    if !self.gathered(self.live, mask, "a barrier", block)? {
+                        continue;
+                    }
+                    let first = mask.trailing_zeros() as usize;
+                    let [id, count] = [*id, *count].map(|r| self.regs.w[r as usize][first]);
+                    self.pc += 1;
+                    block.arrive(self.id, id, count)?;
+                    // Those who wait there may go on, before this warp arrives again.
                     return Ok(());
                 }
                 Op::Wgmma(_) => {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{HEAD, fault, grid, module, with, words};
+use common::{HEAD, ORDERS, fault, grid, module, with, words};
 use cuda_emulator::launch::{Arg, Grid, Policy, run};
 
 fn has(text: &str, parts: &[&str]) {
@@ -74,6 +74,63 @@ fn races() {
     words(32, &exchange([""; 2], 0), &mut memory).unwrap();
     // Barriers of a part of the block do not order the others.
     has(&fault(64, &exchange(["bar.sync 0;", "bar.sync 1, 32;"], 32), 64), &["race"]);
+}
+
+/// The first warp writes a word and the second reads it, three times: the barriers of each by turns.
+fn handed_over(full: [&str; 2], free: [&str; 2]) -> String {
+    let round = format!(
+        "@%p1 bra reads{{n}};
+         {free_wait} st.shared.u32 [s], %r1; {full_arrive} bra next{{n}};
+         reads{{n}}: {full_wait} ld.shared.u32 %r2, [s]; add.u32 %r1, %r1, %r2; {free_arrive}
+         next{{n}}:",
+        free_wait = free[1],
+        full_arrive = full[0],
+        full_wait = full[1],
+        free_arrive = free[0],
+    );
+    let rounds: String = (0..3).map(|n| round.replace("{n}", &n.to_string())).collect();
+    format!(
+        ".shared .b32 s[1]; mov.u32 %r1, 7; setp.ge.u32 %p1, %r0, 32; {{ {} }}
+         {rounds} @!%p1 bra last; bra end; last: {} end: st.global.u32 [%d2], %r1;",
+        if free[0].is_empty() { String::new() } else { format!("@%p1 {}", free[0]) },
+        free[1],
+    )
+}
+
+#[test]
+fn arrivals() {
+    let (full, free) = (["bar.arrive 1, 64;", "bar.sync 1, 64;"], ["bar.arrive 2, 64;", "bar.sync 2, 64;"]);
+    let mut memory = [0; 64];
+    words(64, &handed_over(full, free), &mut memory).unwrap();
+    assert_eq!((memory[0], memory[63]), (7, 28));
+    // An arrival orders what came before it for those who wait, and nothing for those who arrive.
+    let both_arrive = handed_over(full, [free[0], ""]).replace("st.global.u32 [%d2], %r1;", "");
+    assert!(matches!(fault(64, &both_arrive, 64), t if t.contains("race") || t.contains("twice")));
+    let nothing = handed_over(["", ""], free);
+    assert!(matches!(fault(64, &nothing, 64), t if t.contains("race") || t.contains("never")));
+    has(&fault(64, "bar.arrive 1, 96; bar.sync 0;", 64), &["no one waits for"]);
+    has(
+        &fault(
+            64,
+            "setp.ge.u32 %p1, %r0, 32; @%p1 bra o; bar.arrive 1, 64; bra e; o: bar.sync 1, 96; e:",
+            64,
+        ),
+        &["different counts"],
+    );
+    has(&fault(32, "bar.arrive 1, 64; bar.arrive 1, 64;", 32), &["twice"]);
+}
+
+/// Warps that read a word between barriers of their own are kept one by one; the next block begins without them.
+#[test]
+fn readers_of_an_earlier_block() {
+    let body = format!(
+        "{HEAD} .shared .b32 s[1]; setp.eq.u32 %p1, %r0, 0; @%p1 st.shared.u32 [s], 3; bar.sync 0;
+         ld.shared.u32 %r1, [s]; shr.u32 %r3, %r0, 5; add.u32 %r3, %r3, 1; bar.sync %r3, 32; ld.shared.u32 %r1, [s];"
+    );
+    for order in ORDERS {
+        let many = Grid { blocks: [3, 1, 1], ..grid(96) };
+        run(&module("sm_80", 0, "", &body), "k", many, &mut [], with(order)).unwrap();
+    }
 }
 
 #[test]

@@ -71,8 +71,12 @@ impl Decoder<'_> {
             let vote = Some(Vote { d: self.dst(d, Ty::Pred)?, p: self.src(p, Ty::Pred)?, all });
             return Ok(Op::Bar { id: self.src(id, Ty::U32)?, count: None, vote });
         }
+        if m.take("arrive") {
+            let [id, count] = args else { return Err("two operands are expected".into()) };
+            return Ok(Op::Arrive { id: self.src(id, Ty::U32)?, count: self.src(count, Ty::U32)? });
+        }
         if !m.take("sync") {
-            return Err("only .sync and .red".into());
+            return Err("only .sync, .arrive and .red".into());
         }
         if warp {
             return Ok(Op::WarpSync { mask: self.src(first(args)?, Ty::B32)? });

@@ -1,0 +1,67 @@
+//! How the kernels of many tokens cut their work, which a launch must know: as the entries of prefill.cu and hopper.cu.
+
+use super::kernels::{Division, Kind, Products};
+
+/// One of their entries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Variant {
+    /// Columns of K.
+    pub key: usize,
+    /// Tokens in a tile.
+    pub tokens: usize,
+    /// Columns of V in a panel.
+    pub columns: usize,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of shared memory without stages.
+    pub shared: usize,
+    /// Bytes of a stage: a tile as it lies in memory. 0 where the kernel has no choice of stages.
+    pub stage: usize,
+}
+
+impl Variant {
+    pub(super) fn new(kind: Kind, products: Products, key: usize, division: Division) -> Self {
+        let key = if key <= 64 { 64 } else { key.next_power_of_two() };
+        if products == Products::WarpgroupDot {
+            return Self::hopper(key, division);
+        }
+        // bf16 whose sum phi(q), phi(k), scores and state are, and v.
+        let (phi, v) = match (products, kind) {
+            (Products::Dot | Products::WarpgroupDot, _) => (1, 1),
+            (Products::Exact, Kind::Bf16) => (2, 1),
+            (Products::Exact, Kind::F16) => (2, 2),
+            (Products::Exact, Kind::F32) => (3, 3),
+        };
+        // Warps along a tile's rows, 16 each, warps along V, and columns of V of each, in eights.
+        let (rows, groups, eights) = match (phi, key) {
+            (1, 64 | 128) | (2, 64) => (4, 2, 4),
+            (1, _) => (4, 2, 2),
+            (2, 128) => (2, 4, 2),
+            (2, _) => (2, 2, 1),
+            (_, 64) => (2, 4, 2),
+            (_, 128) => (2, 4, 1),
+            _ => (1, 2, 1),
+        };
+        let (tokens, columns) = (16 * rows, 8 * eights * groups);
+        // q, k, v, the state and z as bf16, z twice as f32, a row for each column of v.
+        let operands = tokens * (phi * 2 * key + v * columns) + phi * key * (columns + 1);
+        let shared = 2 * operands + 4 * (2 * key + columns);
+        let stage = tokens * (2 * key + columns) * kind.size();
+        Self { key, tokens, columns, threads: 32 * (rows * groups) as u32, shared, stage }
+    }
+
+    fn hopper(key: usize, division: Division) -> Self {
+        let (tokens, tiles, columns) = match key {
+            64 => (64, 4, 64),
+            128 => (64, 3, 128),
+            _ => (64, 2, 64),
+        };
+        let (normalised, per_chunk) =
+            (usize::from(division != Division::None), usize::from(division == Division::PerChunk));
+        // Of each tile q, k, v, and for each warp that converts rows and column of v a row, and a flag.
+        let tile = 2 * tokens * (2 * key + columns) + 4 * 4 * columns + 4 * 4;
+        // S and z, those of the finished chunks, and ones.
+        let state = (1 + per_chunk) * 2 * key * columns + (normalised + per_chunk) * 16 * key + 256;
+        Self { key, tokens, columns, threads: 384, shared: tiles * tile + state, stage: 0 }
+    }
+}

@@ -1,0 +1,58 @@
+//! What is shipped, as text: that the kernels take the structures that the library fills, and that each can be compiled alone.
+
+#[path = "../src/cuda/args.rs"]
+#[allow(dead_code, reason = "only their sizes are asked for")]
+mod args;
+
+#[path = "cuda_common/ptx.rs"]
+mod ptx;
+
+use args::{DecodeArgs, DenseArgs, PrefillArgs};
+
+/// Names and bytes of the structures that a module's kernels take by value.
+fn structures(text: &str) -> impl Iterator<Item = (&str, usize)> {
+    text.lines().filter_map(|line| {
+        let (name, bytes) = line.trim().strip_prefix(".param .align 8 .b8 ")?.split_once("_param_0[")?;
+        let bytes = bytes.trim_end_matches([',', ']']).parse().expect("a size");
+        Some((name, bytes))
+    })
+}
+
+#[test]
+fn structures_have_the_size_that_kernels_take() {
+    let mut seen = [0; 3];
+    for module in ptx::names() {
+        let text = ptx::text(&module);
+        let mut by_value = 0;
+        for (kernel, bytes) in structures(text) {
+            let (which, size) = match kernel.split('_').next() {
+                Some("prefill") => (0, size_of::<PrefillArgs>()),
+                Some("decode") => (1, size_of::<DecodeArgs>()),
+                Some("dense") => (2, size_of::<DenseArgs>()),
+                _ => panic!("what {kernel} of {module} takes is not known"),
+            };
+            assert_eq!(bytes, size, "{kernel} of {module}");
+            seen[which] += 1;
+            by_value += 1;
+        }
+        let params = text.lines().filter(|line| line.contains(".param") && line.contains(".b8"));
+        assert_eq!(params.count(), by_value, "a structure of {module} is written otherwise");
+    }
+    assert!(seen.iter().all(|kernels| *kernels > 0), "{seen:?}");
+}
+
+/// The library gives the driver one kernel at a time: what precedes the first and the kernel itself must be all that it needs.
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn each_kernel_is_whole_without_the_others() {
+    use cuda_emulator::parse::module;
+    for name in ptx::names() {
+        let all = module(ptx::text(&name)).expect("what is shipped");
+        assert!(!all.entries.is_empty(), "{name}");
+        for kernel in &all.entries {
+            let alone = module(&ptx::entry(&name, &kernel.name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let names: Vec<_> = alone.entries.iter().map(|entry| &entry.name).collect();
+            assert_eq!(names, [&kernel.name], "{name}");
+        }
+    }
+}
