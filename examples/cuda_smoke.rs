@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use chunkwise::cuda::{self, Attention, Buffer, DecodeStep, Device, Forward, Precision, State, Stream};
-use chunkwise::nn::{self, BlockWeights, ModelConfig, Weights};
+use chunkwise::nn::{self, BlockWeights, ModelConfig, OutputMode, Weights};
 use chunkwise::{Config, FeatureMap, Normaliser, Rule, Shape};
 use common::{Case, MAPS, NORM_ERROR, Number, narrow, norm_error, normals, with};
 use half::{bf16, f16};
@@ -125,7 +125,9 @@ impl Run<'_> {
     /// A small model with weights in a type, beside the CPU's.
     fn model<E: Number>(&self) -> cuda::Result<Report> {
         let (batch, len) = (2, 33);
-        let config = ModelConfig { hidden_size: 48, num_heads: 3, num_layers: 2, ..ModelConfig::new(10) };
+        let output_mode = OutputMode::Mean;
+        let config =
+            ModelConfig { hidden_size: 48, num_heads: 3, num_layers: 2, output_mode, ..ModelConfig::new(10) };
         let mut flat = vec![0.0; config.parameters_len()];
         nn::init::init(&config, 3, &mut flat)?;
         let flat = narrow::<E>(&flat);
