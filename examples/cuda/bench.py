@@ -18,204 +18,20 @@ import json
 import math
 import os
 import re
-import statistics
-import subprocess
 import sys
 import time
 
+import bench_fla
 from attention import ELU, GLOBAL, PRODUCTS_BF16, PRODUCTS_F32, Attention, Call, Gpu, Sizes, Tensor
+from bench_line import DOT, EPS, ROUNDED, Line, copy, elu, error, identity, measure, prepare, sets
+from bench_machine import F32, Emulated, Torch
 
 NONE, IDENTITY = 1, 3  # of chunkwise.h
 NORMALISERS, MAPS = {NONE: "none", GLOBAL: "global"}, {ELU: "elu", IDENTITY: "identity"}
-BF16, F32 = "torch.bfloat16", "torch.float32"
-EPS = 1e-6
-# What tensors of all launches together exceed: several times the 50 or 60 MB that a Hopper's cache holds.
-SPREAD = 300e6
-# Errors by norm: outputs are rounded to bf16; with Bf16Dot phi, v, scores and the state are as well, at most 2^-9 each.
-# States stay f32.
-ROUNDED, DOT, STATE = 2**-9 + 1e-5, 5 * 2**-9, 2e-6
+PHI = {ELU: elu, IDENTITY: identity}
 # The targets, in microseconds on an H200, and for decode as a part of a copy's speed.
 TARGETS = {(8, 4096, 64): 87, (8, 4096, 128): 212, (1, 16384, 64): 62}
 OF_COPY, OF_FLA = 0.85, 1.5
-
-
-class Torch:
-    """A GPU by torch: memory, random numbers, f64, and time by graphs and events."""
-
-    def __init__(self):
-        import torch
-
-        self.xp, self.rounds = torch, 30
-        torch.manual_seed(0)
-        self.name = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-
-    def normal(self, shape, dtype=BF16, positive=False):
-        tensor = self.xp.randn(shape, device="cuda", dtype=getattr(self.xp, dtype[6:]))
-        return tensor.abs_() if positive else tensor
-
-    def bytes(self, size):
-        return self.xp.empty(max(size, 1), device="cuda", dtype=self.xp.uint8)
-
-    def poison(self, tensor):
-        tensor.fill_(math.nan)
-
-    def clone(self, tensor):
-        return tensor.clone()
-
-    def copy(self, to, tensor):
-        to.copy_(tensor)
-
-    def double(self, tensor):
-        return tensor.double()
-
-    def stream(self):
-        return self.xp.cuda.current_stream().cuda_stream
-
-    def wait(self):
-        self.xp.cuda.synchronize()
-
-    def timer(self, launches):
-        """A function that takes the microseconds of one launch."""
-        for launch in launches:  # what is compiled at a first launch can't be while a graph is made
-            launch()
-        self.wait()
-        launches = launches * math.ceil(20 / len(launches))
-        graph = self.xp.cuda.CUDAGraph()
-        with self.xp.cuda.graph(graph):
-            for launch in launches:
-                launch()
-        begin, end = (self.xp.cuda.Event(enable_timing=True) for _ in range(2))
-
-        def take():
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            return begin.elapsed_time(end) * 1e3 / len(launches)
-
-        take()
-        return take
-
-
-class Emulated:
-    """The same by numpy and the driver's functions."""
-
-    def __init__(self):
-        import numpy
-        from memory import Driver
-
-        self.xp, self.rounds, self.driver = numpy, 1, Driver()
-        self.random = numpy.random.default_rng(0)
-        self.name = "the emulator"
-
-    def normal(self, shape, dtype=BF16, positive=False):
-        numbers = self.random.standard_normal(shape, self.xp.float32)
-        return self.driver.put(abs(numbers) if positive else numbers, dtype)
-
-    def bytes(self, size):
-        return self.driver.bytes(size)
-
-    def poison(self, tensor):
-        tensor.write(self.xp.full(tensor.shape, math.nan))
-
-    def clone(self, tensor):
-        return self.driver.put(tensor.read(), tensor.dtype)
-
-    def copy(self, to, tensor):
-        self.driver.call("cuMemcpyDtoDAsync_v2", to.address, tensor.address, ctypes.c_size_t(tensor.size), None)
-
-    def double(self, tensor):
-        return tensor.read().astype(float)
-
-    def stream(self):
-        return None
-
-    def wait(self):
-        self.driver.call("cuCtxSynchronize")
-
-    def timer(self, launches):
-        def take():
-            begin = time.perf_counter()
-            for launch in launches:
-                launch()
-            self.wait()
-            return (time.perf_counter() - begin) * 1e6 / len(launches)
-
-        return take
-
-
-def error(machine, tensors, phi, normalised, state=None, after=None):
-    """||o - exact|| / ||exact|| of outputs o [B, T, H, V], computed in f64 in pieces of 64 tokens; NaN where there is a NaN.
-    Where a state is given before and after, it is compared as well: a wrong one makes the error infinite."""
-    xp = machine.xp
-    q, k, v, o = (machine.double(tensor) for tensor in tensors)
-    (batch, tokens, heads, key), value = q.shape, v.shape[3]
-    s, z = 0 * k[:, 0, :, :, None] * v[:, 0, :, None, :], 0 * k[:, 0]
-    if state is not None:
-        state, after = (machine.double(each).reshape(batch, heads, -1) for each in (state, after))
-        s = s + state[..., : key * value].reshape(batch, heads, key, value)
-        z = z + state[..., key * value :] if normalised else z
-    wrong, size = 0.0, 0.0
-    for t in range(0, tokens, 64):
-        q_t, k_t, v_t = phi(xp, q[:, t : t + 64]), phi(xp, k[:, t : t + 64]), v[:, t : t + 64]
-        scores = xp.tril(xp.einsum("bthi,bshi->bhts", q_t, k_t))
-        exact = xp.einsum("bhts,bshj->bthj", scores, v_t) + xp.einsum("bthi,bhij->bthj", q_t, s)
-        if normalised:
-            norm = xp.einsum("bhts->bth", scores) + xp.einsum("bthi,bhi->bth", q_t, z)
-            exact = exact / (norm + EPS)[..., None]
-        s = s + xp.einsum("bthi,bthj->bhij", k_t, v_t)
-        z = z + xp.einsum("bthi->bhi", k_t)
-        wrong, size = wrong + ((o[:, t : t + 64] - exact) ** 2).sum(), size + (exact**2).sum()
-    if after is not None:
-        parts = [(after[..., : key * value].reshape(s.shape), s), (after[..., key * value :], z)][: 1 + normalised]
-        if not all(float(((got - exact) ** 2).sum()) <= (STATE**2 * float((exact**2).sum())) for got, exact in parts):
-            return math.inf
-    return math.sqrt(float(wrong) / float(size))
-
-
-def elu(xp, x):
-    return xp.where(x > 0, 1 + x, xp.exp(xp.clip(x, None, 0)))
-
-
-def identity(xp, x):
-    return x
-
-
-PHI = {ELU: elu, IDENTITY: identity}
-
-
-class Line:
-    """What is timed: launches on tensors of their own, the bytes that one must move, and the check of one's outputs with
-    the error that is allowed."""
-
-    def __init__(self, name, bytes, launches, check=None, allowed=math.inf, target=None, beside=None):
-        self.name, self.bytes, self.launches, self.check, self.allowed = name, bytes, launches, check, allowed
-        self.target, self.beside = target, beside  # microseconds; the line that it is compared with
-        self.times, self.error, self.take = [], None, None
-
-    def verify(self, index, run=None):
-        """Compares the outputs of one launch, or of a run of all; the worst so far is kept, and NaN is."""
-        if self.check:
-            found = self.check(index, run)
-            self.error = found if self.error is None or not found <= self.error else self.error
-
-    @property
-    def wrong(self):
-        return self.error is not None and not self.error <= self.allowed
-
-    @property
-    def median(self):
-        return statistics.median(self.times)
-
-
-def sets(bytes, quick):
-    return 2 if quick else min(1024, max(2, math.ceil(SPREAD / bytes)))
-
-
-def copy(machine, name, bytes, quick):
-    """Half of the bytes read, half of them written."""
-    pairs = [[machine.normal((bytes // 4,)) for _ in range(2)] for _ in range(sets(bytes, quick))]
-    return Line(name, bytes, [functools.partial(machine.copy, *pair) for pair in pairs])
 
 
 class Ours:
@@ -299,98 +115,6 @@ def our_lines(machine, library, quick, only):
                 yield from ours.lines((batch, 1, heads, dim), normaliser, ELU, decode=True, beside=beside)
 
 
-# fla's two functions for many tokens, and what each of --warm's processes compiles.
-FLA = ("chunk_linear_attn", "fused_chunk_linear_attn")
-WARM = [(FLA[0], 64, False), (FLA[0], 128, False), (FLA[1], 64, True), (FLA[1], 128, False)]
-
-
-def fla_lines(machine, ours):
-    """Beside our lines of the same shape, B = 8, T = 4096, H = 16, and map, which is not in fla's time."""
-    import fla.ops.linear_attn as fla
-
-    for dim in (64, 128):
-        for normaliser in (NONE, GLOBAL):
-            like = f"prefill {NORMALISERS[normaliser]} elu B=8 T=4096 H=16 D={dim} bf16 Bf16Dot"
-            beside = next(line for line in ours if line.name == like)
-            for function in FLA:
-                yield fla_line(machine, getattr(fla, function), (8, 4096, 16, dim), normaliser, beside)
-
-
-def fla_line(machine, function, shape, normaliser, beside=None):
-    inputs = []
-    for _ in range(2):
-        q, k = (elu(machine.xp, machine.normal(shape)) for _ in range(2))
-        inputs.append((q, k, machine.normal(shape)))
-    outputs = [None, None]
-
-    def launch(index):
-        outputs[index], _ = function(*inputs[index], scale=1.0, normalize=normaliser == GLOBAL)
-
-    def check(index, run):
-        if run is None:
-            launch(index)
-        else:
-            machine.poison(outputs[index])
-            run()
-        machine.wait()
-        return error(machine, (*inputs[index], outputs[index]), identity, normaliser == GLOBAL)
-
-    batch, tokens, heads, dim = shape
-    name = f"fla {function.__name__} {NORMALISERS[normaliser]} B={batch} T={tokens} H={heads} D={dim} bf16"
-    bytes = 2 * 4 * math.prod(shape)
-    # Its errors are told, not judged: what it sums in bf16 is its own business.
-    return Line(name, bytes, [functools.partial(launch, index) for index in range(2)], check, beside=beside)
-
-
-def warm():
-    """Compiles what fla's autotuning tries, without timing it, in processes beside each other."""
-    me = [sys.executable, __file__, *sys.argv[1:], "--warm-one"]
-    running = [subprocess.Popen([*me, str(index)]) for index in range(len(WARM))]
-    return max(process.wait() for process in running)
-
-
-def warm_one(index):
-    from triton.runtime.autotuner import Autotuner
-
-    run = Autotuner.run
-
-    def once(self, *arguments, **options):
-        self.do_bench = lambda call, *_, **__: (call(), [1.0, 1.0, 1.0])[1]
-        return run(self, *arguments, **options)
-
-    Autotuner.run = once
-    import fla.ops.linear_attn as fla
-
-    function, dim, normalised = WARM[index]
-    line = fla_line(Torch(), getattr(fla, function), (8, 4096, 16, dim), GLOBAL if normalised else NONE)
-    line.launches[0]()
-
-
-def prepare(machine, lines, deadline):
-    """Lines that were compared with f64 and can be timed; says which can't. What is not ours may fail."""
-    for line in lines:
-        if time.monotonic() > deadline:
-            print(f"NOT measured, for want of time: {line.name}", flush=True)
-            continue
-        try:
-            line.verify(0)
-            line.take = machine.timer(line.launches)
-        except Exception as failed:
-            if not line.name.startswith("fla"):
-                raise
-            print(f"NOT measured: {line.name}: {failed}", flush=True)
-            continue
-        yield line
-
-
-def measure(lines, rounds, deadline):
-    for _ in range(rounds):
-        for line in lines:
-            line.times.append(line.take())
-        if time.monotonic() > deadline:
-            return
-
-
 def table(machine, lines):
     """One line for each; a target beside it where there is one."""
     print(f"{machine.name}: medians of {len(lines[0].times)} rounds")
@@ -434,9 +158,9 @@ def main():
         sys.path.insert(0, args.fla)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (args.fla, os.environ.get("PYTHONPATH"))))
     if args.warm_one is not None:
-        return warm_one(args.warm_one)
+        return bench_fla.warm_one(args.warm_one)
     if args.warm:
-        return warm()
+        return bench_fla.warm()
 
     machine = Emulated() if args.emulator else Torch()
     wanted = our_lines(machine, args.library, args.emulator, args.only)
@@ -452,7 +176,7 @@ def main():
         measure(lines, 3, deadline)
         table(machine, lines)
         try:
-            others = (line for line in fla_lines(machine, list(lines)) if re.search(args.only, line.name))
+            others = (line for line in bench_fla.lines(machine, list(lines)) if re.search(args.only, line.name))
             lines += prepare(machine, others, begin + 0.8 * args.seconds)
         except Exception as failed:
             print(f"NOT measured: fla: {failed!r}")
@@ -465,7 +189,9 @@ def main():
     if args.json:
         keys = ("name", "bytes", "times", "error", "allowed", "target")
         report = {"machine": machine.name, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        report["lines"] = [{key: getattr(line, key) for key in keys} for line in lines]
+        # JSON has no infinity and no NaN.
+        known = lambda value: value if not isinstance(value, float) or math.isfinite(value) else str(value)
+        report["lines"] = [{key: known(getattr(line, key)) for key in keys} for line in lines]
         with open(args.json, "w") as file:
             json.dump(report, file)
     wrong = [line.name for line in lines if line.wrong]
