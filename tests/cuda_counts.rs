@@ -20,6 +20,9 @@ const CLOCK: f64 = 1.755;
 const ISSUES: f64 = 4.0;
 const PRODUCTS: f64 = 1.0;
 const SYNC: f64 = 0.62;
+/// Clocks in which a warp that has a scheduler nearly for itself issues an instruction: an assumption, for most instructions
+/// wait for an earlier one, whose latency is four clocks or more.
+const PACE: f64 = 2.0;
 /// Bytes of shared memory that one reads or writes in a clock, as wavefronts.
 const WAVEFRONTS: f64 = 1.0;
 
@@ -29,9 +32,14 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 const LEN: usize = 1024;
 
 /// A head in bf16, without a state: what was counted.
-fn count(device: &Device, precision: Precision, dim: usize, segments: usize) -> Counters {
+fn count(
+    device: &Device,
+    precision: Precision,
+    (dim, normaliser): (usize, Normaliser),
+    segments: usize,
+) -> Counters {
     let emulator = Emulator::get();
-    let config = config([1, LEN, 1, dim, dim], Normaliser::None);
+    let config = config([1, LEN, 1, dim, dim], normaliser);
     let case = Case::new(config, 1);
     let attention =
         Attention::new(device, config, precision).expect("a configuration").with_segments(segments);
@@ -70,39 +78,87 @@ fn report_times(what: &str, counted: &Counters, (heads, len): (f64, f64)) {
     ));
 }
 
+/// Microseconds of a Hopper kernel whose groups of warps each do one thing after the other: what a group issues, at a warp-
+/// instruction of each warp in `PACE` clocks, and the products that it waits for. The groups run beside one another: the
+/// slowest sets the pace.
+fn report_phases(counted: &Counters, [of_outputs, of_state]: [u64; 2], (heads, len): (f64, f64)) {
+    // A group's four warps are on four schedulers.
+    let issued = |group: u64| time(group, heads, len, 4.0 / PACE);
+    let products = |count: u64| time(count, heads, len, PRODUCTS);
+    let groups = [
+        issued(counted.group_0),
+        issued(counted.group_1) + products(of_outputs),
+        issued(counted.group_2) + products(of_state),
+    ];
+    let tiles = LEN as u64 / 64;
+    report(&format!(
+        "sums of phases: converter {:.0} us, outputs {:.0} us, state {:.0} us; {}, {} and {} instructions a tile",
+        groups[0],
+        groups[1],
+        groups[2],
+        counted.group_0 / tiles,
+        counted.group_1 / tiles,
+        counted.group_2 / tiles,
+    ));
+}
+
 #[test]
 fn bytes_and_instructions() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for device in counted_on() {
         let hopper = device.capability() == (9, 0);
-        for (dim, floor) in [(64, 62.0), (128, 125.0)] {
-            let counted = count(&device, Precision::Bf16Dot, dim, 1);
+        for (dim, normaliser, floor) in [
+            (64, Normaliser::None, 62.0),
+            (64, Normaliser::Global { eps: 1e-6 }, 62.0),
+            (128, Normaliser::None, 125.0),
+            (128, Normaliser::Global { eps: 1e-6 }, 125.0),
+        ] {
+            let counted = count(&device, Precision::Bf16Dot, (dim, normaliser), 1);
             // Hopper's kernels take 128 columns of V at once where K is 128.
             let panels = if hopper { 1 } else { dim.div_ceil(64) as u64 };
             let tensor = (2 * LEN * dim) as u64;
             // Each panel reads q and k, and its columns of v; nothing else is read, and o alone is written.
             assert_eq!(counted.global_read, tensor * (2 * panels + 1), "bytes read, K = V = {dim}");
             assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
-            // Of 16 x 8 x 16: Q K^T by each of two groups and A V, all of them or up to the diagonal; Q S and K^T V of all rows.
+            // Products of 16 x 8 x 16, a tile and panel: Q K^T and A V up to the diagonal, on Hopper all of them, the former by
+            // each of two groups elsewhere; Q S and K^T V of all rows. Sums for the normaliser: of A's rows, and of Q and K by
+            // each group.
             let tiles = (LEN / 64) as u64;
             let (deep, wide) = (dim as u64 / 16, dim as u64 / panels / 8);
-            let (of_scores, of_tril) = if hopper { (32, 16) } else { (20, 10) };
-            let products = tiles * panels * (2 * of_scores * deep + of_tril * wide + 2 * 4 * deep * wide);
-            assert_eq!(counted.mma_k16 + counted.wgmma_k16, products, "products, K = V = {dim}");
+            let (of_scores, of_tril) = if hopper { (32, 16) } else { (2 * 20, 10) };
+            let sums = match (normaliser, hopper) {
+                (Normaliser::None, _) => [0, 0],
+                (_, true) => [4 * deep + 16, 4 * deep],
+                _ => [2 * 4 * deep + 2 * 10, 2 * 4 * deep],
+            };
+            let of_outputs = tiles * panels * (of_scores * deep + of_tril * wide + 4 * deep * wide + sums[0]);
+            let of_state = tiles * panels * (4 * deep * wide + sums[1]);
+            assert_eq!(counted.mma_k16 + counted.wgmma_k16, of_outputs + of_state, "products, K = V = {dim}");
             assert_eq!(if hopper { counted.mma_k16 } else { counted.wgmma_k16 }, 0, "of the other kind");
-            assert_eq!(counted.shared_conflicts, 0, "bank conflicts, K = V = {dim}");
+            // Elsewhere than on Hopper z is cleared by pairs, once.
+            let of_z = if normaliser == Normaliser::None || hopper { 0 } else { panels * dim as u64 / 16 };
+            assert!(counted.shared_conflicts <= of_z, "bank conflicts, K = V = {dim}");
+            let work = (128.0, 4096.0);
             report_times(
-                &format!("{device:?}, bf16 dot, K = V = {dim}, B=8 T=4096 H=16, memory's floor {floor} us"),
+                &format!(
+                    "{device:?}, bf16 dot, {normaliser:?}, K = V = {dim}, B=8 T=4096 H=16, memory's floor {floor} us"
+                ),
                 &counted,
-                (128.0, 4096.0),
+                work,
             );
             report(&format!(
-                "a tile and panel: {} instructions, {} products, {} ldmatrix, {} wavefronts",
+                "a tile and panel: {} instructions, {} products, {} ldmatrix and stmatrix, {} wavefronts, {} sectors",
                 counted.instructions / tiles / panels,
-                products / tiles / panels,
+                (of_outputs + of_state) / tiles / panels,
                 counted.ldmatrix / tiles / panels,
                 (counted.shared_wavefronts + counted.wgmma_read / 128) / tiles / panels,
+                counted.global_sectors / tiles / panels,
             ));
+            if hopper {
+                // Rows of o are written in whole sectors; cp.async is counted by pieces of 16 bytes.
+                assert_eq!(counted.global_sectors, tensor / 32 + 3 * tensor / 16, "sectors, K = V = {dim}");
+                report_phases(&counted, [of_outputs, of_state], work);
+            }
         }
     }
 }
@@ -113,7 +169,7 @@ fn precise() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let device = counted_on().next().expect("the emulator");
     for dim in [64, 128] {
-        let counted = count(&device, Precision::F32, dim, 1);
+        let counted = count(&device, Precision::F32, (dim, Normaliser::None), 1);
         // Panels of 64 columns of V.
         let tensor = (2 * LEN * dim) as u64;
         assert_eq!(counted.global_read, tensor * (2 * dim as u64 / 64 + 1), "bytes read, K = V = {dim}");
@@ -134,7 +190,7 @@ fn segments() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for device in counted_on() {
         let (dim, all) = (64, SEGMENTS as u64);
-        let counted = count(&device, Precision::Bf16Dot, dim, SEGMENTS);
+        let counted = count(&device, Precision::Bf16Dot, (dim, Normaliser::None), SEGMENTS);
         let (tensor, state) = ((2 * LEN * dim) as u64, (4 * dim * dim) as u64);
         let again = 2 * tensor / all * (all - 1);
         // The sums are written, scanned in place, and read where outputs begin.

@@ -113,11 +113,16 @@ template <class E, int KT, int VP, Normaliser N> struct Converter : Tiles<E, KT,
 
   template <class M> __device__ __forceinline__ void copy(M to, const Bits* from, i64 stride, int rows, int columns) const {
     const By<M> by(thread);
-    const int left = (columns > by.eight * 8 ? rows : 0) - by.first;
+    const u32 at = to.at(by.first, by.eight);
     from += by.first * stride + by.eight * 8;
+    if (whole && rows == C) {
 #pragma unroll
-    for (int i = 0; i < by.COUNT; i++, from += by.STEP * stride)
-      copy_async_if(i * by.STEP < left, to.at(by.first + i * by.STEP, by.eight), from);
+      for (int i = 0; i < by.COUNT; i++, from += by.STEP * stride) copy_async(by.below(at, i), from);
+      return;
+    }
+    const int left = (columns > by.eight * 8 ? rows : 0) - by.first;
+#pragma unroll 1
+    for (int i = 0; i < by.COUNT; i++, from += by.STEP * stride) copy_async_if(i * by.STEP < left, by.below(at, i), from);
   }
   __device__ __forceinline__ void copy_tile(const Cursor& at, int stage) const {
     if (copied && at.more()) {
@@ -134,6 +139,7 @@ template <class E, int KT, int VP, Normaliser N> struct Converter : Tiles<E, KT,
   template <bool MAP, class M>
   __device__ __forceinline__ bool convert(M to, const Bits* from, i64 stride, int rows, int columns) const {
     const By<M> by(thread);
+    const u32 first_at = to.at(by.first, by.eight);
     float nan = 0.0f;
     if (E::IS_BF16 && whole && rows == C) {
       // Nearly all tiles: two pieces at a time, without a condition.
@@ -143,7 +149,7 @@ template <class E, int KT, int VP, Normaliser N> struct Converter : Tiles<E, KT,
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           u32 piece[4];
-          load_shared4(piece, to.at(by.first + (i + j) * by.STEP, by.eight));
+          load_shared4(piece, by.below(first_at, i + j));
 #pragma unroll
           for (int w = 0; w < 4; w++) x[4 * j + w] = piece[w];
         }
@@ -154,7 +160,7 @@ template <class E, int KT, int VP, Normaliser N> struct Converter : Tiles<E, KT,
         phi_bf16(x, a.feature_map, a.map_eps);
 #pragma unroll
         for (int j = 0; j < 2; j++)
-          store_shared(to.at(by.first + (i + j) * by.STEP, by.eight), make_uint4(x[4 * j], x[4 * j + 1], x[4 * j + 2], x[4 * j + 3]));
+          store_shared(by.below(first_at, i + j), make_uint4(x[4 * j], x[4 * j + 1], x[4 * j + 2], x[4 * j + 3]));
       }
       return nan != 0.0f;
     }

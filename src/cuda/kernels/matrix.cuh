@@ -136,6 +136,9 @@ template <int T, class M> DEVICE void load_b_transposed(u32 (&b)[2][T][2], M m, 
   }
 }
 
+DEVICE void copy_async(u32 to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from)) : "memory");
+}
 DEVICE void copy_async_if(bool condition, u32 to, const void* from) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %0, 0; @p cp.async.cg.shared.global [%1], [%2], 16;}"
                ::"r"((int)condition), "r"(to), "l"(__cvta_generic_to_global(from)) : "memory");

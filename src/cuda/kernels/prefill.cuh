@@ -106,6 +106,11 @@ template <class M, int C, int THREADS> struct Spread {
   int first, eight;
   __device__ __forceinline__ explicit Spread(int thread)
       : first(thread / ACROSS % STEP), eight(thread % ACROSS + thread / (ACROSS * STEP) * ACROSS) {}
+  // Where piece i lies in an operand, of where the first does: STEP divides the eight rows of the pattern, or is a multiple of them.
+  DEVICE u32 below(u32 at, int i) {
+    static_assert(M::ROW == 128, "the pattern of 128 bytes");
+    return (at ^ i * STEP % 8 * 16) + i * STEP * M::ROW;
+  }
 };
 
 // The causal mask multiplies by zero, which does not stop a NaN or an infinity in a later v. Those are taken out of the
