@@ -303,8 +303,8 @@ impl Attention {
             self.snapshot(snapshot, initial, stream)?;
         }
         let aligned = self.is_aligned(kind, q.address() | k.address() | v.address());
-        let room = self.device.shared_memory().saturating_sub(variant.shared);
-        let stages = if aligned { room.checked_div(variant.stage).unwrap_or(0).min(2) } else { 0 };
+        let many = rows * panels * segments > self.device.multiprocessors();
+        let stages = if aligned { variant.stages(self.device.shared_memory(), many) } else { 0 };
         let (chunk, eps, feature_map, map_eps) = options(&rule);
         let mut args = PrefillArgs {
             q: q.address().into(),

@@ -17,6 +17,8 @@ pub(super) struct Variant {
     pub shared: usize,
     /// Bytes of a stage: a tile as it lies in memory. 0 where the kernel has no choice of stages.
     pub stage: usize,
+    /// Blocks for which a multiprocessor has registers.
+    blocks: usize,
 }
 
 impl Variant {
@@ -47,7 +49,20 @@ impl Variant {
         let operands = tokens * (phi * 2 * key + v * columns) + phi * key * (columns + 1);
         let shared = 2 * operands + 4 * (2 * key + columns);
         let stage = tokens * (2 * key + columns) * kind.size();
-        Self { key, tokens, columns, threads: 32 * (rows * groups) as u32, shared, stage }
+        let blocks = if key == 64 && phi == 1 && division != Division::PerChunk { 2 } else { 1 };
+        Self { key, tokens, columns, threads: 32 * (rows * groups) as u32, shared, stage, blocks }
+    }
+
+    /// Stages that fit the shared memory that a block may have, at most two. Where `many`, more blocks than multiprocessors, two
+    /// blocks share one if there is room for a stage of each.
+    pub(super) fn stages(&self, shared_memory: usize, many: bool) -> usize {
+        let of = |bytes: usize| bytes.saturating_sub(self.shared).checked_div(self.stage).unwrap_or(0).min(2);
+        // On all GPUs a multiprocessor has 1 KiB more than a block may have, and keeps 1 KiB of it for each block.
+        let half = (shared_memory + 1024) / 2 - 1024;
+        match of(half) {
+            stages @ 1.. if many && self.blocks == 2 => stages,
+            _ => of(shared_memory),
+        }
     }
 
     fn hopper(key: usize, division: Division) -> Self {
@@ -62,6 +77,6 @@ impl Variant {
         let tile = 2 * tokens * (2 * key + columns) + 4 * 4 * columns + 4 * 4;
         // S and z, those of the finished chunks, and ones.
         let state = (1 + per_chunk) * 2 * key * columns + (normalised + per_chunk) * 16 * key + 256;
-        Self { key, tokens, columns, threads: 384, shared: tiles * tile + state, stage: 0 }
+        Self { key, tokens, columns, threads: 384, shared: tiles * tile + state, stage: 0, blocks: 1 }
     }
 }

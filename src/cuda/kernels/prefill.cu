@@ -363,8 +363,11 @@ template <class E, class P, Normaliser N> struct Prefill : P {
 
 // K's columns; warps along a tile's rows and along V's columns, n-tiles of a warp. As many rows as fit shared memory of 99 KB
 // without stages, the least that a supported GPU has: as `Variant::new` in attention.rs.
+// Two blocks share a multiprocessor where registers are enough without spills: as `Variant::blocks`.
+#define BLOCKS(KT, N) (KT == 64 && OF_PHI == 1 && N != PER_CHUNK ? 2 : 1)
 #define ENTRY(KT, NAME, N, ...)                                                                                      \
-  extern "C" __global__ void __launch_bounds__(Products<OF_PHI, OF_VALUE, KT, __VA_ARGS__, N != NONE>::THREADS, 1)   \
+  extern "C" __global__ void                                                                                         \
+  __launch_bounds__(Products<OF_PHI, OF_VALUE, KT, __VA_ARGS__, N != NONE>::THREADS, BLOCKS(KT, N))                  \
   prefill_##KT##_##NAME(const __grid_constant__ PrefillArgs args) {                                                  \
     extern __shared__ __align__(1024) unsigned char shared[];                                                        \
     Prefill<ELEMENT, Products<OF_PHI, OF_VALUE, KT, __VA_ARGS__, N != NONE>, N>(args, shared).run();                 \
