@@ -106,7 +106,7 @@ fn report_phases(counted: &Counters, [of_outputs, of_state]: [u64; 2], (heads, l
 fn bytes_and_instructions() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for device in counted_on() {
-        let hopper = device.capability() == (9, 0);
+        let hopper = device.has_wgmma();
         for (dim, normaliser, floor) in [
             (64, Normaliser::None, 62.0),
             (64, Normaliser::Global { eps: 1e-6 }, 62.0),

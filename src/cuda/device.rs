@@ -144,7 +144,8 @@ impl Device {
     }
 
     /// Whether Hopper's own kernels are launched: on Hopper, by a driver that compiles them.
-    pub(super) fn has_wgmma(&self) -> bool {
+    #[doc(hidden)]
+    pub fn has_wgmma(&self) -> bool {
         self.wgmma
     }
 

@@ -262,8 +262,12 @@ pub(crate) fn targets() -> Vec<Target> {
     }
     if with_emulator() {
         targets.push(Target { device: emulated()[0].clone(), precision: Precision::Bf16Dot });
-    } else if targets[0].device.capability() == (9, 0) {
-        report("NOT covered: the older GPUs' kernels of Precision::Bf16Dot, for Hopper has its own");
+    }
+    if asked() != Asked::Emulator
+        && let Ok(device) = gpu()
+        && device.has_wgmma()
+    {
+        targets.push(Target { device: device.without_wgmma(), precision: Precision::Bf16Dot });
     }
     targets
 }
