@@ -69,6 +69,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// By what it multiplies.
+    fn products(&self) -> String {
+        let wgmma = self.precision == Precision::Bf16Dot && self.device.has_wgmma();
+        format!("{:?}{}", self.precision, if wgmma { " by wgmma" } else { "" })
+    }
+
     /// Tokens of B = 1, H = 2 by the oracle's numbers, cut where `ends` say and decoded where a piece is one token.
     fn attention<E: Number>(&self, config: Config, ends: &[usize], segments: usize) -> cuda::Result<Report> {
         let Self { device, precision } = *self;
@@ -109,8 +115,9 @@ impl Run<'_> {
         let got_state = state.map_or(Ok(Vec::new()), |state| state.read(Stream::DEFAULT))?;
         let (of_o, of_state) = allowed::<E>(precision);
         let name = format!(
-            "{} {precision:?} K {} V {} {:?} {:?} in {segments}",
+            "{} {} K {} V {} {:?} {:?} in {segments}",
             E::NAME,
+            self.products(),
             shape.key,
             shape.value,
             config.rule.feature_map,
@@ -140,7 +147,7 @@ impl Run<'_> {
         let got = cuda::Model::new(self.device, &model, self.precision)?.run(batch, len, &input)?;
         let mut report = Report::default();
         let allowed = if self.precision == Precision::Bf16Dot { 2e-2 } else { 5e-6 };
-        report.compare(&format!("model, {} {:?}", E::NAME, self.precision), norm_error(&got, &want), allowed);
+        report.compare(&format!("model, {} {}", E::NAME, self.products()), norm_error(&got, &want), allowed);
         Ok(report)
     }
 
@@ -180,18 +187,23 @@ fn main() -> ExitCode {
     println!("{device:?}, {} multiprocessors", device.multiprocessors());
     // On threads, for the driver compiles a kernel when it is first asked for.
     let report = Mutex::new(Report::default());
-    let add = |name: String, part: cuda::Result<Report>| {
-        let part = part
-            .unwrap_or_else(|error| Report { wrong: vec![format!("{name}: {error}")], ..Report::default() });
+    let add = |name: &str, run: Run, part: cuda::Result<Report>| {
+        let failed = |error| vec![format!("{name} {}: {error}", run.products())];
+        let part = part.unwrap_or_else(|error| Report { wrong: failed(error), ..Report::default() });
         report.lock().expect("no panic").add(part);
     };
     let add = &add;
+    let mut runs = vec![(device.clone(), Precision::F32), (device.clone(), Precision::Bf16Dot)];
+    if device.has_wgmma() {
+        // The kernels that other GPUs run.
+        runs.push((device.without_wgmma(), Precision::Bf16Dot));
+    }
     std::thread::scope(|scope| {
-        for precision in [Precision::F32, Precision::Bf16Dot] {
-            let run = Run { device: &device, precision };
-            scope.spawn(move || add(format!("f32 {precision:?}"), run.all::<f32>()));
-            scope.spawn(move || add(format!("bf16 {precision:?}"), run.all::<bf16>()));
-            scope.spawn(move || add(format!("f16 {precision:?}"), run.all::<f16>()));
+        for (device, precision) in &runs {
+            let run = Run { device, precision: *precision };
+            scope.spawn(move || add("f32", run, run.all::<f32>()));
+            scope.spawn(move || add("bf16", run, run.all::<bf16>()));
+            scope.spawn(move || add("f16", run, run.all::<f16>()));
         }
     });
     let Report { compared, worst: (worst, whose), wrong } = report.into_inner().expect("no panic");
