@@ -626,7 +626,9 @@ fn products(kernel: Kernel) {
                 flags[at] = if flags[at] == "0" { "1" } else { "0" };
                 format!("{product}, add, 1, 1, {};}}", flags.join(", "))
             });
-            std::iter::once(String::new()).chain(turned).collect()
+            // Sums that begin anew would go on, and the other way round.
+            let adds = line.replace("setp.ne.b32 add", "setp.eq.b32 add");
+            [String::new(), adds].into_iter().chain(turned).collect()
         } else if line.contains("mma.sync") {
             vec![String::new()]
         } else if line.contains(".trans.shared") {

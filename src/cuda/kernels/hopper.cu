@@ -277,7 +277,7 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
       for (int kk = 0; kk < KT; kk += 16)
         wgmma<false, false>(scores, Base::of_keys(this->q_operand(stage), 0, kk), Base::of_keys(this->k_operand(stage), 0, kk), kk > 0);
       wgmma_commit();
-      if (CHUNKED && apart) mul_state(out, norm, stage, this->f_operand(), Base::FZ_AT);
+      if (CHUNKED) mul_state(out, norm, stage, apart ? this->f_operand() : this->s_operand(), apart ? Base::FZ_AT : Base::Z_AT);
       else mul_state(out, norm, stage, this->s_operand(), Base::Z_AT);
       wgmma_wait<1>();
       settle(scores);
@@ -294,17 +294,18 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
         wgmma_wait<0>();
         settle(out), settle(norm);
         take_past(past, out, norm);
-        if (!apart) clear(out), clear(norm);
-        settle(out), settle(norm);
+        // Now: later the sums would have to be copied for it.
+        settle(past);
       }
+      if (CHUNKED && apart) wgmma_fence(), mul_state(out, norm, stage, this->s_operand(), Base::Z_AT);
 #pragma unroll
       for (int n = 0; n < C / 16; n++) settle(p[n]);
       wgmma_fence();
-      if (CHUNKED && apart) mul_state(out, norm, stage, this->s_operand(), Base::Z_AT);
 #pragma unroll
       for (int n = 0; n < C / 16; n++) {
-        wgmma<true>(out, p[n], Base::of_rows(this->v_operand(stage), n * 16));
-        if (NORMALISED) wgmma<true>(norm, p[n], this->of_ones());
+        const bool adds = !CHUNKED || apart || n > 0;
+        wgmma<true>(out, p[n], Base::of_rows(this->v_operand(stage), n * 16), adds);
+        if (NORMALISED) wgmma<true>(norm, p[n], this->of_ones(), adds);
       }
       wgmma_commit();
       // Q S was started before; `state` may write the next S while A V is on its way.

@@ -47,20 +47,20 @@ template <bool A_TRANSPOSED, bool B_BY_ROWS> DEVICE void wgmma(float (&c)[16][4]
                : EIGHT_SUMS(0), EIGHT_SUMS(8)
                : "l"(a), "l"(b), "r"((int)adds), "n"(A_TRANSPOSED), "n"(B_BY_ROWS));
 }
-template <bool B_BY_ROWS> DEVICE void wgmma(float (&c)[4], const u32 (&a)[4], u64 b) {
-  asm volatile(WGMMA(8, "1") "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, add, 1, 1, %9;}"
+template <bool B_BY_ROWS> DEVICE void wgmma(float (&c)[4], const u32 (&a)[4], u64 b, bool adds) {
+  asm volatile(WGMMA(8, "%9") "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, add, 1, 1, %10;}"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(B_BY_ROWS));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)adds), "n"(B_BY_ROWS));
 }
-template <bool B_BY_ROWS> DEVICE void wgmma(float (&c)[8][4], const u32 (&a)[4], u64 b) {
-  asm volatile(WGMMA(64, "1") "{" NUMBERS_32 "}, {%32,%33,%34,%35}, %36, add, 1, 1, %37;}"
+template <bool B_BY_ROWS> DEVICE void wgmma(float (&c)[8][4], const u32 (&a)[4], u64 b, bool adds) {
+  asm volatile(WGMMA(64, "%37") "{" NUMBERS_32 "}, {%32,%33,%34,%35}, %36, add, 1, 1, %38;}"
                : EIGHT_SUMS(0)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(B_BY_ROWS));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)adds), "n"(B_BY_ROWS));
 }
-template <bool B_BY_ROWS> DEVICE void wgmma(float (&c)[16][4], const u32 (&a)[4], u64 b) {
-  asm volatile(WGMMA(128, "1") "{" NUMBERS_64 "}, {%64,%65,%66,%67}, %68, add, 1, 1, %69;}"
+template <bool B_BY_ROWS> DEVICE void wgmma(float (&c)[16][4], const u32 (&a)[4], u64 b, bool adds) {
+  asm volatile(WGMMA(128, "%69") "{" NUMBERS_64 "}, {%64,%65,%66,%67}, %68, add, 1, 1, %70;}"
                : EIGHT_SUMS(0), EIGHT_SUMS(8)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(B_BY_ROWS));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)adds), "n"(B_BY_ROWS));
 }
 
 // Four 8 x 8 matrices from registers; lane i says where row i % 8 of matrix i / 8 goes.
