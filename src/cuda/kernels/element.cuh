@@ -151,10 +151,10 @@ template <class E> struct Piece {
   }
 };
 
-// As `options` in attention.rs numbers them.
+// As `Division` in kernels.rs numbers them.
 enum Normaliser { NONE, GLOBAL, PER_CHUNK };
 
-// phi, as `FeatureMap` in feature_map.rs: the same formulas in the same order.
+// phi, as `FeatureMap` in rule.rs, numbered by `options` in attention.rs: the same formulas in the same order.
 enum FeatureMap { ELU, RELU, IDENTITY };
 constexpr float LOG2_E = 1.442695041f;
 

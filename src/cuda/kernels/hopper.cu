@@ -69,7 +69,9 @@ template <class E, int KT, int VP, Normaliser N> struct Tiles {
   __device__ __forceinline__ u32 flags(int stage) const { return shared + FLAGS_AT + stage * FLAGS_BYTES; }
 
   // As descriptors: rows `row ..` of Q or K, columns `column ..`; rows `row ..` of V, S or F; 16 rows of eight equal columns.
-  DEVICE u64 of_keys(Keys m, int row, int column) { return descriptor(m, column / 64 * Keys::BLOCK_BYTES + row * Keys::ROW + column % 64 * 2); }
+  DEVICE u64 of_keys(Keys m, int row, int column) {
+    return descriptor(m, column / 64 * Keys::BLOCK_BYTES + row * Keys::ROW + column % 64 * 2);
+  }
   template <class M> DEVICE u64 of_rows(M m, int row) { return descriptor(m, row * M::ROW); }
   __device__ __forceinline__ u64 of_z(int at, int row) const { return narrow_descriptor(shared + at + row * 16); }
   __device__ __forceinline__ u64 of_ones() const { return narrow_descriptor(shared + ONES_AT); }
@@ -170,7 +172,9 @@ template <class E, int KT, int VP, Normaliser N> struct Converter : Tiles<E, KT,
       uint4 terms[1] = {};
       if (r < rows && left > 0) {
         const Bits* at = from + r * stride + by.eight * 8;
-        const Piece<E> piece = copied ? Piece<E>::load_shared(to.at(r, by.eight)) : a.aligned ? Piece<E>::load(at) : Piece<E>::gather(at, left);
+        const Piece<E> piece = copied      ? Piece<E>::load_shared(to.at(r, by.eight))
+                               : a.aligned ? Piece<E>::load(at)
+                                           : Piece<E>::gather(at, left);
         operand<MAP>(terms, piece, a.feature_map, a.map_eps, nan);
         // phi(0) is not 0.
         if (MAP && !a.aligned) terms[0] = first(terms[0], left);
@@ -241,7 +245,8 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
   __device__ __forceinline__ Outputs(const Base& base, const Block& block) : Base(base), block(block) {}
 
   // out = Q S, norm = Q z, of S or of F.
-  template <class M> __device__ __forceinline__ void mul_state(float (&out)[NT][4], float (&norm)[4], int stage, M s, int z) const {
+  template <class M>
+  __device__ __forceinline__ void mul_state(float (&out)[NT][4], float (&norm)[4], int stage, M s, int z) const {
 #pragma unroll
     for (int kk = 0; kk < KT; kk += 16) {
       const u64 q = Base::of_keys(this->q_operand(stage), 0, kk);
@@ -274,8 +279,10 @@ template <class E, int KT, int VP, Normaliser N> struct Outputs : Tiles<E, KT, V
       float scores[C / 8][4], out[NT][4], norm[4], past[NT][4];
       wgmma_fence();
 #pragma unroll
-      for (int kk = 0; kk < KT; kk += 16)
-        wgmma<false, false>(scores, Base::of_keys(this->q_operand(stage), 0, kk), Base::of_keys(this->k_operand(stage), 0, kk), kk > 0);
+      for (int kk = 0; kk < KT; kk += 16) {
+        const u64 q = Base::of_keys(this->q_operand(stage), 0, kk), k = Base::of_keys(this->k_operand(stage), 0, kk);
+        wgmma<false, false>(scores, q, k, kk > 0);
+      }
       wgmma_commit();
       if (CHUNKED) mul_state(out, norm, stage, apart ? this->f_operand() : this->s_operand(), apart ? Base::FZ_AT : Base::Z_AT);
       else mul_state(out, norm, stage, this->s_operand(), Base::Z_AT);
@@ -440,8 +447,10 @@ template <class E, int KT, int VP, Normaliser N> struct State : Tiles<E, KT, VP,
       }
     if (NORMALISED)
 #pragma unroll
-      for (int i = 0; i < 2 * MT; i++)
-        store_shared(this->shared + at + (i / 2 * 64 + i % 2 * 8 + warp * 16 + g) * 16 + t * 4, pack(z[i / 2][i % 2], z[i / 2][i % 2]));
+      for (int i = 0; i < 2 * MT; i++) {
+        const float x = z[i / 2][i % 2];
+        store_shared(this->shared + at + (i / 2 * 64 + i % 2 * 8 + warp * 16 + g) * 16 + t * 4, pack(x, x));
+      }
   }
 
   // S += K^T V, z += K^T 1.

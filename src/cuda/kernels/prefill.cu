@@ -157,7 +157,8 @@ template <class E, class P, Normaliser N> struct Prefill : P {
     const u32 from = shared + STAGES_AT + stage * STAGE;
     if (a.outputs) convert<P::TERMS, true>(this->q_operand(), from, block.q, a.q_strides, token, rows, a.key);
     convert<P::TERMS, true>(this->k_operand(), from + K_STAGE, block.k, a.k_strides, token, rows, a.key);
-    return convert<P::VALUE_TERMS, false>(this->v_operand(), from + 2 * K_STAGE, block.v, a.v_strides, token, rows, block.columns);
+    return convert<P::VALUE_TERMS, false>(this->v_operand(), from + 2 * K_STAGE, block.v, a.v_strides, token, rows,
+                                          block.columns);
   }
 
   // After the barrier that follows the conversion of a tile of which a v is not finite.
@@ -240,8 +241,8 @@ template <class E, class P, Normaliser N> struct Prefill : P {
   }
 
   // past + out, divided by its sums where there are any.
-  __device__ __forceinline__ void write_outputs(const Cursor& at, bool infinite, const float (&out)[NT][4], const float (&norm)[4],
-                                                const float (&past)[NT][4]) const {
+  __device__ __forceinline__ void write_outputs(const Cursor& at, bool infinite, const float (&out)[NT][4],
+                                                const float (&norm)[4], const float (&past)[NT][4]) const {
     const bool pairs = a.neighbours > 1 && block.columns == VP;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -250,7 +251,10 @@ template <class E, class P, Normaliser N> struct Prefill : P {
       const float by = NORMALISED ? a.scale / (norm[half * 2] + a.eps) : a.scale;
       float x[NT][2];
 #pragma unroll
-      for (int i = 0; i < 2 * NT; i++) x[i / 2][i % 2] = CHUNKED ? fmaf(out[i / 2][half * 2 + i % 2], by, past[i / 2][half * 2 + i % 2]) : out[i / 2][half * 2 + i % 2] * by;
+      for (int i = 0; i < 2 * NT; i++) {
+        const int e = half * 2 + i % 2;
+        x[i / 2][i % 2] = CHUNKED ? fmaf(out[i / 2][e], by, past[i / 2][e]) : out[i / 2][e] * by;
+      }
       if (infinite)
 #pragma unroll
         for (int i = 0; i < 2 * NT; i++)
@@ -362,7 +366,7 @@ template <class E, class P, Normaliser N> struct Prefill : P {
 };
 
 // K's columns; warps along a tile's rows and along V's columns, n-tiles of a warp. As many rows as fit shared memory of 99 KB
-// without stages, the least that a supported GPU has: as `Variant::new` in attention.rs.
+// without stages, the least that a supported GPU has: as `Variant::new` in variant.rs.
 // Two blocks share a multiprocessor where registers are enough without spills: as `Variant::blocks`.
 #define BLOCKS(KT, N) (KT == 64 && OF_PHI == 1 && N != PER_CHUNK ? 2 : 1)
 #define ENTRY(KT, NAME, N, ...)                                                                                      \

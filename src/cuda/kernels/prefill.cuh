@@ -30,7 +30,7 @@ template <class E, int C, int VP, Normaliser N> struct Part {
   int matrix, sums_len;                                    // elements of S, and of S and z
   const Bits *q, *k, *v;                                   // this head's rows
   Bits* o;
-  const float *initial, *all_z, *chunk_z, *count;          // the state before, or null; its parts as no block has written them yet
+  const float *initial, *all_z, *chunk_z, *count;          // the state before, or null; its parts before any block wrote them
   float *last, *sums, *finished;                           // the state after, or null; a segment's; S of the finished chunks
 
   __device__ __forceinline__ Part(const PrefillArgs& args) : a(args) {
@@ -77,7 +77,8 @@ template <class E, int C, int VP, Normaliser N> struct Part {
     for (int i = 0; i < 2 * M; i++) {
       const int below = i / 2 * STEP + i % 2 * 8, left = row + below < a.key ? columns - column : 0;
 #pragma unroll
-      for (int n = 0; n < NT; n++) f(s[i / 2][n][i % 2 * 2], s[i / 2][n][i % 2 * 2 + 1], at + below * a.value + n * 8, left - n * 8);
+      for (int n = 0; n < NT; n++)
+        f(s[i / 2][n][i % 2 * 2], s[i / 2][n][i % 2 * 2 + 1], at + below * a.value + n * 8, left - n * 8);
     }
   }
   template <int STEP, int M, int NT>
@@ -106,7 +107,7 @@ template <class M, int C, int THREADS> struct Spread {
   int first, eight;
   __device__ __forceinline__ explicit Spread(int thread)
       : first(thread / ACROSS % STEP), eight(thread % ACROSS + thread / (ACROSS * STEP) * ACROSS) {}
-  // Where piece i lies in an operand, of where the first does: STEP divides the eight rows of the pattern, or is a multiple of them.
+  // Where piece i lies in an operand, of where the first does: STEP divides the eight rows of the pattern, or they divide it.
   DEVICE u32 below(u32 at, int i) {
     static_assert(M::ROW == 128, "the pattern of 128 bytes");
     return (at ^ i * STEP % 8 * 16) + i * STEP * M::ROW;

@@ -108,7 +108,8 @@ template <int TA, int TV, int K, int R, int G, int N, bool NORMALISED> struct Pr
   // out += scores V, norm += the sums of its rows, for 16 rows of V; on the diagonal of what is on and below it, so that what a
   // NaN makes above it is masked as well. A product's fragments are those of the next one's A.
   template <bool DIAGONAL>
-  __device__ __forceinline__ void mul_scores(float (&out)[NT][4], float (&norm)[4], const float (&scores)[2][4], int tokens) const {
+  __device__ __forceinline__ void mul_scores(float (&out)[NT][4], float (&norm)[4], const float (&scores)[2][4],
+                                             int tokens) const {
     u32 p[TA][4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {

@@ -5,7 +5,8 @@
 // What lies so many bytes into a matrix, as wgmma is told of it: address, distance of blocks of columns, of eight rows, swizzle.
 template <class M> DEVICE u64 descriptor(M m, int offset) {
   static_assert(M::ROW == 128, "the swizzle of 128 bytes");
-  return (u64)1 << 62 | (u64)(8 * M::ROW / 16) << 32 | (u64)(M::BLOCK_BYTES / 16) << 16 | (((m.base & 0x3ffff) >> 4) + offset / 16);
+  constexpr u64 SWIZZLE = 1, EIGHT_ROWS = 8 * M::ROW / 16, BLOCK = M::BLOCK_BYTES / 16;
+  return SWIZZLE << 62 | EIGHT_ROWS << 32 | BLOCK << 16 | (((m.base & 0x3ffff) >> 4) + offset / 16);
 }
 // Sixteen rows of eight columns, 16 bytes each: no swizzle, and eight rows to the next, by either name of that distance.
 DEVICE u64 narrow_descriptor(u32 at) { return (u64)8 << 32 | (u64)8 << 16 | (at & 0x3ffff) >> 4; }
