@@ -833,3 +833,19 @@ fn shared_memory_of_gpus() {
         }
     }
 }
+
+/// Where there are more blocks than multiprocessors two of them share one, and each has a stage less: the bits are the same.
+#[test]
+fn blocks_that_share_a_multiprocessor() {
+    let emulator = Alone::new();
+    let case = Case::new(config([2, 150, 3, 64, 64], Normaliser::Global { eps: 1e-6 }), 8);
+    let results = [1, 108].map(|multiprocessors| {
+        emulator.reset();
+        emulator.device(1, (8, 0), multiprocessors, 166_912);
+        let device = emulator.open().expect("a device");
+        on::<f32>(&(device, Precision::Bf16Dot), &case)
+            .unwrap_or_else(|e| panic!("{e}: {}", emulator.fault()))
+    });
+    assert_eq!(first_difference(&results[0].0, &results[1].0), None);
+    assert_eq!(first_difference(&results[0].1, &results[1].1), None);
+}

@@ -80,3 +80,30 @@ impl Variant {
         Self { key, tokens, columns, threads: 384, shared: tiles * tile + state, stage: 0, blocks: 1 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of shared memory that a block may have.
+    const AMPERE: usize = 166_912;
+    const CONSUMER: usize = 101_376;
+
+    #[test]
+    fn two_blocks_share_a_multiprocessor_where_there_is_room() {
+        let stages = |kind, key, division, shared_memory, many| {
+            Variant::new(kind, Products::Dot, key, division).stages(shared_memory, many)
+        };
+        let (none, per_chunk) = (Division::None, Division::PerChunk);
+        // Half of 164 KiB holds two stages of bf16, and one of f32.
+        assert_eq!(stages(Kind::Bf16, 64, none, AMPERE, true), 2);
+        assert_eq!(stages(Kind::F32, 64, none, AMPERE, true), 1);
+        assert_eq!(stages(Kind::F32, 64, none, AMPERE, false), 2);
+        // Half of 100 KiB holds none: a block has the multiprocessor for itself, as where registers are too few for two.
+        assert_eq!(stages(Kind::Bf16, 64, none, CONSUMER, true), 2);
+        assert_eq!(stages(Kind::F32, 64, per_chunk, AMPERE, true), 2);
+        assert_eq!(stages(Kind::F32, 128, none, AMPERE, true), stages(Kind::F32, 128, none, AMPERE, false));
+        // Hopper's own kernels have no choice.
+        assert_eq!(Variant::new(Kind::Bf16, Products::WarpgroupDot, 64, none).stages(232_448, true), 0);
+    }
+}
