@@ -7,6 +7,15 @@ use pulp::{Simd, WithSimd};
 
 use crate::isa::{Isa, dispatch};
 
+/// Starts the threads that calls with several threads use, so many of them with the caller's own.
+///
+/// # Errors
+/// They can't be started.
+#[cfg(feature = "std")]
+pub fn start_threads(threads: usize) -> Result<(), std::boxed::Box<dyn std::error::Error>> {
+    Ok(crate::parallel::pool::start(threads)?)
+}
+
 /// Chains of multiply-adds, each `steps` long and independent of the others; returns the flops.
 pub fn multiply_adds(isa: Isa, steps: usize) -> f64 {
     (dispatch(isa, MultiplyAdds { steps }) * steps * 2 * isa.lanes()) as f64

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use chunkwise::Isa;
+use chunkwise::bench_support::start_threads;
 
 use self::ceiling::{Ceiling, What, levels};
 use self::job::Job;
@@ -143,8 +144,8 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     };
     let threads: Vec<usize> = args.threads.iter().copied().map(usize::from).collect();
     if let Some(&most) = threads.iter().max().filter(|most| **most > 1) {
-        // The pool that the library finds; started before anything is timed.
-        rayon::ThreadPoolBuilder::new().num_threads(most).build_global()?;
+        // Before anything is timed.
+        start_threads(most).map_err(|error| format!("{most} threads can't be started: {error}"))?;
     }
     let words = Words {
         ops: args.op.clone(),
