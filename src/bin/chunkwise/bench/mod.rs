@@ -101,7 +101,9 @@ const ROUNDS: usize = 40;
 
 pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     let old = args.compare.as_deref().map(Report::read).transpose()?;
-    stop_on_interrupt()?;
+    if let Err(error) = stop_on_interrupt() {
+        complain(&format!("Ctrl-C will end the program without a report: {error}"));
+    }
     let mut report = measure(args)?;
     if let Some(old) = &old {
         report.compare(old);
@@ -128,12 +130,16 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// The first Ctrl-C ends the measuring after the current round, the second ends the program.
-fn stop_on_interrupt() -> Result<(), ctrlc::Error> {
+fn stop_on_interrupt() -> Result<(), Box<dyn std::error::Error>> {
+    // ctrlc takes the signal before it starts the thread that waits for it, and keeps it if that fails: Ctrl-C would do
+    // nothing. So a thread is started here first.
+    std::thread::Builder::new().spawn(|| ())?.join().map_err(|_| "a thread failed")?;
     ctrlc::set_handler(|| {
         if STOP.swap(true, Relaxed) {
             std::process::exit(130);
         }
-    })
+    })?;
+    Ok(())
 }
 
 fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
