@@ -7,8 +7,8 @@
 //! only its parent has.
 
 use std::boxed::Box;
+use std::format;
 use std::sync::{PoisonError, RwLock};
-use std::{format, process};
 
 use rayon::{Scope, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
@@ -37,7 +37,7 @@ impl Pool {
         if rayon::current_thread_index().is_some() {
             return Some(Self::Current);
         }
-        let process = process::id();
+        let process = process();
         let is_ours = |own: &Own| own.process == process;
         let found = OWN.try_read().ok()?.filter(is_ours);
         if let Some(own) = found {
@@ -69,9 +69,15 @@ impl Pool {
 /// Starts the library's pool with so many threads, or replaces it: for benchmarks, which also measure more threads than
 /// the machine has cores.
 pub(crate) fn start(threads: usize) -> Result<(), ThreadPoolBuildError> {
-    let own = Own { process: process::id(), pool: Some(build(threads)?) };
+    let own = Own { process: process(), pool: Some(build(threads)?) };
     *OWN.write().unwrap_or_else(PoisonError::into_inner) = Some(own);
     Ok(())
+}
+
+/// Which process this is: another one than its parent, if it was forked.
+fn process() -> u32 {
+    // WebAssembly has no processes, and asking for one panics.
+    if cfg!(target_family = "wasm") { 0 } else { std::process::id() }
 }
 
 /// A pool that lives as long as the process; 0 is rayon's number of threads.
