@@ -15,8 +15,13 @@
  * Overlap. From its first element to its last (gaps between rows included) what a call writes (o, state_out, scratch)
  * overlaps neither what it reads nor the rest of what it writes; only state_in and state_out may be one and the same.
  *
- * Threads. There is no global state but what is detected of the CPU, once. Every function may be called by any number of
- * threads at once, as long as none writes memory that another one uses.
+ * Threads. There is no global state but what is detected of the CPU, once, and a pool of threads, which the first call starts
+ * that is worth more than one thread and may use them. Every function may be called by any number of threads at once, as long as
+ * none writes memory that another one uses. Where no threads can be started, calls compute on the calling thread alone. A call
+ * on several threads computes in the calling thread's rounding and denormal modes (fesetround, MXCSR, FPCR) on x86-64 and
+ * AArch64; elsewhere the threads that help are in the default modes.
+ *
+ * fork. A child may call every function for the CPU, whatever its parent has called before: it starts threads of its own.
  *
  * Memory. The caller brings it; a call that allocates says so. After a call the library keeps no pointer, but for models,
  * which say how long their memory is borrowed.
@@ -193,7 +198,7 @@ cw_status cw_attention_sizes(const cw_attention *attention, const cw_call *call,
 cw_status cw_state_init(float *state, uint64_t bytes);
 
 /* All tokens of all heads; on `threads` threads, the caller's among them, where the work is worth it (which starts a pool of
- * threads for the process the first time, and allocates). */
+ * threads for the process the first time, and allocates). Outputs do not depend on how many threads there are. */
 cw_status cw_forward(const cw_attention *attention, const cw_call *call);
 
 /* One token of all heads: what cw_forward computes for T = 1, and faster. state_in must be state_out and hold a state. It is

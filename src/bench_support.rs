@@ -7,6 +7,23 @@ use pulp::{Simd, WithSimd};
 
 use crate::isa::{Isa, dispatch};
 
+/// Starts the threads that calls with several threads use, so many of them with the caller's own.
+///
+/// # Errors
+/// They can't be started.
+#[cfg(feature = "std")]
+pub fn start_threads(threads: usize) -> Result<(), std::boxed::Box<dyn std::error::Error>> {
+    Ok(crate::parallel::pool::start(threads)?)
+}
+
+/// Runs `work` on so many parts of `memory`, of `part` elements each, on the threads that calls use: each part on another
+/// one, provided that `work` waits for all the others and that [`start_threads`] has started as many.
+#[cfg(feature = "std")]
+pub fn on_threads(threads: usize, memory: &mut [f32], part: usize, work: impl Fn(&mut [f32]) + Sync) {
+    use crate::parallel::{Tasks, for_each};
+    for_each(Tasks { count: threads, workers: threads }, memory, part, |_, part| work(part));
+}
+
 /// Chains of multiply-adds, each `steps` long and independent of the others; returns the flops.
 pub fn multiply_adds(isa: Isa, steps: usize) -> f64 {
     (dispatch(isa, MultiplyAdds { steps }) * steps * 2 * isa.lanes()) as f64

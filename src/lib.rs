@@ -39,9 +39,24 @@
 //! that has a fused multiply-add: AVX2, AVX-512 and Neon. The scalar code and WebAssembly's `simd128` round products
 //! before they add them, so they only agree with themselves. The payload of a NaN is not specified.
 //!
+//! # Threads
+//!
+//! The calling thread does its share of the work. On a thread of a rayon pool (within `ThreadPool::install`) the others are
+//! that pool's. On any other thread they are those of a pool that the library starts when a call first wants one, once for
+//! each process, with as many threads as rayon would take: what the environment variable `RAYON_NUM_THREADS` says, else
+//! what the machine runs at once. Where they can't be started, because of a limit on processes, calls go on alone.
+//!
+//! After a `fork` the child may call the library; it starts threads of its own. Only rayon's pools, installed or global, do
+//! not survive a fork: a child must not call from one of their threads.
+//!
+//! On x86-64 and AArch64 the threads that help compute in the caller's floating-point mode: where the caller flushes
+//! denormals to zero or rounds in another direction they do so too, and the bits still do not depend on the number of
+//! threads. They are other bits then, and the accuracy that is documented holds for the default mode. On other
+//! architectures only the default mode has the same bits on any number of threads.
+//!
 //! # Features
 //!
-//! - `std` (default): [`Config::threads`] spreads the work over rayon's threads, and the environment variable
+//! - `std` (default): [`Config::threads`] spreads the work over threads, and the environment variable
 //!   `CHUNKWISE_ISA` may name the instruction set. Without it the crate is `no_std`, and works on one thread.
 //! - `files`: models from safetensors and JSON files.
 //! - `cli`: the program `chunkwise`.

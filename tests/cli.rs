@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 use chunkwise::Isa;
 use chunkwise::files::{self, Tensor, Tensors};
-use cli_common::{chunkwise, command, fine, finish, refused, scratch_file};
+use cli_common::{Run, chunkwise, command, fine, finish, refused, scratch_file};
 
 fn digits() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/chunkwise/digits.safetensors")
@@ -57,6 +57,31 @@ fn the_demonstration() {
         assert!(run.out.contains(isa.name()));
         assert!(run.out.contains("@@"), "digits are drawn");
     }
+}
+
+/// As in a container that allows no more processes: stacks of so many bytes can't be had, so no thread starts.
+fn without_threads(args: &[&str]) -> Run {
+    finish(command().args(args).env("RUST_MIN_STACK", (1_u64 << 60).to_string()))
+}
+
+#[test]
+fn where_no_thread_can_be_started() {
+    let model = text(&golden("fla_all_elu")).to_owned();
+    fine(&without_threads(&["check", "--threads", "2", &model]));
+    let answers = ["1", "2"].map(|threads| {
+        let output = scratch_file(&format!("alone_{threads}.safetensors"));
+        let model = text(&digits()).to_owned();
+        let args = ["run", "--model", &model, "--output", text(&output), "--threads", threads];
+        fine(&without_threads(&args));
+        std::fs::read(output).unwrap()
+    });
+    assert!(answers[0] == answers[1], "two threads that can't be had change the answers");
+    // Measuring on one thread goes on; what can't be measured is said.
+    let args = ["bench", "--rounds", "1", "--shape", "1,1,64,16,16"];
+    let run = without_threads(&args);
+    assert!(run.code == 0 && run.err.lines().count() == 1 && run.err.contains("Ctrl-C"), "{}", run.err);
+    let run = without_threads(&[&args[..], &["--threads", "2"]].concat());
+    assert!(run.code == 2 && run.err.contains("2 threads can't be started"), "{}", run.err);
 }
 
 #[test]

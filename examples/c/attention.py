@@ -52,10 +52,11 @@ def check(status):
         raise RuntimeError(lib.cw_status_string(status).decode())
 
 
-def attention(q, k, v, eps=1e-6):
+def attention(q, k, v, eps=1e-6, threads=1):
     """q, k [B, T, H, K] and v [B, T, H, V] to o [B, T, H, V]."""
     o = np.empty(v.shape, np.float32)
-    what = Attention(feature_map=ELU, normaliser=GLOBAL, normaliser_eps=eps, scale=1, products=1, threads=1)
+    what = Attention(feature_map=ELU, normaliser=GLOBAL, normaliser_eps=eps, scale=1, products=1,
+                     threads=threads)
     call, sizes = Call(q=Tensor.of(q), k=Tensor.of(k), v=Tensor.of(v), o=Tensor.of(o)), Sizes()
     check(lib.cw_attention_sizes(ctypes.byref(what), ctypes.byref(call), ctypes.byref(sizes)))
     scratch = np.empty(sizes.forward_scratch_bytes, np.uint8)
@@ -73,15 +74,16 @@ def definition(q, k, v, eps=1e-6):
     return np.einsum("bhts,bshj->bthj", scores / (scores.sum(-1, keepdims=True) + eps), v)
 
 
-rng = np.random.default_rng(0)
-qkv = rng.standard_normal((2, 70, 3, 4, 16), np.float32)
-q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # views of packed rows
-got, want = attention(q, k, v), definition(q, k, v)
-error = np.linalg.norm(got - want) / np.linalg.norm(want)
-print(f"chunkwise {lib.cw_version().decode()}: off by {error:.1e}")
-try:
-    attention(q, k[:, :69], v)
-    sys.exit("a wrong shape was accepted")
-except RuntimeError as refused:
-    print(f"refused: {refused}")
-sys.exit(int(not error < 2e-6))
+if __name__ == "__main__":
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((2, 70, 3, 4, 16), np.float32)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # views of packed rows
+    got, want = attention(q, k, v), definition(q, k, v)
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    print(f"chunkwise {lib.cw_version().decode()}: off by {error:.1e}")
+    try:
+        attention(q, k[:, :69], v)
+        sys.exit("a wrong shape was accepted")
+    except RuntimeError as refused:
+        print(f"refused: {refused}")
+    sys.exit(int(not error < 2e-6))

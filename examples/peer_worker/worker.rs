@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use chunkwise::bench_support::start_threads;
 use chunkwise::element::Element;
 use chunkwise::files::{self, ModelFile, Options};
 use chunkwise::nn::{BlockWeights, Model};
@@ -104,10 +105,7 @@ fn readings(peer: &mut dyn Peer, limit: Duration) -> (Vec<f64>, Vec<f64>) {
 fn pool(threads: usize) -> Result<usize> {
     static STARTED: OnceLock<usize> = OnceLock::new();
     if threads > 1 {
-        let started = *STARTED.get_or_init(|| {
-            let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-            if built.is_ok() { threads } else { rayon::current_num_threads() }
-        });
+        let started = *STARTED.get_or_init(|| if start_threads(threads).is_ok() { threads } else { 1 });
         if threads > started {
             return Err(format!("{threads} threads, but {started} were started at first").into());
         }

@@ -74,8 +74,8 @@ impl Config {
 pub struct Execution {
     /// The instruction set; `None` for [`Isa::choose`].
     pub isa: Option<Isa>,
-    /// Threads to use at most, of the current rayon pool. 1 by default, and always 1 without `std`. Small work
-    /// stays on the calling thread; the result does not depend on it.
+    /// Threads to use at most, the calling one included. 1 by default, and always 1 without `std`. Small work stays on the
+    /// calling thread; the result does not depend on it. [The crate's documentation](crate#threads) says which threads.
     pub threads: usize,
 }
 

@@ -5,6 +5,28 @@ use core::arch::asm;
 
 use half::f16;
 
+/// FPCR: rounding, flushing of denormals, and which exceptions trap.
+#[cfg(feature = "std")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mode(u64);
+
+#[cfg(feature = "std")]
+impl Mode {
+    pub(super) fn get() -> Self {
+        let fpcr;
+        // SAFETY: every program may read FPCR.
+        unsafe { asm!("mrs {}, fpcr", out(reg) fpcr, options(nostack, preserves_flags)) };
+        Self(fpcr)
+    }
+
+    /// # Safety
+    /// The code that runs until the mode is set back must bear it.
+    pub(super) unsafe fn set(self) {
+        // SAFETY: what `get` has read; the rest is the caller's promise.
+        unsafe { asm!("msr fpcr, {}", in(reg) self.0, options(nostack)) };
+    }
+}
+
 #[inline]
 #[target_feature(enable = "neon")]
 fn widen4(half: uint16x4_t) -> float32x4_t {

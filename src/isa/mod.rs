@@ -189,6 +189,59 @@ pub(crate) fn outline<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
     simd.vectorize(op)
 }
 
+/// How the calling thread rounds, and whether it flushes denormal numbers to zero: what the operating system keeps for each
+/// thread by itself. Rust knows only the default; a caller that has another one (audio hosts flush) runs the kernels in it,
+/// and so must the threads that help, or bits would depend on where a task runs. Known on x86-64 and AArch64.
+#[cfg(feature = "std")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FloatMode(Mode);
+
+#[cfg(all(feature = "std", target_arch = "aarch64"))]
+use arm::Mode;
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+use x86::Mode;
+
+#[cfg(all(feature = "std", not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Mode;
+
+#[cfg(all(feature = "std", not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+impl Mode {
+    fn get() -> Self {
+        Self
+    }
+
+    unsafe fn set(self) {}
+}
+
+#[cfg(feature = "std")]
+impl FloatMode {
+    /// The calling thread's.
+    pub(crate) fn current() -> Self {
+        Self(Mode::get())
+    }
+
+    /// Runs `op` in this mode; the thread's own comes back afterwards, even if `op` panics.
+    pub(crate) fn during(self, op: impl FnOnce()) {
+        struct Restore(Mode);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                // SAFETY: it was this thread's.
+                unsafe { self.0.set() }
+            }
+        }
+        let own = Self::current();
+        let _restore = (own != self).then(|| {
+            // SAFETY: the mode of a thread that runs the same code at the same time, and so already relies on the
+            // compiler to leave its arithmetic where it is: between here and `_restore` there are only loads, stores
+            // and calls out of line, which do not move across a write to the register.
+            unsafe { self.0.set() };
+            Restore(own.0)
+        });
+        op();
+    }
+}
+
 /// Whether [`prefetch`] does anything.
 pub(crate) const PREFETCHES: bool = cfg!(target_arch = "x86_64");
 

@@ -3,6 +3,8 @@
 //! Detection is sound without an operating system's help: CPUID says what the CPU can do, XGETBV what the OS (or the
 //! firmware) saves across a context switch; only both together allow the wider registers.
 
+#[cfg(feature = "std")]
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use half::f16;
@@ -47,6 +49,31 @@ pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
         _mm_storeu_si128(half.as_mut_ptr().cast(), bits);
     }
     to_tail.copy_from_slice(&half[..to_tail.len()]);
+}
+
+/// MXCSR: rounding, flushing of denormal inputs and outputs, and which exceptions trap.
+#[cfg(feature = "std")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mode(u32);
+
+#[cfg(feature = "std")]
+impl Mode {
+    /// The flags of exceptions that have been raised, which are no part of the mode.
+    const FLAGS: u32 = 0x3f;
+
+    pub(super) fn get() -> Self {
+        let mut mxcsr = 0_u32;
+        // SAFETY: STMXCSR writes four bytes; SSE is part of x86-64.
+        unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack, preserves_flags)) };
+        Self(mxcsr & !Self::FLAGS)
+    }
+
+    /// # Safety
+    /// The code that runs until the mode is set back must bear it.
+    pub(super) unsafe fn set(self) {
+        // SAFETY: LDMXCSR reads four bytes, which STMXCSR has written; the rest is the caller's promise.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const self.0, options(nostack)) };
+    }
 }
 
 /// What detection asks; a trait so that tests can lie.

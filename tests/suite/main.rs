@@ -26,6 +26,10 @@ mod special;
 mod types;
 // ... that nothing else changes a bit of it, ...
 mod bits;
+#[cfg(all(feature = "std", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod float_mode;
+#[cfg(all(feature = "std", unix))]
+mod fork;
 mod parts;
 mod properties;
 #[cfg(feature = "std")]

@@ -3,6 +3,10 @@
 //! are large enough for five workers by the thresholds in `chunkwise::attention`, and each test asserts that
 //! it was cut.
 
+use std::cell::UnsafeCell;
+use std::sync::Barrier;
+
+use chunkwise::bench_support::{on_threads, start_threads};
 use chunkwise::{Config, Isa, Normaliser, Rule, Shape, State};
 
 use crate::common::*;
@@ -146,6 +150,28 @@ fn pieces_on_any_threads() {
                 }
             }
         }
+    });
+}
+
+/// Two of the library's threads write one number at once, for `.ci/tsan`: its sanitizer must see that.
+#[test]
+#[ignore = "a data race, for .ci/tsan"]
+#[allow(unsafe_code, reason = "a data race")]
+fn a_race() {
+    struct Shared(UnsafeCell<u32>);
+    // SAFETY: this is untrue, as the test's name says.
+    unsafe impl Sync for Shared {}
+    impl Shared {
+        fn add(&self) {
+            // SAFETY: likewise.
+            unsafe { *self.0.get() += 1 };
+        }
+    }
+    let (shared, barrier) = (Shared(UnsafeCell::new(0)), Barrier::new(2));
+    start_threads(2).expect("two threads");
+    on_threads(2, &mut [0.0; 32], 16, |_| {
+        barrier.wait();
+        shared.add();
     });
 }
 

@@ -1,10 +1,10 @@
 //! What the machine allows: multiply-adds a second, and bytes a second at a footprint, on as many threads as the work.
 
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 use std::time::Instant;
 
 use chunkwise::Isa;
-use chunkwise::bench_support::{multiply_adds, read, update};
+use chunkwise::bench_support::{multiply_adds, on_threads, read, update};
 
 use super::machine::Caches;
 
@@ -123,35 +123,25 @@ impl Ceiling {
                 (size_of_val(part) * times) as f64
             }
         };
-        let parts = memory[..self.threads * part].chunks_exact_mut(part).collect();
-        self.readings.push(1e-9 * rate(parts, self.times, work));
+        let barrier = Barrier::new(self.threads);
+        let all = Mutex::new(Vec::new());
+        on_threads(self.threads, memory, part, |part| {
+            // What others left in the caches is no part of a reading, nor is the time until the last thread has begun.
+            work(part, 1);
+            barrier.wait();
+            let begin = Instant::now();
+            let done = work(part, self.times);
+            let one = (done, begin, Instant::now());
+            all.lock().expect("ceilings don't panic").push(one);
+        });
+        self.readings.push(1e-9 * rate(&all.into_inner().expect("ceilings don't panic")));
     }
 }
 
-/// What all threads did, a second, from the first one's beginning to the last one's end. Before it each does a little
-/// that is not counted: what others left in the caches is no part of a reading.
-fn rate(parts: Vec<&mut [f32]>, times: usize, work: impl Fn(&mut [f32], usize) -> f64 + Sync) -> f64 {
-    let barrier = Barrier::new(parts.len());
-    let one = |part: &mut [f32]| {
-        work(part, 1);
-        barrier.wait();
-        let begin = Instant::now();
-        let done = work(part, times);
-        (done, begin, Instant::now())
-    };
-    let mut parts = parts.into_iter();
-    let Some(own) = parts.next() else { return 0.0 };
-    let all = std::thread::scope(|scope| {
-        let others: Vec<_> = parts.map(|part| scope.spawn(|| one(part))).collect();
-        let mut all = vec![one(own)];
-        all.extend(others.into_iter().map(|other| other.join().expect("ceilings don't panic")));
-        all
-    });
-    let (mut sum, mut first, mut last) = all[0];
-    for (done, begin, end) in &all[1..] {
-        sum += done;
-        first = first.min(*begin);
-        last = last.max(*end);
-    }
-    sum / (last - first).as_secs_f64()
+/// What all threads did, a second, from the first one's beginning to the last one's end.
+fn rate(all: &[(f64, Instant, Instant)]) -> f64 {
+    let done: f64 = all.iter().map(|(done, ..)| done).sum();
+    let first = all.iter().map(|(_, begin, _)| begin).min().expect("at least one thread");
+    let last = all.iter().map(|(.., end)| end).max().expect("at least one thread");
+    done / (*last - *first).as_secs_f64()
 }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use chunkwise::Isa;
+use chunkwise::bench_support::start_threads;
 
 use self::ceiling::{Ceiling, What, levels};
 use self::job::Job;
@@ -100,7 +101,9 @@ const ROUNDS: usize = 40;
 
 pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     let old = args.compare.as_deref().map(Report::read).transpose()?;
-    stop_on_interrupt()?;
+    if let Err(error) = stop_on_interrupt() {
+        complain(&format!("Ctrl-C will end the program without a report: {error}"));
+    }
     let mut report = measure(args)?;
     if let Some(old) = &old {
         report.compare(old);
@@ -127,12 +130,16 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// The first Ctrl-C ends the measuring after the current round, the second ends the program.
-fn stop_on_interrupt() -> Result<(), ctrlc::Error> {
+fn stop_on_interrupt() -> Result<(), Box<dyn std::error::Error>> {
+    // ctrlc takes the signal before it starts the thread that waits for it, and keeps it if that fails: Ctrl-C would do
+    // nothing. So a thread is started here first.
+    std::thread::Builder::new().spawn(|| ())?.join().map_err(|_| "a thread failed")?;
     ctrlc::set_handler(|| {
         if STOP.swap(true, Relaxed) {
             std::process::exit(130);
         }
-    })
+    })?;
+    Ok(())
 }
 
 fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
@@ -143,8 +150,8 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     };
     let threads: Vec<usize> = args.threads.iter().copied().map(usize::from).collect();
     if let Some(&most) = threads.iter().max().filter(|most| **most > 1) {
-        // The pool that the library finds; started before anything is timed.
-        rayon::ThreadPoolBuilder::new().num_threads(most).build_global()?;
+        // Before anything is timed.
+        start_threads(most).map_err(|error| format!("{most} threads can't be started: {error}"))?;
     }
     let words = Words {
         ops: args.op.clone(),

@@ -1,0 +1,87 @@
+//! The threads that help a call. On a thread of a rayon pool they are that pool's: a program that installs one decides
+//! where its calls run. On any other thread they are those of a pool that the library keeps for each process, of as many
+//! threads as rayon takes for its own (RAYON_NUM_THREADS, or what the machine offers).
+//!
+//! It is not rayon's global pool because that one can be asked for only once, by whoever comes first: if it could not be
+//! started, each later use of it panics, and a process that was forked after its start waits for ever for threads that
+//! only its parent has.
+
+use std::boxed::Box;
+use std::format;
+use std::sync::{PoisonError, RwLock};
+
+use rayon::{Scope, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+
+/// Where helpers come from.
+pub(super) enum Pool {
+    /// The rayon pool that the calling thread belongs to.
+    Current,
+    /// The library's.
+    Own(&'static ThreadPool),
+}
+
+/// The library's pool, as one process has started it, or failed to.
+#[derive(Clone, Copy)]
+struct Own {
+    process: u32,
+    pool: Option<&'static ThreadPool>,
+}
+
+/// Nobody waits for this lock, for its holder may be a thread that a forked process does not have.
+static OWN: RwLock<Option<Own>> = RwLock::new(None);
+
+impl Pool {
+    /// `None` where the caller goes on alone, because no threads could be started or because another thread is just
+    /// starting them.
+    pub(super) fn find() -> Option<Self> {
+        if rayon::current_thread_index().is_some() {
+            return Some(Self::Current);
+        }
+        let process = process();
+        let is_ours = |own: &Own| own.process == process;
+        let found = OWN.try_read().ok()?.filter(is_ours);
+        if let Some(own) = found {
+            return own.pool.map(Self::Own);
+        }
+        let mut own = OWN.try_write().ok()?;
+        let started = own.filter(is_ours).unwrap_or_else(|| Own { process, pool: build(0).ok() });
+        *own = Some(started);
+        started.pool.map(Self::Own)
+    }
+
+    /// How many threads a call uses at most, the caller's included.
+    pub(super) fn threads(&self) -> usize {
+        match self {
+            Self::Current => rayon::current_num_threads(),
+            Self::Own(pool) => pool.current_num_threads(),
+        }
+    }
+
+    /// Runs `op` on the calling thread, and what it spawns on the pool's.
+    pub(super) fn scope<'scope>(self, op: impl FnOnce(&Scope<'scope>)) {
+        match self {
+            Self::Current => rayon::in_place_scope(op),
+            Self::Own(pool) => pool.in_place_scope(op),
+        }
+    }
+}
+
+/// Starts the library's pool with so many threads, or replaces it: for benchmarks, which also measure more threads than
+/// the machine has cores.
+pub(crate) fn start(threads: usize) -> Result<(), ThreadPoolBuildError> {
+    let own = Own { process: process(), pool: Some(build(threads)?) };
+    *OWN.write().unwrap_or_else(PoisonError::into_inner) = Some(own);
+    Ok(())
+}
+
+/// Which process this is: another one than its parent, if it was forked.
+fn process() -> u32 {
+    // WebAssembly has no processes, and asking for one panics.
+    if cfg!(target_family = "wasm") { 0 } else { std::process::id() }
+}
+
+/// A pool that lives as long as the process; 0 is rayon's number of threads.
+fn build(threads: usize) -> Result<&'static ThreadPool, ThreadPoolBuildError> {
+    let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("chunkwise {i}"));
+    Ok(Box::leak(Box::new(builder.build()?)))
+}
