@@ -431,3 +431,21 @@ fn interrupted() {
     }
     panic!("it never listened");
 }
+
+/// A limit on the process's memory counts as much as the machine's.
+#[cfg(target_os = "linux")]
+#[test]
+fn less_memory_than_the_machine_has() {
+    let program = cli_common::command();
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .args(["-c", "ulimit -v 2000000; exec \"$@\"", "sh"])
+        .arg(program.get_program())
+        .args(program.get_args());
+    let run = |shape: &str| {
+        let words = ["bench", "--rounds", "1", "--shape", shape];
+        cli_common::finish(std::process::Command::new("sh").args(shell.get_args()).args(words))
+    };
+    refused(&run("1,4,100000,64,64"), &["1,4,100000,64,64", "too large", "GiB"]);
+    fine(&run("1,2,20,8,8"));
+}

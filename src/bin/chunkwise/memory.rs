@@ -17,8 +17,7 @@ pub(crate) fn check(bytes: Option<usize>) -> Result<()> {
             gib(bytes),
             gib(there)
         )),
-        // What limits a process is known by trying.
-        _ if Vec::<u8>::new().try_reserve_exact(bytes).is_err() => {
+        None if Vec::<u8>::new().try_reserve_exact(bytes).is_err() => {
             refused(format!("the sizes are too large: the system refuses {:.1} GiB of memory", gib(bytes)))
         }
         _ => Ok(()),
@@ -42,16 +41,29 @@ pub(crate) fn product<const N: usize>(sizes: [usize; N]) -> Option<usize> {
     sizes.into_iter().try_fold(1, usize::checked_mul)
 }
 
-/// Bytes that can be had without swapping, where Linux tells.
+/// Bytes that can be had without swapping, where Linux tells: of the machine, by the limit of the group of processes, and by
+/// that of this one.
 fn available() -> Option<usize> {
-    let info = read_to_string("/proc/meminfo").ok()?;
-    let kib = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.strip_suffix("kB"));
-    let machine = kib?.trim().parse::<usize>().ok()?.saturating_mul(1 << 10);
-    Some(limit_of_group().map_or(machine, |limit| limit.min(machine)))
+    let machine = kib("/proc/meminfo", "MemAvailable:")?;
+    Some([limit_of_group(), limit_of_process()].into_iter().flatten().fold(machine, usize::min))
+}
+
+/// The bytes in a line of `name: N kB`.
+fn kib(file: &str, name: &str) -> Option<usize> {
+    let text = read_to_string(file).ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"))?;
+    Some(number.parse::<usize>().ok()?.saturating_mul(1 << 10))
 }
 
 fn limit_of_group() -> Option<usize> {
     let groups = read_to_string("/proc/self/cgroup").ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).ok()?.trim().parse().ok()
+}
+
+fn limit_of_process() -> Option<usize> {
+    let limits = read_to_string("/proc/self/limits").ok()?;
+    let limit =
+        limits.lines().find_map(|line| line.strip_prefix("Max address space")?.split_whitespace().next())?;
+    Some(limit.parse::<usize>().ok()?.saturating_sub(kib("/proc/self/status", "VmSize:")?))
 }

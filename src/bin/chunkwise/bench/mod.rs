@@ -115,6 +115,42 @@ impl Args {
         Ok([target(output, [compare, plot])?, target(plot, [compare, output])?])
     }
 
+    /// The older report.
+    pub(crate) fn old(&self) -> Result<Option<Report>, String> {
+        self.compare.as_deref().map(Report::read).transpose()
+    }
+
+    /// Says and writes what was measured.
+    pub(crate) fn tell(
+        &self,
+        mut report: Report,
+        old: Option<Report>,
+        [output, plot]: [Option<Target>; 2],
+        out: &mut Out,
+    ) -> Outcome {
+        if let Some(old) = &old {
+            report.compare(old);
+            if old.machine.cpu != report.machine.cpu {
+                out.complain(&format!("the older report is of another machine, {}", old.machine.cpu));
+            }
+        }
+        // What can't be written to one place is no reason not to write to the others: measuring it took long.
+        let text = show::show(&report, self.format)?;
+        let (printed, written) = match output {
+            None => (text, Ok(())),
+            Some(output) => (show::show(&report, Format::Table)?, output.write(text.as_bytes())),
+        };
+        let plotted = match plot {
+            None => Ok(()),
+            Some(target) => plot::plot(&report).and_then(|svg| Ok(target.write(svg.as_bytes())?)),
+        };
+        write!(out, "{printed}")?;
+        written?;
+        plotted?;
+        let wrong = report.measurements.iter().filter(|measurement| !measurement.is_right()).count();
+        Ok(if self.check && wrong > 0 { Verdict::Fail } else { Verdict::Pass })
+    }
+
     /// What is to be measured; all of it finds room, each by itself.
     pub(crate) fn specs(&self) -> Result<Vec<Spec>, Box<dyn std::error::Error>> {
         let isas = match &self.isa {
@@ -145,31 +181,10 @@ impl Args {
 const ROUNDS: usize = 40;
 
 pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
-    let old = args.compare.as_deref().map(Report::read).transpose()?;
-    let [output, plot] = args.targets()?;
+    let (old, targets) = (args.old()?, args.targets()?);
     stop_on_interrupt()?;
-    let mut report = measure(args)?;
-    if let Some(old) = &old {
-        report.compare(old);
-        if old.machine.cpu != report.machine.cpu {
-            out.complain(&format!("the older report is of another machine, {}", old.machine.cpu));
-        }
-    }
-    // What can't be written to one place is no reason not to write to the others: measuring it took long.
-    let text = show::show(&report, args.format)?;
-    let (printed, written) = match output {
-        None => (text, Ok(())),
-        Some(output) => (show::show(&report, Format::Table)?, output.write(text.as_bytes())),
-    };
-    let plotted = match plot {
-        None => Ok(()),
-        Some(target) => plot::plot(&report).and_then(|svg| Ok(target.write(svg.as_bytes())?)),
-    };
-    write!(out, "{printed}")?;
-    written?;
-    plotted?;
-    let wrong = report.measurements.iter().filter(|measurement| !measurement.is_right()).count();
-    Ok(if args.check && wrong > 0 { Verdict::Fail } else { Verdict::Pass })
+    let report = measure(args)?;
+    args.tell(report, old, targets, out)
 }
 
 /// Set by the first Ctrl-C.
