@@ -93,7 +93,7 @@ impl Command {
 }
 
 /// Help as clap writes it; a mistake in the arguments in one line, as all other mistakes.
-fn usage(error: &clap::Error, out: &mut Out) -> Verdict {
+pub(crate) fn usage(error: &clap::Error, out: &mut Out) -> Verdict {
     let missing = error.kind() == DisplayHelpOnMissingArgumentOrSubcommand;
     if missing || !error.use_stderr() {
         return match error.print().and_then(|()| out.flush()) {
