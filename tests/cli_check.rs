@@ -92,6 +92,21 @@ fn a_state_larger_than_memory() {
     std::fs::remove_file(path).unwrap();
 }
 
+/// Many short sequences, each with a state that is much larger than its input.
+#[cfg(target_os = "linux")]
+#[test]
+fn more_sequences_than_there_is_memory_for() {
+    let file =
+        File::good().without("input").with("input", &[1_000_000, 1, 3]).with("output", &[1_000_000, 8]);
+    let path = written("many_sequences", &file);
+    for command in [["check"].as_slice(), &["run", "--model"]] {
+        let args = command.iter().map(AsRef::as_ref).chain([path.as_os_str()]);
+        let run = cli_common::finish(&mut cli_common::under("ulimit -v 700000", args));
+        refused(&run, &["many_sequences", "too large", "GiB"]);
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
 /// An output that the library itself has computed, on an input `[T, embed]`.
 fn with_output(file: File, shape: &[usize], json: &str, name: &str) -> File {
     let mut file = file.without("input").config(json);

@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cli_common::{chunkwise, command, fine, finish, refused, scratch_file};
+use cli_common::{chunkwise, fine, finish, refused, scratch_file, under};
 use serde_json::Value;
 
 const SMALL: [&str; 5] = ["bench", "--rounds", "1", "--shape", "1,2,20,8,8"];
@@ -43,15 +43,6 @@ fn model(folder: &Path) -> PathBuf {
     let model = folder.join("model.safetensors");
     fs::copy(digits, &model).unwrap();
     model
-}
-
-/// The program under a shell, which has done something before.
-fn under(script: &str, args: &[&OsStr]) -> Command {
-    let program = command();
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &format!("{script}\nexec \"$@\""), "sh"]);
-    shell.arg(program.get_program()).args(program.get_args()).args(args).env_remove("CHUNKWISE_ISA");
-    shell
 }
 
 fn words<'a>(args: impl IntoIterator<Item = &'a (impl AsRef<OsStr> + ?Sized + 'a)>) -> Vec<&'a OsStr> {

@@ -226,7 +226,7 @@ impl Words {
 
     /// A command line is soon written that has more combinations than a lifetime has rounds.
     fn check_number(&self) -> Result<(), String> {
-        const MOST: usize = 10_000;
+        const MOST: usize = 30_000;
         let Self { ops, shapes, dtypes, maps, norms, chunks, weights, state_offsets, isas, threads } = self;
         let lists = [ops.len(), shapes.len().max(1), dtypes.len(), maps.len(), norms.len(), chunks.len()];
         let all = lists.into_iter().chain([weights.len(), state_offsets.len(), isas.len(), threads.len()]);
