@@ -151,7 +151,7 @@ fn what_a_replaced_file_keeps() {
     let run = |output: &Path| {
         let args =
             ["run".as_ref(), "--model".as_ref(), model.as_os_str(), "--output".as_ref(), output.as_os_str()];
-        fine(&finish(&mut under("umask 027", &args)));
+        fine(&finish(&mut under("umask 027", args)));
     };
     let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
     run(&output);
@@ -181,7 +181,7 @@ fn what_is_no_file() {
     let json = ["--format", "json", "--output"];
     let bench = |output: &str, script: &str| {
         let args = words(&SMALL).into_iter().chain(words(&json)).chain([output.as_ref()]);
-        finish(&mut under(script, &args.collect::<Vec<_>>()))
+        finish(&mut under(script, args.collect::<Vec<_>>()))
     };
     let report = |text: &str| {
         let end = text.rfind('}').unwrap_or_else(|| panic!("{text}"));
@@ -269,7 +269,7 @@ fn full_standard_output() {
         &check,
         &SMALL,
     ] {
-        let run = finish(&mut under("exec >/dev/full", &words(args)));
+        let run = finish(&mut under("exec >/dev/full", words(args)));
         refused(&run, &["standard output", "No space"]);
     }
 }
