@@ -45,6 +45,11 @@ pub enum Error {
         /// The option.
         what: &'static str,
     },
+    /// A number that must be finite and above zero is not.
+    NotPositive {
+        /// The option.
+        what: &'static str,
+    },
     /// The per-chunk normaliser counts its tokens in an f32: chunks end at 2^24.
     ChunkTooLong {
         /// Tokens asked for.
@@ -96,6 +101,7 @@ impl fmt::Display for Error {
             Error::NotFinite { what } => {
                 write!(f, "{what} must be a finite number, and not negative for an epsilon")
             }
+            Error::NotPositive { what } => write!(f, "{what} must be a finite number above zero"),
             Error::ChunkTooLong { chunk } => {
                 write!(f, "a chunk of {chunk} tokens: the per-chunk normaliser allows at most {}", 1 << 24)
             }

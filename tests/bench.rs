@@ -347,6 +347,50 @@ fn mistakes() {
     refused(&bench(["--output", text(&scratch_file("no_such_folder/bench.json"))]), &["no_such_folder"]);
 }
 
+/// Sizes whose products are more than can be counted, wrap around to none or few, or are more than there is memory: one
+/// sentence for each, before anything is measured.
+#[test]
+fn sizes_that_are_too_large() {
+    const WORD: u64 = 1 << 32;
+    let sizes = [WORD, 1 << 48, 1 << 62, u64::MAX / 2 + 1, u64::MAX];
+    let mut shapes = vec![[1 << 22, 4, 64, 64, 64], [1, 4, 1 << 22, 64, 64], [1, 1, 1, 1 << 20, 1 << 20]];
+    for at in 0..5 {
+        for large in sizes {
+            let mut shape = [1, 2, 3, 4, 4];
+            shape[at] = large;
+            if at > 2 {
+                // K = V, as a model has it.
+                (shape[3], shape[4]) = (large, large);
+            }
+            shapes.push(shape);
+        }
+    }
+    // Products that are 0, and small, once they wrap around.
+    shapes.extend([[WORD, WORD, 1, 1, 1], [1, WORD, WORD, 4, 4], [WORD, 1, WORD, 4, 4]]);
+    shapes.extend([
+        [1, 1 << 31, 1, 1 << 31, 1 << 31],
+        [u64::MAX / 5, 5, 1, 8, 8],
+        [3, u64::MAX / 3 + 1, 1, 1, 1],
+    ]);
+    for shape in shapes {
+        let text = shape.map(|size| size.to_string()).join(",");
+        // That of one token, which decode and step take, however many are asked for.
+        let [batch, heads, _, key, value] = shape.map(|size| size as f64);
+        let one = if batch * heads * key * value < 1e6 { &[][..] } else { &["decode", "step"] };
+        for op in ["prefill", "model"].iter().chain(one) {
+            let norms = ["--norm", "per-chunk", "--rounds", "1"];
+            let run = chunkwise(["bench", "--op", op, "--shape", &text].into_iter().chain(norms));
+            refused(&run, &["too large"]);
+            assert!(run.out.is_empty(), "{op} {text}: {}", run.out);
+        }
+    }
+    refused(&chunkwise(["bench", "--threads", "1,1025"]), &["1025", "--threads", "1024"]);
+    refused(&chunkwise(["bench", "--threads", "18446744073709551616"]), &["--threads", "1024"]);
+    let many = vec!["1,1,1,1,1"; 6000].into_iter().flat_map(|shape| ["--shape", shape]);
+    let words = ["bench", "--op", "prefill,decode,model,step,prefill,decode"];
+    refused(&chunkwise(words.into_iter().chain(many)), &["combinations", "30000"]);
+}
+
 /// Ends by itself after a time.
 #[test]
 fn time_is_over() {
@@ -386,4 +430,18 @@ fn interrupted() {
         return;
     }
     panic!("it never listened");
+}
+
+/// A limit on the process's memory counts as much as the machine's.
+#[cfg(target_os = "linux")]
+#[test]
+fn less_memory_than_the_machine_has() {
+    let run = |shape: &str| {
+        cli_common::finish(&mut cli_common::under(
+            "ulimit -v 2000000",
+            ["bench", "--rounds", "1", "--shape", shape],
+        ))
+    };
+    refused(&run("1,4,100000,64,64"), &["1,4,100000,64,64", "too large", "GiB"]);
+    fine(&run("1,2,20,8,8"));
 }

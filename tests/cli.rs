@@ -144,6 +144,23 @@ fn files_that_can_not_be_used() {
         &chunkwise(["run", "--model", &model, "--feature-map", "gelu"]),
         &["feature_map", "gelu", "relu"],
     );
+    // On the command line null is a word like any other, and not an option that was left out.
+    for (flag, option) in [
+        ("--num-heads", "num_heads"),
+        ("--chunk-size", "chunk_size"),
+        ("--window-size", "seq_len"),
+        ("--feature-map", "feature_map"),
+        ("--final-norm", "final_norm"),
+        ("--layer-norm-eps", "layer_norm_eps"),
+    ] {
+        for null in ["null", " null "] {
+            refused(&chunkwise(["run", "--model", &model, flag, null]), &[option, "null", "expected"]);
+        }
+    }
+    for eps in ["0", "-0.0", "1e-60", "-1e-5", "1e39"] {
+        let flag = format!("--layer-norm-eps={eps}");
+        refused(&chunkwise(["run", "--model", &model, &flag]), &["layer_norm_eps", "finite", "above zero"]);
+    }
     let nowhere = scratch_file("no_such_folder/out.safetensors");
     refused(&chunkwise(["run", "--model", &model, "--output", text(&nowhere)]), &[text(&nowhere)]);
     // One bad file does not keep the others from being checked.

@@ -30,7 +30,7 @@ pub use options::Options;
 #[cfg(feature = "cuda")]
 pub use run::forward_on_gpu;
 pub use run::{forward, logits, stream};
-pub use tensors::{Tensor, Tensors, write};
+pub use tensors::{Tensor, Tensors, serialize, write};
 
 use std::path::Path;
 use std::vec::Vec;

@@ -200,9 +200,17 @@ fn entry(info: &Value) -> Option<(Dtype, Vec<u64>, [u64; 2])> {
 /// Writes a safetensors file.
 ///
 /// # Errors
-/// A tensor whose data is not as long as its shape says; the file can't be written.
+/// Those of [`serialize`]; the file can't be written, and may have been written in part.
 pub fn write(path: impl AsRef<Path>, tensors: &[(&str, &Tensor<'_>)]) -> Result<()> {
     let path = path.as_ref();
+    std::fs::write(path, serialize(tensors)?).map_err(|error| Error::Io(error).in_file(path))
+}
+
+/// The bytes of a safetensors file.
+///
+/// # Errors
+/// A tensor whose data is not as long as its shape says.
+pub fn serialize(tensors: &[(&str, &Tensor<'_>)]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for (name, Tensor { shape, data }) in tensors {
         // Before the format's own check, which multiplies whatever it is given.
@@ -216,6 +224,5 @@ pub fn write(path: impl AsRef<Path>, tensors: &[(&str, &Tensor<'_>)]) -> Result<
     for ((name, tensor), bytes) in tensors.iter().zip(&bytes) {
         views.push((*name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map_err(unfit)?));
     }
-    let all = safetensors::serialize(views, None).map_err(unfit)?;
-    std::fs::write(path, all).map_err(|error| Error::Io(error).in_file(path))
+    safetensors::serialize(views, None).map_err(unfit)
 }

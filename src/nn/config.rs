@@ -120,7 +120,7 @@ impl ModelConfig {
         self.feature_map.check()?;
         self.normaliser().check()?;
         if !(self.layer_norm_eps.is_finite() && self.layer_norm_eps > 0.0) {
-            return Err(Error::NotFinite { what: "layer_norm_eps" });
+            return Err(Error::NotPositive { what: "layer_norm_eps" });
         }
         self.checked_parameters_len().ok_or(Error::Overflow { what: "the model" })?;
         Ok(())

@@ -11,7 +11,13 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         1 => {
             let _ = Options::from_json(&String::from_utf8_lossy(u.bytes(u.len())?));
         }
-        _ => open(&nearly_good(u)?),
+        _ => {
+            let mut config = JSON.to_string();
+            for _ in 0..u.int_in_range(0..=2)? {
+                config = replaced(u, &config)?;
+            }
+            open(&damaged(u, File::good().config(&config))?);
+        }
     }
     Ok(())
 }
@@ -35,14 +41,9 @@ fn open(bytes: &[u8]) {
     }
 }
 
-/// A good file of which numbers and words of the header, some bytes and its length may have been replaced.
-fn nearly_good(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    let mut config = JSON.to_string();
-    for _ in 0..u.int_in_range(0..=2)? {
-        config = replaced(u, &config)?;
-    }
-    let mut file = File::good().config(&config);
-    for _ in 0..u.int_in_range(0..=2)? {
+/// A file of which numbers and words of the header, some bytes and its length may have been replaced.
+pub(crate) fn damaged(u: &mut Unstructured<'_>, mut file: File) -> Result<Vec<u8>> {
+    for _ in 0..u.int_in_range(0..=2)?.min(file.tensors.len().saturating_sub(1)) {
         let at = u.int_in_range(0..=file.tensors.len() - 1)?;
         match u.int_in_range(0..=2)? {
             0 => file.tensors[at].3 = u.bytes(u.len().min(file.tensors[at].3.len()))?.to_vec(),
@@ -66,7 +67,7 @@ fn nearly_good(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 }
 
 /// JSON with one number or word replaced.
-fn replaced(u: &mut Unstructured<'_>, json: &str) -> Result<String> {
+pub(crate) fn replaced(u: &mut Unstructured<'_>, json: &str) -> Result<String> {
     let starts: Vec<usize> = json
         .char_indices()
         .filter(|(at, c)| c.is_alphanumeric() && !json[..*at].ends_with(char::is_alphanumeric))

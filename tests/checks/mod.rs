@@ -6,7 +6,7 @@ mod attention;
 #[cfg(feature = "cdylib")]
 mod capi;
 #[cfg(feature = "files")]
-mod files;
+pub(crate) mod files;
 mod sequence;
 
 use arbitrary::{Result, Unstructured};

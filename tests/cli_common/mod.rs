@@ -20,6 +20,15 @@ pub(crate) fn command() -> Command {
     command
 }
 
+/// The program under a shell, which has done something before.
+pub(crate) fn under<S: AsRef<OsStr>>(script: &str, args: impl IntoIterator<Item = S>) -> Command {
+    let program = command();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{script}\nexec \"$@\""), "sh"]);
+    shell.arg(program.get_program()).args(program.get_args()).args(args).env_remove("CHUNKWISE_ISA");
+    shell
+}
+
 pub(crate) fn chunkwise<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
     finish(command().args(args))
 }

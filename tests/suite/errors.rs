@@ -606,6 +606,7 @@ fn messages() {
             Error::NotFinite { what: "scale" },
             "scale must be a finite number, and not negative for an epsilon",
         ),
+        (Error::NotPositive { what: "layer_norm_eps" }, "layer_norm_eps must be a finite number above zero"),
         (
             Error::ChunkTooLong { chunk: 16_777_217 },
             "a chunk of 16777217 tokens: the per-chunk normaliser allows at most 16777216",

@@ -383,7 +383,7 @@ fn configurations_that_cannot_be() {
     assert_eq!(check(long), Error::ChunkTooLong { chunk: (1 << 24) + 1 });
     for eps in [f32::NAN, f32::INFINITY, 0.0, -1.0] {
         let config = ModelConfig { layer_norm_eps: eps, ..good };
-        assert_eq!(check(config), Error::NotFinite { what: "layer_norm_eps" });
+        assert_eq!(check(config), Error::NotPositive { what: "layer_norm_eps" });
     }
     for huge in [
         ModelConfig { hidden_size: usize::MAX, ..good },

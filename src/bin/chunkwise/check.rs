@@ -4,16 +4,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use chunkwise::Isa;
-use chunkwise::files::{self, Error, Options, Tensor, Tensors};
+use chunkwise::files::{self, Error, ModelFile, Options, Tensor, Tensors};
 use comfy_table::{Table, presets};
 
-use crate::compare::Distance;
-use crate::load::Source;
-use crate::machine::{self, Isas, Threads};
-use crate::out::Out;
-use crate::recompute::{self, Kernel, Recomputed};
-use crate::tolerance::Allowed;
-use crate::{Outcome, Verdict, complain, exact};
+use super::compare::Distance;
+use super::load::Source;
+use super::machine::{self, Isas, Threads};
+use super::out::Out;
+use super::recompute::{self, Kernel, Recomputed};
+use super::tolerance::Allowed;
+use super::{Outcome, Verdict, exact};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
         let rows = match check(path, args) {
             Ok(rows) => rows,
             Err(error) => {
-                complain(&error.to_string());
+                out.complain(&error.to_string());
                 unusable += 1;
                 continue;
             }
@@ -110,12 +110,15 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
 /// All rows of a file.
 fn check(path: &Path, args: &Args) -> files::Result<Vec<Row>> {
     let file = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let options = files::read(path).and_then(|bytes| {
-        Tensors::parse(&bytes).and_then(|tensors| tensors.options()).map_err(|error| error.in_file(path))
-    })?;
+    let bytes = files::read(path)?;
+    let in_file = |error: Error| error.in_file(path);
+    let options = Tensors::parse(&bytes).and_then(|tensors| tensors.options()).map_err(in_file)?;
     let rows = match options.kind.as_deref() {
-        None | Some("fla") => model(path, &file, args)?,
-        Some("kernel_fla") => kernel(path, &file, &options, args)?,
+        None | Some("fla") => {
+            let source = Source::new(path, bytes, args.weights.as_deref(), Options::default())?;
+            model(&source.tensors()?, &source.model()?, &file, args).map_err(in_file)?
+        }
+        Some("kernel_fla") => kernel(&Tensors::parse(&bytes)?, &file, &options, args).map_err(in_file)?,
         Some(kind) => {
             let why = format!("kind {kind} is not supported");
             return Ok(vec![Row {
@@ -129,19 +132,20 @@ fn check(path: &Path, args: &Args) -> files::Result<Vec<Row>> {
     };
     if !rows.iter().any(|row| matches!(row.verdict, Compared::Distance(..) | Compared::Shape { .. })) {
         let want = "a file with tensors that can be computed anew";
-        return Err(
-            Error::BadOption { option: "the file", value: "without results".into(), want }.in_file(path)
-        );
+        return Err(in_file(Error::BadOption { option: "the file", value: "without results".into(), want }));
     }
     Ok(rows)
 }
 
-fn model(path: &Path, file: &str, args: &Args) -> files::Result<Vec<Row>> {
-    let source = Source::read(path, args.weights.as_deref(), Options::default())?;
-    let (tensors, model_file) = (source.tensors()?, source.model()?);
-    let input = tensors.tensor("input").map_err(|error| error.in_file(path))?;
+fn model(
+    tensors: &Tensors<'_>,
+    model_file: &ModelFile<'_>,
+    file: &str,
+    args: &Args,
+) -> files::Result<Vec<Row>> {
+    let input = tensors.tensor("input")?;
     let config = model_file.config();
-    let len = input.shape.get(1).copied().unwrap_or(0);
+    let [_, len] = recompute::sizes(&input);
     let mut blocks = Vec::new();
     let weights = model_file.weights(&mut blocks)?;
     // Seconds for a large model, and only the identity map asks.
@@ -154,7 +158,7 @@ fn model(path: &Path, file: &str, args: &Args) -> files::Result<Vec<Row>> {
         let model = model_file.model(&mut blocks, Some(isa), threads)?;
         let all = recompute::model(&model, threads, &input)?;
         for Recomputed { name, how, tensor } in &all {
-            let Some(stored) = stored(&tensors, name)? else { continue };
+            let Some(stored) = stored(tensors, name)? else { continue };
             let inside = || {
                 let exact = exact.iter().find(|(exact, _)| exact == name);
                 exact.map_or(Distance::ZERO, |(_, exact)| Distance::new(&stored.data, exact))
@@ -173,18 +177,15 @@ fn model(path: &Path, file: &str, args: &Args) -> files::Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn kernel(path: &Path, file: &str, options: &Options, args: &Args) -> files::Result<Vec<Row>> {
-    let bytes = files::read(path)?;
-    let tensors = Tensors::parse(&bytes)?;
-    let (qkv, stored) = (tensors.tensor("qkv"), tensors.tensor("out"));
-    let (qkv, stored) = (qkv.map_err(|e| e.in_file(path))?, stored.map_err(|e| e.in_file(path))?);
+fn kernel(tensors: &Tensors<'_>, file: &str, options: &Options, args: &Args) -> files::Result<Vec<Row>> {
+    let (qkv, stored) = (tensors.tensor("qkv")?, tensors.tensor("out")?);
     let mut rows = Vec::new();
     for &isa in &args.isa.0 {
         let Some(kernel) = Kernel::of_file(options, &qkv, isa, args.threads.count()) else {
             let want =
                 "num_heads, chunk_size and feature_map in the metadata, and qkv [b, t, 3 heads head_dim]";
             let value = format!("{:?} of qkv", qkv.shape);
-            return Err(Error::BadOption { option: "the shape", value, want }.in_file(path));
+            return Err(Error::BadOption { option: "the shape", value, want });
         };
         for Recomputed { name, how, tensor } in kernel.outputs(&qkv.data)? {
             let inside = || {

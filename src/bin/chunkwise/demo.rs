@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use chunkwise::files::{self, ModelFile, Options, Tensor};
 use chunkwise::nn::Model;
 
-use crate::compare::Distance;
-use crate::gpu::on_gpu;
-use crate::machine::{Machine, Place, pretty};
-use crate::out::Out;
-use crate::{Outcome, Verdict};
+use super::compare::Distance;
+use super::gpu::on_gpu;
+use super::machine::{Machine, Place, pretty};
+use super::out::Out;
+use super::{Outcome, Verdict};
 
 /// UCI handwritten digits (CC BY 4.0, E. Alpaydin and C. Kaynak): a digit is 64 tokens, one pixel each.
 static DIGITS: &[u8] = include_bytes!("digits.safetensors");

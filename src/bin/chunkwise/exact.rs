@@ -77,7 +77,7 @@ fn add(x: &mut [f64], y: &[f64]) {
 
 fn output(config: &ModelConfig, len: usize, x: &[f64]) -> Vec<f64> {
     let hidden = config.hidden_size;
-    let sequences = x.chunks_exact(len * hidden);
+    let sequences = x.chunks_exact((len * hidden).max(1));
     match config.output_mode {
         OutputMode::All => x.to_vec(),
         OutputMode::LastTimestep => sequences.flat_map(|rows| rows[(len - 1) * hidden..].to_vec()).collect(),

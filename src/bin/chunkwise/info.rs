@@ -4,8 +4,8 @@ use std::io::Write;
 
 use chunkwise::Isa;
 
-use crate::out::Out;
-use crate::{Outcome, Verdict};
+use super::out::Out;
+use super::{Outcome, Verdict};
 
 pub(crate) fn run(out: &mut Out) -> Outcome {
     let names: Vec<_> = Isa::available().map(Isa::name).collect();

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 pub(crate) struct Flags {
     /// JSON file with options of the model
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// File with the parameters [default: the model's `weights_from`, else the model file]
     #[arg(long, value_name = "FILE")]
     pub(crate) weights: Option<PathBuf>,
@@ -69,8 +69,10 @@ impl Flags {
         let json: Map<String, Value> = given
             .into_iter()
             .filter_map(|(name, value)| value.as_ref().map(|value| (name.to_string(), value)))
-            .map(|(name, value)| {
-                (name, serde_json::from_str(value).unwrap_or_else(|_| value.as_str().into()))
+            .map(|(name, value)| match serde_json::from_str(value) {
+                // What is said is not absent, as a null in JSON is.
+                Ok(Value::Null) | Err(_) => (name, value.as_str().into()),
+                Ok(json) => (name, json),
             })
             .collect();
         let flags = Options::from_json(&Value::Object(json).to_string())?;
@@ -89,20 +91,25 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Reads a file; `weights` comes before what the file says, `options` likewise.
-    pub(crate) fn read(path: &Path, weights: Option<&Path>, options: Options) -> Result<Self> {
-        let bytes = files::read(path)?;
+    /// Of a file's bytes; `weights` comes before what the file says, `options` likewise.
+    pub(crate) fn new(path: &Path, bytes: Vec<u8>, weights: Option<&Path>, options: Options) -> Result<Self> {
         let own = Tensors::parse(&bytes).and_then(|tensors| tensors.options());
         let options = options.or(own.map_err(|error| error.in_file(path))?);
-        let named = match &options.weights_from {
-            Some(name) => Some(sibling(path, name)?),
-            None => None,
+        let weights = match (weights, &options.weights_from) {
+            (Some(given), _) => Some(given.into()),
+            (None, Some(name)) => Some(sibling(path, name)?),
+            (None, None) => None,
         };
-        let weights = match weights.map(Path::to_path_buf).or(named) {
+        let weights = match weights {
             Some(path) => Some((path.clone(), files::read(path)?)),
             None => None,
         };
         Ok(Self { path: path.into(), bytes, weights, options })
+    }
+
+    /// The files that were read.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&*self.path].into_iter().chain(self.weights.iter().map(|(path, _)| &**path))
     }
 
     /// The file's tensors.

@@ -11,28 +11,30 @@ mod gpu;
 mod info;
 mod load;
 mod machine;
+mod memory;
 mod out;
 mod recompute;
 mod run;
+mod target;
 mod tolerance;
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 use clap::{Parser, Subcommand};
 
-use out::Out;
+pub(crate) use out::Out;
 
 #[derive(Parser)]
 #[command(version, about = "Chunked linear attention on CPUs, and the small model it was made for")]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Run a model; without --model, the built-in one that reads handwritten digits
     Run(Box<run::Args>),
     /// Recompute the tensors stored in golden files and compare
@@ -45,7 +47,7 @@ enum Command {
 
 /// What a command found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(crate) enum Verdict {
     Pass,
     Fail,
     /// Something could not be looked at, and has been complained about.
@@ -65,41 +67,48 @@ impl From<Verdict> for ExitCode {
 type Outcome = Result<Verdict, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
-    };
-    let mut out = Out::new();
-    let outcome = match cli.command {
-        Command::Run(args) => run::run(&args, &mut out),
-        Command::Check(args) => check::run(&args, &mut out),
-        Command::Bench(args) => bench::run(&args, &mut out),
-        Command::Info => info::run(&mut out),
-    };
-    outcome
-        .unwrap_or_else(|error| {
-            complain(&error.to_string());
-            Verdict::Unusable
-        })
-        .into()
+    let mut out = Out::new(io::stdout(), io::stderr());
+    match Cli::try_parse() {
+        Ok(cli) => cli.command.run(&mut out),
+        Err(error) => usage(&error, &mut out),
+    }
+    .into()
 }
 
-/// One line on stderr. Nobody may be listening.
-fn complain(what: &str) {
-    let _ = writeln!(std::io::stderr(), "chunkwise: {what}");
+impl Command {
+    pub(crate) fn run(&self, out: &mut Out) -> Verdict {
+        let outcome = match self {
+            Command::Run(args) => run::run(args, out),
+            Command::Check(args) => check::run(args, out),
+            Command::Bench(args) => bench::run(args, out),
+            Command::Info => info::run(out),
+        };
+        // What still waits to be written can fail, too.
+        let flushed = out.flush();
+        outcome.and_then(|verdict| Ok(flushed.map(|()| verdict)?)).unwrap_or_else(|error| {
+            out.complain(&error.to_string());
+            Verdict::Unusable
+        })
+    }
 }
 
 /// Help as clap writes it; a mistake in the arguments in one line, as all other mistakes.
-fn usage(error: &clap::Error) -> ExitCode {
-    let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-    if help || !error.use_stderr() {
-        let _ = error.print();
-        return if help { Verdict::Unusable.into() } else { ExitCode::SUCCESS };
+pub(crate) fn usage(error: &clap::Error, out: &mut Out) -> Verdict {
+    let missing = error.kind() == DisplayHelpOnMissingArgumentOrSubcommand;
+    if missing || !error.use_stderr() {
+        return match error.print().and_then(|()| out.flush()) {
+            _ if missing => Verdict::Unusable,
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                out.complain(&format!("standard output: {error}"));
+                Verdict::Unusable
+            }
+            _ => Verdict::Pass,
+        };
     }
     let text = error.to_string();
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let line: Vec<&str> =
         lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
-    complain(line.join(" ").trim_start_matches("error: "));
-    Verdict::Unusable.into()
+    out.complain(line.join(" ").trim_start_matches("error: "));
+    Verdict::Unusable
 }

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
-use chunkwise::files::{self, Options, Result, Tensor};
-use chunkwise::nn::{Block, Linear, Model, ModelConfig, OutputMode};
+use chunkwise::files::{self, Error, Options, Result, Tensor};
+use chunkwise::nn::{Block, Linear, Model, ModelConfig};
 use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors};
+
+use super::memory;
 
 /// A tensor computed anew.
 pub(crate) struct Recomputed {
@@ -19,15 +21,17 @@ fn plain(name: impl Into<String>, shape: &[usize], data: Vec<f32>) -> Recomputed
     Recomputed { name: name.into(), how: "", tensor: Tensor { shape: shape.into(), data: Cow::Owned(data) } }
 }
 
-/// What a model file may hold, for an input `[B, T, embed]`.
+/// What a model file may hold, for an input `[B, T, embed]` or `[T, embed]`.
 pub(crate) fn model(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Result<Vec<Recomputed>> {
+    let [batch, len] = sizes(input);
+    memory::check_run(model, batch, len)?;
     let forward = files::forward(model, input)?;
     let logits = files::logits(model, &forward)?;
     let mut all = intermediates(model, threads, input)?;
     all.push(Recomputed {
         name: "output_single_chunk_patched".into(),
         how: "",
-        tensor: one_chunk(model, threads, input)?,
+        tensor: files::forward(model, &first_chunk(model.config(), input))?,
     });
     all.push(Recomputed { name: "output".into(), how: "by step", tensor: files::stream(model, input)? });
     all.push(Recomputed { name: "output".into(), how: "", tensor: forward });
@@ -35,9 +39,27 @@ pub(crate) fn model(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Re
     Ok(all)
 }
 
+/// Sequences and tokens of an input that the model takes: without a batch there is one sequence.
+pub(crate) fn sizes(input: &Tensor<'_>) -> [usize; 2] {
+    match input.shape[..] {
+        [batch, len, _] => [batch, len],
+        [len, _] => [1, len],
+        _ => [0, 0],
+    }
+}
+
 fn intermediates(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Result<Vec<Recomputed>> {
     let (config, weights, isa) = (model.config(), model.weights(), model.isa());
-    let [batch, len, _] = input.shape[..] else { return Ok(Vec::new()) };
+    let [batch, len] = sizes(input);
+    if batch == 0 || len == 0 {
+        // Shapes without elements may have any sizes.
+        return Ok(Vec::new());
+    }
+    // Without a batch where the input has none.
+    let rows = |name: &str, columns: usize, data: Vec<f32>| {
+        let shape = [&input.shape[..input.shape.len() - 1], &[columns]].concat();
+        plain(name, &shape, data)
+    };
     let ModelConfig { hidden_size, .. } = *config;
     let mut all = Vec::new();
     let mut x = match &weights.input_projection {
@@ -49,30 +71,36 @@ fn intermediates(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Resul
         block.attn_norm.forward(isa, &x, &mut normed)?;
         let qkv = dense(&block.attn_qkv, isa, threads, &normed)?;
         let kernel = Kernel::of(config, batch, len, isa, threads);
-        all.push(plain("attn1_out", &kernel.out_shape(), kernel.forward(&qkv)?));
-        all.push(plain("attn1_qkv", &[batch, len, 3 * hidden_size], qkv));
+        all.push(rows("attn1_out", config.num_heads * config.head_dim(), kernel.forward(&qkv)?));
+        all.push(rows("attn1_qkv", 3 * hidden_size, qkv));
     }
     for (i, weights) in weights.blocks.iter().enumerate() {
         let block = Block::new(config, *weights, isa, threads)?;
         block.forward(batch, len, &mut x, &mut vec![0.0; block.scratch_len(batch, len)?])?;
-        all.push(plain(format!("after_block_{}", i + 1), &[batch, len, hidden_size], x.clone()));
+        all.push(rows(&format!("after_block_{}", i + 1), hidden_size, x.clone()));
     }
     if let Some(norm) = weights.final_norm {
         let mut normed = vec![0.0; x.len()];
         norm.forward(isa, &x, &mut normed)?;
-        all.push(plain("final_norm_out", &[batch, len, hidden_size], normed));
+        all.push(rows("final_norm_out", hidden_size, normed));
     }
     Ok(all)
 }
 
-/// The last time step of the first chunk alone.
-fn one_chunk(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Result<Tensor<'static>> {
-    let config = ModelConfig { output_mode: OutputMode::LastTimestep, ..*model.config() };
-    let [batch, len, embed] = input.shape[..] else { return files::forward(model, input) };
-    let first = len.min(config.chunk());
-    let data = (0..batch).flat_map(|b| &input.data[b * len * embed..][..first * embed]).copied().collect();
-    let model = Model::new(config, *model.weights(), Some(model.isa()), threads)?;
-    files::forward(&model, &Tensor { shape: vec![batch, first, embed], data })
+/// The tokens of the first chunk alone.
+fn first_chunk<'a>(config: &ModelConfig, input: &Tensor<'a>) -> Tensor<'a> {
+    let [_, len] = sizes(input);
+    let (first, embed) = (len.min(config.chunk()), config.embed_dim);
+    let mut shape = input.shape.clone();
+    let tokens = shape.len() - 2;
+    shape[tokens] = first;
+    let data = match first < len {
+        true => {
+            input.data.chunks_exact(len * embed).flat_map(|rows| &rows[..first * embed]).copied().collect()
+        }
+        false => input.data.clone(),
+    };
+    Tensor { shape, data }
 }
 
 fn dense(layer: &Linear<'_>, isa: Isa, threads: usize, x: &[f32]) -> Result<Vec<f32>> {
@@ -114,7 +142,8 @@ impl Kernel {
     /// Of a kernel file, whose rows are q, k and v and nothing else.
     pub(crate) fn of_file(options: &Options, qkv: &Tensor<'_>, isa: Isa, threads: usize) -> Option<Self> {
         let [batch, len, row] = qkv.shape[..] else { return None };
-        let heads = options.num_heads.filter(|heads| row % (3 * heads) == 0 && row > 0)?;
+        let whole = |heads: &usize| heads.checked_mul(3).is_some_and(|parts| row.is_multiple_of(parts));
+        let heads = options.num_heads.filter(|heads| row > 0 && whole(heads))?;
         let dim = row / 3 / heads;
         Some(Self {
             batch,
@@ -135,11 +164,24 @@ impl Kernel {
 
     /// What a kernel file holds.
     pub(crate) fn outputs(&self, qkv: &[f32]) -> Result<Vec<Recomputed>> {
-        let by_step = plain("out", &self.out_shape(), self.decode(qkv)?);
-        Ok(vec![
-            plain("out", &self.out_shape(), self.forward(qkv)?),
-            Recomputed { how: "by step", ..by_step },
-        ])
+        let (whole, by_step) = match qkv {
+            // Shapes without elements may have any sizes.
+            [] => (Vec::new(), Vec::new()),
+            qkv => {
+                self.fits()?;
+                (self.forward(qkv)?, self.decode(qkv)?)
+            }
+        };
+        let out = |how, data| Recomputed { how, ..plain("out", &self.out_shape(), data) };
+        Ok(vec![out("", whole), out("by step", by_step)])
+    }
+
+    /// That there is memory for the state: it grows with the square of a row.
+    fn fits(&self) -> Result<()> {
+        let attention = self.attention(self.len)?;
+        let scratch = attention.scratch_len().max(attention.decode_scratch_len());
+        let elements = attention.state_len().checked_add(scratch);
+        memory::check(elements.and_then(|elements| elements.checked_mul(4))).map_err(Error::Io)
     }
 
     fn attention(&self, len: usize) -> Result<Attention> {

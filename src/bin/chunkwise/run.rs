@@ -1,18 +1,19 @@
 //! `run`: any model on any input.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use chunkwise::files::{self, Options, Tensor, Tensors};
 use chunkwise::nn::{Model, ModelConfig};
 
-use crate::compare::Distance;
-use crate::gpu::{Ran, on_gpu};
-use crate::load::{Flags, Source};
-use crate::machine::{Machine, Place, place, pretty};
-use crate::out::Out;
-use crate::{Outcome, Verdict, demo};
+use super::compare::Distance;
+use super::gpu::{Ran, on_gpu};
+use super::load::{Flags, Source};
+use super::machine::{Machine, Place, place, pretty};
+use super::out::Out;
+use super::target::Target;
+use super::{Outcome, Verdict, demo, memory, recompute};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -45,7 +46,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     let Some(path) = &args.model else { return demo::run(&args.machine, args.device, out) };
-    let source = Source::read(path, args.flags.weights.as_deref(), args.flags.options()?)?;
+    let source = Source::new(path, files::read(path)?, args.flags.weights.as_deref(), args.flags.options()?)?;
+    let mut inputs: Vec<&Path> = source.paths().collect();
+    inputs.extend([&args.flags.config, &args.input].into_iter().flatten().map(|path| &**path));
+    let target = args.output.as_ref().map(|path| Target::new(path, &inputs)).transpose()?;
     let model_file = source.model()?;
     let mut blocks = Vec::new();
     let threads = args.machine.threads.count();
@@ -60,6 +64,8 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     let name = args.tensor.as_deref().unwrap_or("input");
     let input = tensors.tensor(name).map_err(|error| error.in_file(input_path))?;
 
+    let [batch, len] = recompute::sizes(&input);
+    memory::check_run(&model, batch, len).map_err(|error| error.in_file(input_path))?;
     let ran = match args.device {
         Place::Cpu => on_cpu(&model, &input, args.stream, threads),
         Place::Cuda(number) => on_gpu(&model, &input, number),
@@ -79,8 +85,8 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
             writeln!(out, "        {}", against_stored(result, &tensors.tensor(name)?))?;
         }
     }
-    if let Some(path) = &args.output {
-        files::write(path, &results)?;
+    if let (Some(target), Some(path)) = (target, &args.output) {
+        target.write(&files::serialize(&results)?)?;
         writeln!(out, "written {}", path.display())?;
     }
     Ok(Verdict::Pass)

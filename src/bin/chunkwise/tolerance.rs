@@ -4,7 +4,7 @@ use std::fmt;
 
 use chunkwise::FeatureMap;
 
-use crate::compare::Distance;
+use super::compare::Distance;
 
 /// Plain f32 reaches 7.6e-6, the reference itself is within 1e-6 of f64. The same is allowed token by token, of which the
 /// files hold no answer of their own.

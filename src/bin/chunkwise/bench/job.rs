@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use chunkwise::nn::{Model, ModelConfig};
-use chunkwise::{Config, Isa, Rule};
+use chunkwise::{Attention, Config, Isa, Rule};
 use half::{bf16, f16};
 
+use super::super::{exact, memory};
 use super::ceiling::{Level, What, level_of};
 use super::spec::{Dtype, Map, Norm, Op, Packing, Shape, Spec};
 use super::work::{Case, Error, ModelFlops, Number, Run, Untrained, norm_error};
-use crate::exact;
 
 pub(super) struct Job {
     pub(super) spec: Spec,
@@ -38,6 +38,38 @@ const CHECKED: usize = 80;
 /// Norm error of a model against f64.
 const MODEL_BOUND: f64 = 1e-5;
 
+/// Bytes that one element of q, k, v or o takes at most: its own, those of copies in f32 while the numbers are made, and
+/// those of what the oracle has while the answers are compared.
+const BYTES: usize = 32;
+/// Bytes that one of a model's parameters takes at most: as it is stored, in f32 while it is made, packed, and in f64.
+const PARAMETER_BYTES: usize = 20;
+
+/// That a spec can be measured, as far as its sizes tell: they don't overflow, and there is memory for them.
+pub(super) fn check(spec: &Spec) -> Made<()> {
+    match spec.op {
+        Op::Prefill => attention_fits(&config(spec, spec.shape.len)?),
+        Op::Decode => attention_fits(&config(spec, CHECKED)?),
+        Op::Model | Op::Step => {
+            let (config, Shape { batch, len, .. }) = (model_config(spec)?, spec.shape);
+            config.check()?;
+            memory::check(config.parameters_len().checked_mul(PARAMETER_BYTES))?;
+            Ok(memory::check(memory::product([batch, len, config.hidden_size, BYTES]))?)
+        }
+    }
+}
+
+fn attention_fits(config: &Config) -> Made<()> {
+    let (attention, chunkwise::Shape { batch, len, heads, key, value, .. }) =
+        (Attention::new(*config)?, config.shape);
+    let tensors =
+        key.checked_add(value).and_then(|dims| memory::product([batch, len, heads, dims, 2, BYTES]));
+    // The state, and as much that the ceiling of memory changes.
+    let scratch = attention.scratch_len().max(attention.decode_scratch_len());
+    let own =
+        attention.state_len().checked_mul(2).and_then(|state| state.checked_add(scratch)?.checked_mul(4));
+    Ok(memory::check(tensors.zip(own).and_then(|(tensors, own)| tensors.checked_add(own)))?)
+}
+
 type Made<T> = Result<T, Box<dyn std::error::Error>>;
 
 impl Job {
@@ -51,12 +83,14 @@ impl Job {
     }
 
     fn of<E: Number>(spec: &Spec, levels: &[Level]) -> Made<Self> {
+        // Once more: there is less memory than before the others were made ready.
+        check(spec)?;
         let mut job = match spec.op {
             Op::Prefill => Self::prefill::<E>(spec, levels)?,
             Op::Decode => Self::decode::<E>(spec)?,
             Op::Model | Op::Step => Self::model::<E>(spec)?,
         };
-        job.times = (READING / job.seconds()).ceil().max(1.0) as usize;
+        job.times = (READING / job.seconds()).ceil().clamp(1.0, 1e9) as usize;
         Ok(job)
     }
 
@@ -106,6 +140,7 @@ impl Job {
             Some(Packing::Packed) => untrained.packed(isa, spec.threads)?,
             _ => untrained.model(untrained.blocks().leak(), isa, spec.threads)?,
         };
+        memory::check_run(&model, batch, len)?;
         let error = model_error(&model, spec.op, len)?;
         let mut run = Run::new(model, batch, len)?;
         let (weights, flops) = (untrained.weights_bytes(), ModelFlops { config: &config });

@@ -3,7 +3,7 @@
 use chunkwise::Isa;
 use serde::{Deserialize, Serialize};
 
-use crate::info;
+use super::super::info;
 
 /// As far as it tells.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ mod work;
 
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,10 +27,11 @@ use self::machine::Machine;
 use self::memory::{Aligned, LINE};
 use self::report::{Limit, Measurement, Report};
 use self::show::Format;
-use self::spec::{Dtype, Map, Norm, Op, Packing, Shape, Words};
-use crate::machine::{Isas, isas};
-use crate::out::Out;
-use crate::{Outcome, Verdict, complain};
+use self::spec::{Dtype, Map, Norm, Op, Packing, Shape, Spec, Words};
+use super::machine::{Isas, isas};
+use super::out::Out;
+use super::target::Target;
+use super::{Outcome, Verdict};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -63,7 +64,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "all|NAME,..", value_parser = isas)]
     isa: Option<Isas>,
     /// Threads to use at most
-    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,..")]
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,..", value_parser = threads)]
     threads: Vec<NonZeroUsize>,
     /// Readings of each ceiling and of each work [default: 40, or as many as --time allows]
     #[arg(long, value_name = "N")]
@@ -96,34 +97,97 @@ fn state_offset(text: &str) -> Result<usize, String> {
     }
 }
 
+/// As many as are worth measuring: more are a mistake.
+const MOST_THREADS: usize = 1024;
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MOST_THREADS);
+    count.ok_or(format!("a whole number from 1 to {MOST_THREADS}"))
+}
+
+impl Args {
+    /// The files to write: --output and --plot.
+    pub(crate) fn targets(&self) -> Result<[Option<Target>; 2], String> {
+        let target = |path: &Option<PathBuf>, others: [&Option<PathBuf>; 2]| {
+            let others: Vec<&Path> = others.into_iter().flatten().map(|path| &**path).collect();
+            path.as_ref().map(|path| Target::new(path, &others)).transpose()
+        };
+        let (compare, output, plot) = (&self.compare, &self.output, &self.plot);
+        Ok([target(output, [compare, plot])?, target(plot, [compare, output])?])
+    }
+
+    /// The older report.
+    pub(crate) fn old(&self) -> Result<Option<Report>, String> {
+        self.compare.as_deref().map(Report::read).transpose()
+    }
+
+    /// Says and writes what was measured.
+    pub(crate) fn tell(
+        &self,
+        mut report: Report,
+        old: Option<Report>,
+        [output, plot]: [Option<Target>; 2],
+        out: &mut Out,
+    ) -> Outcome {
+        if let Some(old) = &old {
+            report.compare(old);
+            if old.machine.cpu != report.machine.cpu {
+                out.complain(&format!("the older report is of another machine, {}", old.machine.cpu));
+            }
+        }
+        // What can't be written to one place is no reason not to write to the others: measuring it took long.
+        let text = show::show(&report, self.format)?;
+        let (printed, written) = match output {
+            None => (text, Ok(())),
+            Some(output) => (show::show(&report, Format::Table)?, output.write(text.as_bytes())),
+        };
+        let plotted = match plot {
+            None => Ok(()),
+            Some(target) => plot::plot(&report).and_then(|svg| Ok(target.write(svg.as_bytes())?)),
+        };
+        write!(out, "{printed}")?;
+        written?;
+        plotted?;
+        let wrong = report.measurements.iter().filter(|measurement| !measurement.is_right()).count();
+        Ok(if self.check && wrong > 0 { Verdict::Fail } else { Verdict::Pass })
+    }
+
+    /// What is to be measured; all of it finds room, each by itself.
+    pub(crate) fn specs(&self) -> Result<Vec<Spec>, Box<dyn std::error::Error>> {
+        let isas = match &self.isa {
+            Some(Isas(isas)) => isas.clone(),
+            None => vec![Isa::choose()?],
+        };
+        let words = Words {
+            ops: self.op.clone(),
+            shapes: self.shape.clone(),
+            dtypes: self.dtype.clone(),
+            maps: self.map.clone(),
+            norms: self.norm.clone(),
+            chunks: self.chunk.iter().copied().map(usize::from).collect(),
+            weights: self.weights.clone(),
+            state_offsets: self.state_offset.clone(),
+            isas: isas.iter().map(|isa| isa.name().into()).collect(),
+            threads: self.threads.iter().copied().map(usize::from).collect(),
+        };
+        let specs = words.specs()?;
+        for spec in &specs {
+            job::check(spec).map_err(|error| format!("{}: {error}", spec.label()))?;
+        }
+        Ok(specs)
+    }
+}
+
 /// Rounds where nothing says how many.
 const ROUNDS: usize = 40;
 
 pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
-    let old = args.compare.as_deref().map(Report::read).transpose()?;
+    let (old, targets) = (args.old()?, args.targets()?);
     if let Err(error) = stop_on_interrupt() {
-        complain(&format!("Ctrl-C will end the program without a report: {error}"));
+        out.complain(&format!("Ctrl-C will end the program without a report: {error}"));
     }
-    let mut report = measure(args)?;
-    if let Some(old) = &old {
-        report.compare(old);
-        if old.machine.cpu != report.machine.cpu {
-            complain(&format!("the older report is of another machine, {}", old.machine.cpu));
-        }
-    }
-    match &args.output {
-        None => write!(out, "{}", show::show(&report, args.format)?)?,
-        Some(path) => {
-            let text = show::show(&report, args.format)?;
-            std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
-            write!(out, "{}", show::show(&report, Format::Table)?)?;
-        }
-    }
-    if let Some(path) = &args.plot {
-        plot::plot(path, &report)?;
-    }
-    let wrong = report.measurements.iter().filter(|measurement| !measurement.is_right()).count();
-    Ok(if args.check && wrong > 0 { Verdict::Fail } else { Verdict::Pass })
+    let report = measure(args)?;
+    args.tell(report, old, targets, out)
 }
 
 /// Set by the first Ctrl-C.
@@ -144,31 +208,14 @@ fn stop_on_interrupt() -> Result<(), Box<dyn std::error::Error>> {
 
 fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     let machine = Machine::new();
-    let isas = match &args.isa {
-        Some(Isas(isas)) => isas.clone(),
-        None => vec![Isa::choose()?],
-    };
-    let threads: Vec<usize> = args.threads.iter().copied().map(usize::from).collect();
-    if let Some(&most) = threads.iter().max().filter(|most| **most > 1) {
+    let specs = args.specs()?;
+    if let Some(most) = specs.iter().map(|spec| spec.threads).max().filter(|most| *most > 1) {
         // Before anything is timed.
         start_threads(most).map_err(|error| format!("{most} threads can't be started: {error}"))?;
     }
-    let words = Words {
-        ops: args.op.clone(),
-        shapes: args.shape.clone(),
-        dtypes: args.dtype.clone(),
-        maps: args.map.clone(),
-        norms: args.norm.clone(),
-        chunks: args.chunk.iter().copied().map(usize::from).collect(),
-        weights: args.weights.clone(),
-        state_offsets: args.state_offset.clone(),
-        isas: isas.iter().map(|isa| isa.name().into()).collect(),
-        threads,
-    };
 
     let mut progress = Progress::new();
     let (mut ceilings, mut jobs) = (Vec::new(), Vec::new());
-    let specs = words.specs();
     for (at, spec) in specs.iter().enumerate() {
         progress.say(&format!("preparing {} of {}: {}", at + 1, specs.len(), spec.label()));
         let isa = Isa::from_name(&spec.isa)?;
@@ -184,7 +231,9 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
         jobs.push(job);
     }
     // What ceilings read and write.
-    let mut memory = Aligned::filled(1.0, ceilings.iter().map(Ceiling::memory).max().unwrap_or(0));
+    let most = ceilings.iter().map(Ceiling::memory).max().unwrap_or(0);
+    super::memory::check(most.checked_mul(size_of::<f32>()))?;
+    let mut memory = Aligned::filled(1.0, most);
 
     let (date, begin) = (SystemTime::now(), Instant::now());
     let most = args.rounds.map_or(if args.time.is_some() { usize::MAX } else { ROUNDS }, usize::from);
@@ -202,11 +251,12 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     }
     progress.clear();
 
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     let limits: Vec<Limit> = ceilings.iter().map(Limit::new).collect();
     Ok(Report {
         version: env!("CARGO_PKG_VERSION").into(),
         date: humantime::format_rfc3339_seconds(date).to_string(),
-        command: std::iter::once("chunkwise".into()).chain(std::env::args().skip(1)).collect(),
+        command: std::iter::once("chunkwise".into()).chain(words).collect(),
         machine,
         rounds,
         interrupted: STOP.load(Relaxed) && rounds < most,

@@ -1,7 +1,6 @@
 //! The plot: a roofline, and speed against T, K or chunk where several are measured.
 
 use std::error::Error;
-use std::path::Path;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -38,7 +37,9 @@ fn font(size: i32, colour: RGBColor) -> TextStyle<'static> {
     (FONT, size).into_font().color(&colour)
 }
 
-pub(super) fn plot(path: &Path, report: &Report) -> Drawn {
+/// An SVG.
+pub(super) fn plot(report: &Report) -> Result<String, Box<dyn Error>> {
+    let mut svg = String::new();
     let variants = Variants::new(&report.measurements);
     let points = points(&report.measurements, &variants);
     let series = Axis::ALL.into_iter().map(|axis| (axis, series(&report.measurements, &variants, axis)));
@@ -48,7 +49,8 @@ pub(super) fn plot(path: &Path, report: &Report) -> Drawn {
     let height = |labels: usize| PANEL.max(120 + LINE * labels as u32);
     let first_height = height(points.len());
     let second_height = second.as_ref().map_or(0, |(_, series)| height(series.len()));
-    let root = SVGBackend::new(path, (WIDTH, HEAD + first_height + second_height)).into_drawing_area();
+    let root =
+        SVGBackend::with_string(&mut svg, (WIDTH, HEAD + first_height + second_height)).into_drawing_area();
     root.fill(&WHITE)?;
     let Report { machine, version, date, rounds, .. } = report;
     root.draw(&Text::new("Speed, beside what the machine allows", (26, 18), font(24, INK)))?;
@@ -63,8 +65,9 @@ pub(super) fn plot(path: &Path, report: &Report) -> Drawn {
     if let Some((axis, series)) = second {
         against(&root, &rest, axis, &series)?;
     }
-    root.present().map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(())
+    root.present()?;
+    drop((root, first, rest, body));
+    Ok(svg)
 }
 
 /// What tells measurements apart: instruction sets and threads by colour, the rest in words where it differs.

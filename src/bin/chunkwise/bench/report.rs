@@ -11,7 +11,7 @@ use super::spec::Spec;
 use super::stats::Summary;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     pub(super) version: String,
     /// In UTC, when the first round began.
     pub(super) date: String,

@@ -105,7 +105,7 @@ impl fmt::Display for Shape {
 /// One measurement's. What plays no part in an operation is left out, or 1; so are weights as they are stored and a state
 /// that begins on a cache line, for older reports don't name them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Spec {
+pub(crate) struct Spec {
     pub(super) op: Op,
     pub(super) shape: Shape,
     pub(super) dtype: Dtype,
@@ -189,7 +189,8 @@ fn shapes(op: Op) -> &'static [Shape] {
 
 impl Words {
     /// Every combination once.
-    pub(super) fn specs(&self) -> Vec<Spec> {
+    pub(super) fn specs(&self) -> Result<Vec<Spec>, String> {
+        self.check_number()?;
         let mut specs = Vec::new();
         for &op in &self.ops {
             let shapes = if self.shapes.is_empty() { shapes(op) } else { &self.shapes };
@@ -220,7 +221,19 @@ impl Words {
                 }
             }
         }
-        specs
+        Ok(specs)
+    }
+
+    /// A command line is soon written that has more combinations than a lifetime has rounds.
+    fn check_number(&self) -> Result<(), String> {
+        const MOST: usize = 30_000;
+        let Self { ops, shapes, dtypes, maps, norms, chunks, weights, state_offsets, isas, threads } = self;
+        let lists = [ops.len(), shapes.len().max(1), dtypes.len(), maps.len(), norms.len(), chunks.len()];
+        let all = lists.into_iter().chain([weights.len(), state_offsets.len(), isas.len(), threads.len()]);
+        match all.fold(1, usize::saturating_mul) {
+            ..=MOST => Ok(()),
+            number => Err(format!("{number} combinations; at most {MOST} are measured in a run")),
+        }
     }
 }
 

@@ -1,0 +1,138 @@
+//! Files to write. A new file is written beside the old one and takes its place when it is whole: a disk that is full, or a
+//! program that is ended, leaves the old one as it was.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+/// Where bytes will go. That it can be written to, as far as that can be known, is found out before there are any.
+#[derive(Debug)]
+pub(crate) struct Target {
+    named: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// A file by its real path, with what is known of the one that is there.
+    File(PathBuf, Option<Metadata>),
+    /// The file that standard output was sent to, which has its own place in it.
+    StandardOutput,
+    /// A pipe, a device or a file without a name.
+    Open(File),
+}
+
+impl Target {
+    /// None of `others` may be the same file: what is read, and what else is written.
+    pub(crate) fn new(path: &Path, others: &[&Path]) -> Result<Self, String> {
+        let refused = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+        if let Some(other) = others.iter().find(|other| same_file(path, other)) {
+            return Err(refused(&format!("writing it would destroy {}, the same file", other.display())));
+        }
+        let place = Place::of(path).map_err(|error| refused(&error))?;
+        Ok(Self { named: path.into(), place })
+    }
+
+    /// Replaces what was there.
+    pub(crate) fn write(self, bytes: &[u8]) -> Result<(), String> {
+        self.place.write(bytes).map_err(|error| format!("{}: {error}", self.named.display()))
+    }
+}
+
+impl Place {
+    fn of(path: &Path) -> io::Result<Self> {
+        let old = match OpenOptions::new().write(true).open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            old => Some(old?),
+        };
+        if same_file(path, Path::new("/dev/stdout")) {
+            return Ok(Place::StandardOutput);
+        }
+        let real = real_path(path)?;
+        match old {
+            Some(old) if !same_file(path, &real) => Ok(Place::Open(old)),
+            old => {
+                // Made once in vain, so that a folder that takes no file is known now.
+                beside(&real)?;
+                Ok(Place::File(real, old.map(|old| old.metadata()).transpose()?))
+            }
+        }
+    }
+
+    fn write(self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Place::File(path, old) => {
+                let mut new = beside(&path)?;
+                new.write_all(bytes)?;
+                if let Some(old) = old {
+                    // Before the permissions, of which it takes some away; only root may give files to others.
+                    #[cfg(unix)]
+                    {
+                        use std::os::unix::fs::{MetadataExt, fchown};
+                        let _ = fchown(new.as_file(), Some(old.uid()), Some(old.gid()));
+                    }
+                    new.as_file().set_permissions(old.permissions())?;
+                }
+                new.persist(path)?;
+                Ok(())
+            }
+            Place::StandardOutput => {
+                let mut out = io::stdout();
+                out.write_all(bytes).and_then(|()| out.flush())
+            }
+            Place::Open(mut file) => {
+                // Of a pipe there is nothing to cut.
+                let _ = file.set_len(0);
+                file.write_all(bytes)
+            }
+        }
+    }
+}
+
+/// A file in the same folder that is removed unless it is given a name, with the permissions of any new file.
+fn beside(path: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".chunkwise-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder(path))
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Links followed, also where they lead to no file yet.
+pub(crate) fn real_path(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        real => return real,
+    }
+    match (fs::read_link(path), path.file_name()) {
+        (Ok(next), _) => real_path(&folder(path).join(next)),
+        (_, Some(name)) => Ok(folder(path).canonicalize()?.join(name)),
+        (_, None) => Err(ErrorKind::NotFound.into()),
+    }
+}
+
+/// Whether two names are of one regular file, or will be.
+fn same_file(a: &Path, b: &Path) -> bool {
+    match (fs::metadata(a), fs::metadata(b)) {
+        (Ok(x), Ok(y)) => x.is_file() && y.is_file() && is_one(a, &x, b, &y),
+        (Err(_), Err(_)) => real_path(a).is_ok_and(|real| real_path(b).is_ok_and(|other| real == other)),
+        _ => false,
+    }
+}
+
+#[cfg(unix)]
+fn is_one(_: &Path, x: &Metadata, _: &Path, y: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (x.dev(), x.ino()) == (y.dev(), y.ino())
+}
+
+#[cfg(not(unix))]
+fn is_one(a: &Path, _: &Metadata, b: &Path, _: &Metadata) -> bool {
+    real_path(a).is_ok_and(|real| real_path(b).is_ok_and(|other| real == other))
+}

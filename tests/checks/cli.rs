@@ -1,0 +1,383 @@
+//! The command line on arguments and files that no one would write: a verdict, in lines on stderr where it is a bad one, and
+//! no file is touched but the outputs. Nothing is measured, and nothing is read or written outside a temporary folder.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use arbitrary::{Result, Unstructured};
+use clap::Parser;
+use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+use crate::checks::files::{damaged, replaced};
+use crate::program::{self, Cli, Command, Out, Verdict};
+use crate::weights::{File, numbers};
+
+/// Bytes that don't suffice are as good as a check that holds.
+pub fn cli(bytes: &[u8]) {
+    let _ = check(&mut Unstructured::new(bytes));
+}
+
+/// Names of files; two of them are links, some are not there or can't be.
+const NAMES: [&str; 9] = ["model", "input", "config", "report", "link", "hard", "new", "none/new", "."];
+
+fn check(u: &mut Unstructured<'_>) -> Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder.path();
+    let write = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).expect("a file");
+    write("model", &safetensors(u)?);
+    write("input", &safetensors(u)?);
+    write("config", &text(u, CONFIG)?);
+    write("report", &text(u, REPORT)?);
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("model", folder.join("link")).expect("a link");
+    fs::hard_link(folder.join("input"), folder.join("hard")).expect("a link");
+
+    let Arguments { words, inputs, outputs } = Arguments::draw(u, folder)?;
+    let before = contents(folder);
+    let complaints = Shared::default();
+    let verdict = if u.ratio(1, 8)? {
+        run(&words, &mut Out::new(Full, complaints.clone()))
+    } else {
+        run(&words, &mut Out::new(io::sink(), complaints.clone()))
+    };
+
+    let complaints = String::from_utf8(complaints.0.take()).expect("UTF-8");
+    assert!(complaints.lines().all(|line| line.starts_with("chunkwise: ")), "{words:?}: {complaints}");
+    assert_eq!(complaints.is_empty(), verdict != Verdict::Unusable, "{words:?}: {complaints}");
+    let after = contents(folder);
+    for (path, bytes) in &after {
+        if before.get(path) != Some(bytes) {
+            assert!(outputs.contains(path), "{words:?} wrote {}", path.display());
+            assert!(!inputs.contains(path), "{words:?} destroyed {}", path.display());
+        }
+    }
+    assert!(before.keys().all(|path| after.contains_key(path)), "{words:?} removed a file");
+    Ok(())
+}
+
+fn run(words: &[OsString], out: &mut Out) -> Verdict {
+    match Cli::try_parse_from(words) {
+        Ok(Cli { command: Command::Bench(args) }) => {
+            // All but the measuring, of which an older report stands for the result.
+            let mut told = || {
+                let (old, [output, _]) = (args.old()?, args.targets()?);
+                args.specs()?;
+                old.clone().map_or(Ok(Verdict::Pass), |report| args.tell(report, old, [output, None], out))
+            };
+            let told = told();
+            told.unwrap_or_else(|error: Box<dyn std::error::Error>| {
+                out.complain(&error.to_string());
+                Verdict::Unusable
+            })
+        }
+        Ok(cli) => cli.command.run(out),
+        Err(error) if error.use_stderr() && error.kind() != DisplayHelpOnMissingArgumentOrSubcommand => {
+            program::usage(&error, out)
+        }
+        // Help, which goes to the process's own standard output.
+        Err(_) => Verdict::Pass,
+    }
+}
+
+/// Every file under a folder but the links, by its real path.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("a file").path());
+    files
+        .filter(|path| !path.is_symlink())
+        .map(|path| (real(&path), fs::read(&path).expect("a file")))
+        .collect()
+}
+
+/// Links followed; of a file that is not there, in its folder.
+fn real(path: &Path) -> PathBuf {
+    let folder = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(folder).unwrap_or_default()
+}
+
+struct Arguments {
+    words: Vec<OsString>,
+    /// Files that are to be read, and to be written, by their real paths.
+    inputs: Vec<PathBuf>,
+    outputs: Vec<PathBuf>,
+}
+
+impl Arguments {
+    fn draw(u: &mut Unstructured<'_>, folder: &Path) -> Result<Self> {
+        let mut args = Self { words: vec!["chunkwise".into()], inputs: Vec::new(), outputs: Vec::new() };
+        let command = *u.choose(&["run", "run", "check", "check", "bench", "bench", "info"])?;
+        args.words.push(command.into());
+        let paths: &[&str] = match command {
+            "run" => {
+                // Without a model there is the demonstration, which takes its time.
+                args.path(u, folder, "--model")?;
+                &["--config", "--input", "--weights", "--output", "--output"]
+            }
+            "check" => {
+                for _ in 0..u.int_in_range(0..=2)? {
+                    args.path(u, folder, "")?;
+                }
+                &["--weights"]
+            }
+            "bench" => &["--compare", "--compare", "--output", "--plot"],
+            _ => &[],
+        };
+        let values: &[&str] = match command {
+            "run" => &RUN,
+            "check" => &["--isa", "--threads"],
+            "bench" => &BENCH,
+            _ => &[],
+        };
+        for _ in 0..u.int_in_range(0..=6)? {
+            match u.int_in_range(0..=7)? {
+                0..=2 if !paths.is_empty() => {
+                    let flag = *u.choose(paths)?;
+                    args.path(u, folder, flag)?;
+                }
+                3..=6 if !values.is_empty() => {
+                    let word = [*u.choose(values)?, "=", &value(u)?].concat();
+                    args.words.push(word.into());
+                }
+                _ => args.words.push((*u.choose(&["--stream", "--check", "--bogus", "-", ""])?).into()),
+            }
+        }
+        Ok(args)
+    }
+
+    fn path(&mut self, u: &mut Unstructured<'_>, folder: &Path, flag: &str) -> Result<()> {
+        let path = folder.join(u.choose(&NAMES)?);
+        let write = ["--output", "--plot"].contains(&flag);
+        if write { &mut self.outputs } else { &mut self.inputs }.push(real(&path));
+        self.words.extend(Some(flag.into()).filter(|_| !flag.is_empty()));
+        self.words.push(path.into());
+        Ok(())
+    }
+}
+
+const RUN: [&str; 16] = [
+    "--tensor",
+    "--device",
+    "--isa",
+    "--threads",
+    "--embed-dim",
+    "--hidden-size",
+    "--num-heads",
+    "--num-layers",
+    "--chunk-size",
+    "--seq-len",
+    "--feature-map",
+    "--output-mode",
+    "--final-norm",
+    "--layer-norm-eps",
+    "--layer-norm-clip",
+    "--window-size",
+];
+
+const BENCH: [&str; 16] = [
+    "--op",
+    "--shape",
+    "--shape",
+    "--shape",
+    "--dtype",
+    "--map",
+    "--norm",
+    "--chunk",
+    "--weights",
+    "--state-offset",
+    "--isa",
+    "--threads",
+    "--rounds",
+    "--time",
+    "--format",
+    "--format",
+];
+
+/// A word that some flag takes, numbers of any size, or anything.
+fn value(u: &mut Unstructured<'_>) -> Result<String> {
+    const WORDS: [&str; 40] = [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "8",
+        "64",
+        "-1",
+        "1e-5",
+        "null",
+        "true",
+        "false",
+        "elu",
+        "relu",
+        "identity",
+        "all",
+        "mean",
+        "last_timestep",
+        "scalar",
+        "avx2,scalar",
+        "cpu",
+        "cuda:1",
+        "input",
+        "output",
+        "qkv",
+        "prefill",
+        "decode,step",
+        "model",
+        "none",
+        "global,per-chunk",
+        "f32",
+        "bf16,f16",
+        "stored",
+        "packed",
+        "json",
+        "csv",
+        "md",
+        "table",
+        "1s",
+        "[1]",
+    ];
+    Ok(match u.int_in_range(0..=7)? {
+        0..=3 => (*u.choose(&WORDS)?).into(),
+        4 => size(u)?.to_string(),
+        5 | 6 => {
+            let sizes: [u64; 5] = [size(u)?, size(u)?, size(u)?, size(u)?, size(u)?];
+            sizes.map(|size| size.to_string()).join(",")
+        }
+        _ => u.arbitrary::<&str>()?.replace('\0', ""),
+    })
+}
+
+/// Small, or as large as goes wrong.
+fn size(u: &mut Unstructured<'_>) -> Result<u64> {
+    match u.int_in_range(0..=3)? {
+        0 => Ok(1),
+        1 => u.int_in_range(0..=12),
+        2 => Ok((1u64 << u.int_in_range(0..=63)?).wrapping_add(u.int_in_range(0..=2)?).wrapping_sub(1)),
+        _ => u.arbitrary(),
+    }
+}
+
+/// A model's or a kernel's file with stored results of any shapes, which may be damaged.
+fn safetensors(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    if u.ratio(1, 16)? {
+        return Ok(u.bytes(u.len().min(100))?.to_vec());
+    }
+    let mut config = u.choose(&[CONFIG, KERNEL, KERNEL])?.to_string();
+    let kernel = config == KERNEL;
+    for _ in 0..u.int_in_range(0..=2)? {
+        config = replaced(u, &config)?;
+    }
+    let mut file =
+        if kernel { File { config: None, tensors: Vec::new() } } else { File::good() }.config(&config);
+    let names: &[&str] = match kernel {
+        true => &["qkv", "out"],
+        false => &[
+            "input",
+            "output",
+            "output_single_chunk_patched",
+            "logits",
+            "attn1_qkv",
+            "attn1_out",
+            "after_block_1",
+        ],
+    };
+    for name in names {
+        // Of a model only some results are stored, of a kernel all.
+        if !kernel && u.ratio(1, 2)? {
+            continue;
+        }
+        let shape = shape(u)?;
+        let elements = shape.iter().try_fold(1, |all: usize, n| all.checked_mul(*n)).filter(|n| *n <= 4096);
+        // A shape that is too large for a file is put into the header by what damages it.
+        let Some(elements) = elements else { continue };
+        file.tensors.retain(|tensor| tensor.0 != *name);
+        file.add(name, &shape, &numbers(elements));
+    }
+    damaged(u, file)
+}
+
+/// Likely one that fits, with any rank.
+fn shape(u: &mut Unstructured<'_>) -> Result<Vec<usize>> {
+    let likely: &[&[usize]] = &[
+        &[2, 10, 3],
+        &[10, 3],
+        &[2, 8],
+        &[8],
+        &[2, 10, 8],
+        &[10, 8],
+        &[2, 5],
+        &[2, 10, 24],
+        &[1, 5, 12],
+        &[1, 5, 4],
+        &[2, 5, 12],
+        &[2, 5, 4],
+    ];
+    let mut shape = u.choose(likely)?.to_vec();
+    for _ in 0..u.int_in_range(0..=2)? {
+        match u.int_in_range(0..=3)? {
+            0 => shape.push(u.int_in_range(0..=4)?),
+            1 => drop(shape.pop()),
+            _ if shape.is_empty() => {}
+            _ => {
+                let at = u.int_in_range(0..=shape.len() - 1)?;
+                shape[at] = size(u)? as usize;
+            }
+        }
+    }
+    Ok(shape)
+}
+
+/// JSON in which some words were replaced.
+fn text(u: &mut Unstructured<'_>, json: &str) -> Result<Vec<u8>> {
+    let mut json = json.to_string();
+    for _ in 0..u.int_in_range(0..=2)? {
+        json = replaced(u, &json)?;
+    }
+    Ok(json.into())
+}
+
+const CONFIG: &str = r#"{"num_heads": 2, "chunk_size": 4, "seq_len": 12, "feature_map": "identity",
+    "output_mode": "all", "layer_norm_eps": 1e-5, "weights_from": "input"}"#;
+const KERNEL: &str = r#"{"kind": "kernel_fla", "num_heads": 2, "chunk_size": 4, "feature_map": "identity"}"#;
+const REPORT: &str = r#"{"version": "0", "date": "2026T", "command": ["a", "b"], "machine": {"cpu": "c", "arch": "d",
+    "os": "e", "threads": 2, "isas": ["scalar"], "caches": {"l1": 1, "l2": 2, "l3": 3, "known": true}}, "rounds": 2,
+    "interrupted": false, "ceilings": [{"isa": "scalar", "threads": 1, "name": "FMA", "bytes": 0, "unit": "GFLOP/s",
+    "rate": {"best": 4.0, "median": 3.0, "p10": 2.5, "p90": 3.5}, "readings": [3.0, 4.0]}], "measurements": [{"op":
+    "prefill", "shape": {"batch": 1, "heads": 2, "len": 3, "key": 4, "value": 5}, "dtype": "f32", "map": "elu", "norm":
+    "global", "chunk": null, "weights": null, "state_offset": null, "isa": "scalar", "threads": 1, "flops": 10.0,
+    "recurrent_flops": 10.0, "bytes": 5.0, "tokens": 20.0, "repeats": 9, "seconds": {"best": 0.1, "median": 0.2, "p10":
+    0.15, "p90": 0.3}, "tokens_per_s": 1e3, "gflops": {"best": 0.7, "median": 0.7}, "recurrent_gflops": {"best": 0.7,
+    "median": 0.7}, "recurrent_bound": {"ceiling": "FMA", "best_percent": 7.2, "median_percent": 7.2}, "gbs": {"best":
+    0.3, "median": 0.4}, "bound": {"ceiling": "FMA", "best_percent": 0.7, "median_percent": 0.7}, "error": 7.9e-8,
+    "allowed_error": 2e-6, "readings": [0.1, 0.2]}]}"#;
+
+/// What was written, for the one who gave it away to look at.
+#[derive(Clone, Default)]
+struct Shared(Rc<RefCell<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where there is no room.
+struct Full;
+
+impl Write for Full {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(ErrorKind::StorageFull.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
