@@ -24,6 +24,7 @@ mod long;
 mod oracle;
 mod special;
 mod types;
+mod zeros;
 // ... that nothing else changes a bit of it, ...
 mod bits;
 mod parts;
