@@ -85,7 +85,8 @@ fn write(map: FeatureMap, k: &[f32], v: &[f32], s: &mut [f64], z: &mut [f64]) {
 
 /// `phi(q) . z`.
 fn norm(map: FeatureMap, q: &[f32], z: &[f64]) -> f64 {
-    q.iter().zip(z).map(|(q, z)| phi(map, *q) * z).sum()
+    // From +0 on; `sum` begins at -0.
+    q.iter().zip(z).fold(0.0, |norm, (q, z)| norm + phi(map, *q) * z)
 }
 
 /// `o += factor phi(q)^T S`.

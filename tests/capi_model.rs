@@ -370,7 +370,7 @@ fn calls_that_are_refused_have_written_nothing() {
     // SAFETY: of this test.
     unsafe {
         assert_eq!(cw_model_forward(null(), &good), CW_NULL);
-        assert_eq!(cw_model_forward(room.as_ptr().wrapping_byte_add(4).cast(), &good), CW_MISALIGNED);
+        assert_eq!(cw_model_forward(room.as_ptr().wrapping_byte_add(2).cast(), &good), CW_MISALIGNED);
         let nothing = vec![0u64; 64];
         assert_eq!(cw_model_forward(nothing.as_ptr().cast(), &good), CW_MODEL);
         assert_eq!(cw_model_head(model, &good), CW_PARAMETER);
@@ -452,7 +452,7 @@ fn models_that_are_refused() {
         assert_eq!(init(all, 6, 1, at, &mut model), CW_UNKNOWN);
         assert_eq!(init(all, 0, 0, at, &mut model), CW_ZERO);
         assert_eq!(init(all, 0, 1, null_mut(), &mut model), CW_NULL);
-        assert_eq!(init(all, 0, 1, at.wrapping_byte_add(4), &mut model), CW_MISALIGNED);
+        assert_eq!(init(all, 0, 1, at.wrapping_byte_add(2), &mut model), CW_MISALIGNED);
         assert_eq!(init(all, 0, 1, at, null_mut()), CW_NULL);
         assert_eq!(init(all, 0, 1, at, at.cast()), CW_OVERLAP);
         assert_eq!(init(all, 0, 1, start.cast_mut().cast(), &mut model), CW_OVERLAP);

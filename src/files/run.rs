@@ -16,8 +16,9 @@ pub fn forward(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>>
     if batch == 0 || len == 0 {
         return empty(model.config(), input, len);
     }
-    let mut output = vec![0.0; model.output_len(batch, len)];
-    model.forward(batch, len, &input.data, &mut output, &mut vec![0.0; model.scratch_len(batch, len)?])?;
+    let (mut output, mut scratch) =
+        (zeros(model.output_len(batch, len))?, zeros(model.scratch_len(batch, len)?)?);
+    model.forward(batch, len, &input.data, &mut output, &mut scratch)?;
     Ok(shaped(model.config(), input, output))
 }
 
@@ -45,10 +46,10 @@ pub fn stream(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> 
     if batch == 0 || len == 0 {
         return empty(model.config(), input, len);
     }
-    let mut state = vec![0.0; model.state_len(batch)?];
-    let mut scratch = vec![0.0; model.step_scratch_len(batch)?];
-    let (mut row, mut out) = (vec![0.0; batch * embed], vec![0.0; batch * hidden_size]);
-    let mut output = vec![0.0; model.output_len(batch, len)];
+    let mut state = zeros(model.state_len(batch)?)?;
+    let mut scratch = zeros(model.step_scratch_len(batch)?)?;
+    let (mut row, mut out) = (zeros(batch * embed)?, zeros(batch.saturating_mul(hidden_size))?);
+    let mut output = zeros(model.output_len(batch, len))?;
     for t in 0..len {
         for (b, row) in row.chunks_exact_mut(embed).enumerate() {
             row.copy_from_slice(&input.data[(b * len + t) * embed..][..embed]);
@@ -69,13 +70,21 @@ pub fn stream(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> 
 pub fn logits(model: &Model<'_>, output: &Tensor<'_>) -> Result<Option<Tensor<'static>>> {
     let Some(columns) = model.head_len() else { return Ok(None) };
     let rows = output.data.len() / model.config().hidden_size;
-    let mut data = vec![0.0; rows * columns];
-    model.apply_head(&output.data, &mut data, &mut vec![0.0; model.head_scratch_len(rows)])?;
+    let mut data = zeros(rows.saturating_mul(columns))?;
+    model.apply_head(&output.data, &mut data, &mut zeros(model.head_scratch_len(rows))?)?;
     let mut shape = output.shape.clone();
     if let Some(last) = shape.last_mut() {
         *last = columns;
     }
     Ok(Some(Tensor { shape, data: Cow::Owned(data) }))
+}
+
+/// So many elements, unless no memory has room for them: `vec!` would panic.
+fn zeros(len: usize) -> Result<Vec<f32>> {
+    if len > isize::MAX as usize / size_of::<f32>() {
+        return Err(crate::Error::Overflow { what: "the output" }.into());
+    }
+    Ok(vec![0.0; len])
 }
 
 struct Sequences {

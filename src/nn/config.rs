@@ -70,9 +70,13 @@ impl ModelConfig {
         self.hidden_size
     }
 
-    /// Elements of a head: `hidden_size / num_heads`, rounded down.
+    /// Elements of a head: `hidden_size / num_heads`, rounded down; 0 where there are no heads, which
+    /// [`ModelConfig::check`] refuses.
     pub const fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_heads
+        match self.hidden_size.checked_div(self.num_heads) {
+            Some(dim) => dim,
+            None => 0,
+        }
     }
 
     /// Elements of a row of q, k, v and of the attention's output: `num_heads * head_dim`.
@@ -80,9 +84,9 @@ impl ModelConfig {
         self.num_heads * self.head_dim()
     }
 
-    /// Elements of a row inside the feed-forward network: `4 * hidden_size`.
+    /// Elements of a row inside the feed-forward network: `4 * hidden_size`, saturating.
     pub const fn inner_size(&self) -> usize {
-        4 * self.hidden_size
+        self.hidden_size.saturating_mul(4)
     }
 
     /// Tokens in a chunk, as it takes effect: `min(chunk_size, seq_len)`.
@@ -135,13 +139,20 @@ impl ModelConfig {
         (all <= isize::MAX as usize / size_of::<f32>()).then_some(all)
     }
 
-    /// Elements of all parameters, in the order of [`ModelConfig::parameters`]: the length of a flat model.
+    /// Elements of all parameters, in the order of [`ModelConfig::parameters`]: the length of a flat model. Of options that
+    /// [`ModelConfig::check`] refuses it is saturating.
     pub fn parameters_len(&self) -> usize {
-        self.parameters().map(|p| p.len()).sum()
+        let len = |num_layers| {
+            let config = Self { num_layers, ..*self };
+            config.parameters().map(|p| p.len()).fold(0, usize::saturating_add)
+        };
+        // By one block and what is outside the blocks, for there may be any number of blocks.
+        let outside = len(0);
+        (len(1) - outside).saturating_mul(self.num_layers).saturating_add(outside)
     }
 
     /// All parameters in their order in a flat model: the input projection if there is one, the blocks, the
-    /// final norm if there is one. (A head is no part of the configuration.)
+    /// final norm if there is one. (A head is no part of the configuration.) Sizes saturate.
     pub fn parameters(&self) -> impl Iterator<Item = Parameter> {
         let (h, w) = (self.hidden_size, self.attention_width());
         let dense = |layer, rows, columns| {
@@ -158,7 +169,7 @@ impl ModelConfig {
         };
         let block = [
             norm("attn_norm"),
-            dense("attn_qkv", h, 3 * h),
+            dense("attn_qkv", h, h.saturating_mul(3)),
             dense("attn_out", w, h),
             norm("ffn_norm"),
             dense("ffn_up", h, self.inner_size()),
@@ -194,10 +205,10 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    /// Elements.
+    /// Elements, saturating.
     #[allow(clippy::len_without_is_empty, reason = "no parameter is empty")]
     pub const fn len(&self) -> usize {
-        self.shape[0] * self.shape[1]
+        self.shape[0].saturating_mul(self.shape[1])
     }
 
     /// The shape as weight files give it: `[columns]` for a vector, `[rows, columns]` otherwise.

@@ -23,7 +23,8 @@ pub fn init(config: &ModelConfig, seed: u64, flat: &mut [f32]) -> Result<()> {
             _ => 0.0,
         };
         for x in data {
-            *x = bound * random.symmetric();
+            // Plus 0, so that no bias is -0.
+            *x = bound * random.symmetric() + 0.0;
         }
     }
     Ok(())

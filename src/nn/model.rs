@@ -319,7 +319,8 @@ impl<'w> Model<'w> {
 fn add_mean(rows: &[f32], mean: &mut [f32], len: usize, first: bool) {
     let size = mean.len();
     for (j, mean) in mean.iter_mut().enumerate() {
-        let sum: f32 = rows.iter().skip(j).step_by(size).sum();
+        // Not `sum`, which begins at -0: a mean that is exactly zero would be -0 here and +0 step by step.
+        let sum = rows.iter().skip(j).step_by(size).fold(0.0, |sum, x| sum + x);
         *mean = if first { sum / len as f32 } else { *mean + sum / len as f32 };
     }
 }

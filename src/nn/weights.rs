@@ -219,10 +219,9 @@ impl<'w> Weights<'w> {
             }
         }
         if let Some(head) = self.head {
-            let [rows, columns] = head.shape("kernel");
-            if rows != config.hidden_size || columns == 0 || rows * columns != head.kernel().len() {
-                let want = [config.hidden_size, columns];
-                return Err(Error::Parameter { name: "head", block: 0, want, got: [rows, columns] });
+            let (want, got) = ([config.hidden_size, head.outputs()], head.shape("kernel"));
+            if got != want || head.outputs() == 0 {
+                return Err(Error::Parameter { name: "head", block: 0, want, got });
             }
         }
         Ok(())

@@ -309,7 +309,8 @@ impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
         }
         let factors = self.tile.factors;
         for t in 0..T {
-            // A product and a sum with zero, so that an output that is exactly zero is +0.
+            // A product and a sum with +0, so that an output that is exactly zero is +0 whatever the factor's sign, with
+            // a past and without. S and z begin at +0 and are only added to, so theirs are +0 as well.
             let mut sum = [simd.splat_f32s(0.0); N];
             if reads_past {
                 let factor = simd.splat_f32s(factors.past[token + t]);

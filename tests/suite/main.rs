@@ -24,6 +24,7 @@ mod long;
 mod oracle;
 mod special;
 mod types;
+mod zeros;
 // ... that nothing else changes a bit of it, ...
 mod bits;
 #[cfg(all(feature = "std", any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -335,6 +335,7 @@ fn initialisers_are_the_reference_s() {
         assert!((spread - bound / 3f64.sqrt()).abs() <= 0.1 * bound, "{parameter}: {spread}");
     }
     assert!(rest.is_empty());
+    assert!(built.flat.iter().all(|x| *x != 0.0 || x.is_sign_positive()), "-0");
     let mut other = built.flat.clone();
     init(&built.config, 7, &mut other).unwrap();
     assert_eq!(bits(&other), bits(&built.flat));
@@ -391,6 +392,31 @@ fn configurations_that_cannot_be() {
         ModelConfig { num_layers: usize::MAX, ..good },
     ] {
         assert_eq!(check(huge), Error::Overflow { what: "the model" });
+    }
+}
+
+/// Sizes may be asked of options that nobody has checked.
+#[test]
+fn sizes_of_configurations_that_cannot_be() {
+    let good = ModelConfig::new(8);
+    let sum: usize = good.parameters().map(|parameter| parameter.len()).sum();
+    assert_eq!(good.parameters_len(), sum);
+    let none = ModelConfig { num_layers: 0, ..good };
+    assert_eq!(none.parameters_len(), 8 * 256 + 256 + 2 * 256);
+    let headless = ModelConfig { num_heads: 0, ..good };
+    assert_eq!((headless.head_dim(), headless.attention_width()), (0, 0));
+    // The kernels of attn_out are empty.
+    assert_eq!(headless.parameters_len(), sum - 4 * 256 * 256);
+    let hidden = usize::MAX / 2;
+    for huge in [
+        ModelConfig { hidden_size: hidden, num_heads: hidden, ..good },
+        ModelConfig { hidden_size: usize::MAX, ..good },
+        ModelConfig { embed_dim: usize::MAX, ..good },
+        ModelConfig { num_layers: usize::MAX, ..good },
+    ] {
+        assert_eq!(huge.parameters_len(), usize::MAX);
+        assert!(huge.inner_size() >= huge.hidden_size && huge.attention_width() <= huge.hidden_size);
+        assert!(huge.parameters().take(20).all(|parameter| parameter.len() > 0));
     }
 }
 
@@ -453,6 +479,27 @@ fn weights_that_do_not_fit() {
     let head = Linear::new(&flat[..13 * 3], &flat[..3]);
     let error = refused(config, Weights { head: Some(head), ..good });
     assert_eq!(error, wrong("head", 0, [12, 3], [13, 3]));
+
+    // A kernel one element longer than its shape: as many whole rows, and a part of one.
+    fn longer<'w>(layer: Linear<'w>, flat: &'w [f32]) -> Linear<'w> {
+        Linear::new(&flat[..layer.kernel().len() + 1], layer.bias())
+    }
+    let cases = [
+        (BlockWeights { attn_qkv: longer(block.attn_qkv, flat), ..block }, "attn_qkv", [12, 36]),
+        (BlockWeights { attn_out: longer(block.attn_out, flat), ..block }, "attn_out", [12, 12]),
+        (BlockWeights { ffn_up: longer(block.ffn_up, flat), ..block }, "ffn_up", [12, 48]),
+        (BlockWeights { ffn_down: longer(block.ffn_down, flat), ..block }, "ffn_down", [48, 12]),
+    ];
+    for (block, layer, want) in cases {
+        let error = wrong(layer, 1, want, [1, want[0] * want[1] + 1]);
+        assert_eq!(refused(config, Weights { blocks: &[block], ..good }), error);
+    }
+    let projection = longer(Linear::new(&flat[..8 * 12], &flat[..12]), flat);
+    let error = refused(config, Weights { input_projection: Some(projection), ..good });
+    assert_eq!(error, wrong("input_projection", 0, [8, 12], [1, 97]));
+    let head = longer(Linear::new(&flat[..12 * 3], &flat[..3]), flat);
+    let error = refused(config, Weights { head: Some(head), ..good });
+    assert_eq!(error, wrong("head", 0, [12, 3], [1, 37]));
 
     let mut blocks = [BlockWeights::default()];
     let want = config.parameters_len();
@@ -546,6 +593,13 @@ fn layers_refuse_wrong_lengths() {
     assert!(matches!(torn.pack(Isa::Scalar, &mut [0.0; 99]), Err(Error::Parameter { name: "kernel", .. })));
     assert!(matches!(run(torn, 6, 8, 0), Err(Error::Parameter { name: "kernel", .. })));
     assert!(matches!(run(Linear::default(), 6, 8, 0), Err(Error::Parameter { name: "kernel", .. })));
+    // 2^32 outputs, which is 0 in 32 bits.
+    let rows = vec![0.0; 1 << 16];
+    let error = match (1usize << 16).checked_mul(1 << 16) {
+        Some(want) => Error::Length { what: "y", want, got: 0 },
+        None => Error::Overflow { what: "y" },
+    };
+    assert_eq!(run(Linear::new(&rows, &rows), 1 << 16, 0, 0), Err(error));
 
     let norm = LayerNorm { gamma: (&bias).into(), beta: (&bias).into(), eps: 1e-5, clip: false };
     let run =

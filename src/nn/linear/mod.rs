@@ -151,8 +151,13 @@ impl<'w> Linear<'w> {
         }
     }
 
+    /// The shape of a parameter, which the bias decides; a kernel that is not whole rows is one row.
     pub(super) fn shape(&self, field: &str) -> [usize; 2] {
-        if field == "kernel" { [self.inputs(), self.outputs()] } else { [1, self.outputs()] }
+        match (field, self.check()) {
+            ("kernel", Ok(())) => [self.inputs(), self.outputs()],
+            ("kernel", Err(_)) => [1, self.kernel.len()],
+            _ => [1, self.outputs()],
+        }
     }
 
     /// Elements of an output row.
@@ -182,7 +187,8 @@ impl<'w> Linear<'w> {
         let (inputs, outputs) = (self.inputs(), self.outputs());
         check_len("x", x.len().next_multiple_of(inputs), x.len())?;
         let rows = x.len() / inputs;
-        check_len("y", rows * outputs, y.len())?;
+        let y_len = rows.checked_mul(outputs).ok_or(Error::Overflow { what: "y" })?;
+        check_len("y", y_len, y.len())?;
         scratch::check(scratch, self.scratch_len(isa, threads, rows))?;
         self.run(isa, threads, Product::new(x, y, Epilogue::Store), scratch);
         Ok(())
