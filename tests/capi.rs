@@ -378,6 +378,25 @@ fn edges() {
 }
 
 /// Structures of programs that were compiled with an older header, and those that no header has.
+/// A state that an address space has room for, beside scratch that it has not: rows of k are kept for many tokens.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn scratch_that_no_memory_has_room_for() {
+    let tensor = |dim: u64| cw_tensor {
+        data: null_mut(),
+        dtype: CW_F32,
+        rank: 4,
+        dims: [1, 0, 2, dim],
+        strides: [0, 2 * dim, dim, 1],
+    };
+    let (keys, values) = (tensor(1 << 56), tensor(2));
+    let call = cw_call { q: keys, k: keys, v: values, o: values, ..cw_call::DEFAULT };
+    let mut sizes = cw_sizes::DEFAULT;
+    // SAFETY: structures of this function.
+    unsafe { assert_eq!(cw_attention_sizes(&attention(CW_NONE), &call, &mut sizes), CW_OVERFLOW) };
+    assert_eq!((sizes.state_bytes, sizes.forward_scratch_bytes), (0, 0));
+}
+
 #[test]
 fn structures_of_other_sizes() {
     let good = cw_attention { threads: 2, ..attention(CW_PER_CHUNK) };

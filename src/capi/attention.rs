@@ -5,7 +5,7 @@ use core::ops::Range;
 use super::args::{Headed, Output, cw_attention, cw_call, cw_sizes, cw_tensor, slice, slice_mut};
 use super::span::{Span, apart, needed};
 use super::status::*;
-use super::{FLOAT, Result, arguments, guard, isa, size};
+use super::{Result, arguments, bytes, guard, isa, size};
 use crate::attention::{Attention, Config, Execution, Op, Part, States};
 use crate::rule::{FeatureMap, Normaliser, Rule};
 use crate::shape::{Shape, Strides};
@@ -25,10 +25,10 @@ pub unsafe extern "C" fn cw_attention_sizes(
         let sizes = unsafe { Output::new(sizes)? };
         let attention = attention.with(&call)?;
         sizes.write(cw_sizes {
-            state_bytes: (attention.state_len() * FLOAT) as u64,
+            state_bytes: bytes(attention.state_len())?,
             state_align: align_of::<f32>() as u64,
-            forward_scratch_bytes: (attention.scratch_len() * FLOAT) as u64,
-            decode_scratch_bytes: (attention.decode_scratch_len() * FLOAT) as u64,
+            forward_scratch_bytes: bytes(attention.scratch_len())?,
+            decode_scratch_bytes: bytes(attention.decode_scratch_len())?,
             scratch_align: align_of::<f32>() as u64,
             ..cw_sizes::DEFAULT
         });

@@ -9,7 +9,7 @@ use super::args::{Headed, Output, cw_attention, cw_call, cw_sizes, cw_tensor};
 use super::message::Message;
 use super::span::{apart, needed, of};
 use super::status::*;
-use super::{FLOAT, Result, arguments, guard};
+use super::{Result, arguments, bytes, guard};
 use crate::attention::Op;
 use crate::cuda::{Attention, DecodeStep, Device, Error, Forward, Precision, Slice, SliceMut, State, Stream};
 use crate::element::Element;
@@ -108,9 +108,9 @@ pub unsafe extern "C" fn cw_cuda_sizes(
         let (sizes, cuda) = unsafe { (Output::new(sizes)?, cw_cuda::get(cuda)?) };
         let attention = cuda.attention(&attention, &call, message)?;
         sizes.write(cw_sizes {
-            state_bytes: (attention.state_len() * FLOAT) as u64,
+            state_bytes: bytes(attention.state_len())?,
             state_align: align_of::<f32>() as u64,
-            forward_scratch_bytes: (attention.workspace_len() * FLOAT) as u64,
+            forward_scratch_bytes: bytes(attention.workspace_len())?,
             decode_scratch_bytes: 0,
             scratch_align: align_of::<f32>() as u64,
             ..cw_sizes::DEFAULT

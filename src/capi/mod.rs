@@ -34,9 +34,6 @@ pub const CW_ABI_VERSION: u32 = 1;
 
 pub(crate) type Result<T> = core::result::Result<T, Status>;
 
-/// Bytes of a float.
-const FLOAT: usize = size_of::<f32>();
-
 /// A size or a stride of C.
 fn size(value: u64) -> Result<usize> {
     value.try_into().map_err(|_| Status(CW_OVERFLOW))
@@ -138,6 +135,14 @@ pub unsafe extern "C" fn cw_state_init(state: *mut f32, bytes: u64) -> i32 {
         }
         Ok(())
     })
+}
+
+/// Bytes of so many elements of f32, as a size to bring: more than memory can have is an overflow.
+fn bytes(elements: usize) -> Result<u64> {
+    match elements.checked_mul(size_of::<f32>()) {
+        Some(bytes) if bytes <= isize::MAX as usize => Ok(bytes as u64),
+        _ => Err(Status(CW_OVERFLOW)),
+    }
 }
 
 /// The arguments of a call, each structure checked and copied.

@@ -9,7 +9,7 @@ use super::args::{
 use super::attention::{feature_map, flag};
 use super::span::{self, Span, apart, needed};
 use super::status::*;
-use super::{FLOAT, Result, guard, isa, size};
+use super::{Result, bytes, guard, isa, size};
 use crate::element::Elements;
 use crate::isa::Isa;
 use crate::nn::{BlockWeights, Linear, Model, ModelConfig, OutputMode, Weights};
@@ -205,10 +205,6 @@ pub unsafe extern "C" fn cw_model_sizes_of(
         // SAFETY: likewise.
         let sizes = unsafe { Output::new(sizes)? };
         let (batch, len) = (size(batch)?, size(len)?);
-        let bytes = |elements: usize| match elements.checked_mul(FLOAT) {
-            Some(bytes) if bytes <= isize::MAX as usize => Ok(bytes as u64),
-            _ => Err(Status(CW_OVERFLOW)),
-        };
         let output = model.output_len(batch, len);
         let hidden = model.config().output_size();
         bytes(batch.saturating_mul(len).saturating_mul(model.config().embed_dim))?;
