@@ -20,7 +20,7 @@ fn arguments_and_files() {
         x ^= x << 17;
         x
     };
-    for _ in 0..1500 {
+    for _ in 0..3000 {
         let len = random() % 600;
         cli::cli(&(0..len).map(|_| random() as u8).collect::<Vec<_>>());
     }

@@ -40,7 +40,7 @@ fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let Arguments { words, inputs, outputs } = Arguments::draw(u, folder)?;
     let before = contents(folder);
     let complaints = Shared::default();
-    let verdict = if u.ratio(1, 8)? {
+    let verdict = if !u.ratio(7, 8)? {
         run(&words, &mut Out::new(Full, complaints.clone()))
     } else {
         run(&words, &mut Out::new(io::sink(), complaints.clone()))
@@ -126,20 +126,23 @@ impl Arguments {
             "bench" => &["--compare", "--compare", "--output", "--plot"],
             _ => &[],
         };
-        let values: &[&str] = match command {
+        let values: &[(&str, &str)] = match command {
             "run" => &RUN,
-            "check" => &["--isa", "--threads"],
+            "check" => &[("--isa", "scalar"), ("--threads", "2")],
             "bench" => &BENCH,
             _ => &[],
         };
-        for _ in 0..u.int_in_range(0..=6)? {
-            match u.int_in_range(0..=7)? {
-                0..=2 if !paths.is_empty() => {
+        let most = if u.ratio(3, 4)? { 2 } else { 6 };
+        for _ in 0..u.int_in_range(0..=most)? {
+            match u.int_in_range(0..=15)? {
+                0..=7 if !paths.is_empty() => {
                     let flag = *u.choose(paths)?;
                     args.path(u, folder, flag)?;
                 }
-                3..=6 if !values.is_empty() => {
-                    let word = [*u.choose(values)?, "=", &value(u)?].concat();
+                8..=14 if !values.is_empty() => {
+                    let (flag, right) = *u.choose(values)?;
+                    let value = if u.ratio(3, 4)? { right.into() } else { value(u)? };
+                    let word = [flag, "=", &value].concat();
                     args.words.push(word.into());
                 }
                 _ => args.words.push((*u.choose(&["--stream", "--check", "--bogus", "-", ""])?).into()),
@@ -149,8 +152,12 @@ impl Arguments {
     }
 
     fn path(&mut self, u: &mut Unstructured<'_>, folder: &Path, flag: &str) -> Result<()> {
-        let path = folder.join(u.choose(&NAMES)?);
         let write = ["--output", "--plot"].contains(&flag);
+        let path = match self.inputs.last() {
+            // What is read already, though not always by the same name.
+            Some(input) if write && u.ratio(1, 2)? => input.clone(),
+            _ => folder.join(u.choose(&NAMES)?),
+        };
         if write { &mut self.outputs } else { &mut self.inputs }.push(real(&path));
         self.words.extend(Some(flag.into()).filter(|_| !flag.is_empty()));
         self.words.push(path.into());
@@ -158,42 +165,42 @@ impl Arguments {
     }
 }
 
-const RUN: [&str; 16] = [
-    "--tensor",
-    "--device",
-    "--isa",
-    "--threads",
-    "--embed-dim",
-    "--hidden-size",
-    "--num-heads",
-    "--num-layers",
-    "--chunk-size",
-    "--seq-len",
-    "--feature-map",
-    "--output-mode",
-    "--final-norm",
-    "--layer-norm-eps",
-    "--layer-norm-clip",
-    "--window-size",
+/// Flags, and a value that is right.
+const RUN: [(&str, &str); 16] = [
+    ("--tensor", "input"),
+    ("--device", "cpu"),
+    ("--isa", "scalar"),
+    ("--threads", "2"),
+    ("--embed-dim", "3"),
+    ("--hidden-size", "8"),
+    ("--num-heads", "2"),
+    ("--num-layers", "2"),
+    ("--chunk-size", "4"),
+    ("--seq-len", "12"),
+    ("--feature-map", "relu"),
+    ("--output-mode", "mean"),
+    ("--final-norm", "true"),
+    ("--layer-norm-eps", "1e-5"),
+    ("--layer-norm-clip", "true"),
+    ("--window-size", "12"),
 ];
 
-const BENCH: [&str; 16] = [
-    "--op",
-    "--shape",
-    "--shape",
-    "--shape",
-    "--dtype",
-    "--map",
-    "--norm",
-    "--chunk",
-    "--weights",
-    "--state-offset",
-    "--isa",
-    "--threads",
-    "--rounds",
-    "--time",
-    "--format",
-    "--format",
+const BENCH: [(&str, &str); 15] = [
+    ("--op", "prefill,decode,model,step"),
+    ("--shape", "1,2,3,4,4"),
+    ("--shape", "1,2,3,4,5"),
+    ("--dtype", "bf16"),
+    ("--map", "relu"),
+    ("--norm", "per-chunk"),
+    ("--chunk", "8"),
+    ("--weights", "packed"),
+    ("--state-offset", "4"),
+    ("--isa", "all"),
+    ("--threads", "1,2"),
+    ("--rounds", "3"),
+    ("--time", "1s"),
+    ("--format", "json"),
+    ("--format", "csv"),
 ];
 
 /// A word that some flag takes, numbers of any size, or anything.
@@ -263,12 +270,12 @@ fn size(u: &mut Unstructured<'_>) -> Result<u64> {
 
 /// A model's or a kernel's file with stored results of any shapes, which may be damaged.
 fn safetensors(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    if u.ratio(1, 16)? {
+    if !u.ratio(15, 16)? {
         return Ok(u.bytes(u.len().min(100))?.to_vec());
     }
-    let mut config = u.choose(&[CONFIG, KERNEL, KERNEL])?.to_string();
+    let mut config = u.choose(&[CONFIG, ELSEWHERE, KERNEL, KERNEL])?.to_string();
     let kernel = config == KERNEL;
-    for _ in 0..u.int_in_range(0..=2)? {
+    if !u.ratio(3, 4)? {
         config = replaced(u, &config)?;
     }
     let mut file =
@@ -297,7 +304,8 @@ fn safetensors(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         file.tensors.retain(|tensor| tensor.0 != *name);
         file.add(name, &shape, &numbers(elements));
     }
-    damaged(u, file)
+    // Mostly as it is: what is wrong with its shapes is found behind what is wrong with its header.
+    if u.ratio(3, 4)? { Ok(file.bytes()) } else { damaged(u, file) }
 }
 
 /// Likely one that fits, with any rank.
@@ -312,6 +320,8 @@ fn shape(u: &mut Unstructured<'_>) -> Result<Vec<usize>> {
         &[2, 5],
         &[2, 10, 24],
         &[1, 5, 12],
+        &[0, 5, 12],
+        &[2, 0, 12],
         &[1, 5, 4],
         &[2, 5, 12],
         &[2, 5, 4],
@@ -334,14 +344,15 @@ fn shape(u: &mut Unstructured<'_>) -> Result<Vec<usize>> {
 /// JSON in which some words were replaced.
 fn text(u: &mut Unstructured<'_>, json: &str) -> Result<Vec<u8>> {
     let mut json = json.to_string();
-    for _ in 0..u.int_in_range(0..=2)? {
+    if !u.ratio(3, 4)? {
         json = replaced(u, &json)?;
     }
     Ok(json.into())
 }
 
 const CONFIG: &str = r#"{"num_heads": 2, "chunk_size": 4, "seq_len": 12, "feature_map": "identity",
-    "output_mode": "all", "layer_norm_eps": 1e-5, "weights_from": "input"}"#;
+    "output_mode": "all", "layer_norm_eps": 1e-5}"#;
+const ELSEWHERE: &str = r#"{"num_heads": 2, "chunk_size": 4, "feature_map": "elu", "weights_from": "input"}"#;
 const KERNEL: &str = r#"{"kind": "kernel_fla", "num_heads": 2, "chunk_size": 4, "feature_map": "identity"}"#;
 const REPORT: &str = r#"{"version": "0", "date": "2026T", "command": ["a", "b"], "machine": {"cpu": "c", "arch": "d",
     "os": "e", "threads": 2, "isas": ["scalar"], "caches": {"l1": 1, "l2": 2, "l3": 3, "known": true}}, "rounds": 2,
