@@ -110,7 +110,9 @@ fn of_16_bits_are_those_of_f32() {
         let attention = case.attention();
         let (q, k, v) = (narrow::<E>(&case.q), narrow::<E>(&case.k), narrow::<E>(&case.v));
         let (mut o, scratch) = (narrow::<E>(&case.output()), &mut vec![f32::NAN; attention.scratch_len()]);
-        attention.forward(Tensors::new(&q, &k, &v, &mut o), State::Zero, scratch).expect("legal arguments");
+        attention
+            .forward(Tensors::new(&q[..], &k[..], &v[..], &mut o[..]), State::Zero, scratch)
+            .expect("legal arguments");
         let want = widen(&narrow::<E>(&case.whole()));
         assert_eq!(first_difference(&widen(&o), &want), None, "{}: {:?}", E::NAME, case.config);
     }
