@@ -599,7 +599,7 @@ fn layers_refuse_wrong_lengths() {
         Some(want) => Error::Length { what: "y", want, got: 0 },
         None => Error::Overflow { what: "y" },
     };
-    assert_eq!(run(Linear::new(&rows, &rows), 1 << 16, 0, 0), Err(error));
+    assert_eq!(run(Linear::new(&rows[..], &rows[..]), 1 << 16, 0, 0), Err(error));
 
     let norm = LayerNorm { gamma: (&bias).into(), beta: (&bias).into(), eps: 1e-5, clip: false };
     let run =

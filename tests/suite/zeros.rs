@@ -13,8 +13,8 @@ use crate::common::*;
 /// A block and a part of every instruction set; PerChunk ends chunks of 1 and of 5 tokens in it.
 const LEN: usize = 11;
 
-/// From which q, k and v are drawn: nothing but zeros, few zeros, hardly anything else.
-const NUMBERS: [&[f32]; 4] = [&[-0.0], &[0.0, -0.0], &[0.0, -0.0, 1.0, -1.0, 2.0], &[-1.0, -0.0, -2.0]];
+/// From which q, k and v are drawn: nothing but zeros, sums that cancel, sums that do not.
+const NUMBERS: [&[f32]; 3] = [&[-0.0], &[0.0, -0.0, 1.0, -1.0, 2.0], &[-1.0, -0.0, -2.0]];
 
 /// Numbers drawn from a few.
 fn draw(seed: u64, len: usize, from: &[f32]) -> Vec<f32> {
@@ -110,7 +110,9 @@ fn of_16_bits_are_those_of_f32() {
         let attention = case.attention();
         let (q, k, v) = (narrow::<E>(&case.q), narrow::<E>(&case.k), narrow::<E>(&case.v));
         let (mut o, scratch) = (narrow::<E>(&case.output()), &mut vec![f32::NAN; attention.scratch_len()]);
-        attention.forward(Tensors::new(&q, &k, &v, &mut o), State::Zero, scratch).expect("legal arguments");
+        attention
+            .forward(Tensors::new(&q[..], &k[..], &v[..], &mut o[..]), State::Zero, scratch)
+            .expect("legal arguments");
         let want = widen(&narrow::<E>(&case.whole()));
         assert_eq!(first_difference(&widen(&o), &want), None, "{}: {:?}", E::NAME, case.config);
     }
