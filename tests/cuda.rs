@@ -613,6 +613,9 @@ fn errors() {
     assert!(matches!(refused(too_wide), Some(cuda::Error::Unsupported { .. })));
     let huge = with(good, |c| (c.shape.batch, c.shape.len) = (1 << 31, 0));
     assert_eq!(refused(huge), Some(Error::Overflow { what: "batch x heads" }.into()));
+    // Each head is two blocks, and a grid has no more than 2^31 - 1.
+    let blocks = config([1 << 30, 0, 1, 1, 65], Normaliser::None);
+    assert_eq!(refused(blocks), Some(Error::Overflow { what: "batch x heads x panels of V" }.into()));
 
     let case = Case::new(good, 1);
     let need = 8 * 2 * 4;

@@ -20,7 +20,7 @@ use crate::state::Layout;
 
 /// The most elements of a row of q and k.
 const MOST_KEY: usize = 256;
-/// The most elements of a row of v: panels, and blocks of a scan over S, are counted in 16 bits.
+/// The most elements of a row of v: blocks of a scan over S are counted in 16 bits.
 const MOST_VALUE: usize = 1 << 15;
 
 /// The state that goes into and out of [`Attention::forward`], as [`crate::State`].
@@ -125,8 +125,14 @@ impl Attention {
         if rows as u128 * each * 64 > isize::MAX as u128 {
             return Err(crate::Error::Overflow { what: "the workspace" }.into());
         }
+        // A grid counts a head's panels in the same dimension as heads.
+        let panels = |kind| shape.value.div_ceil(this.variant(kind).columns);
+        let most = panels(Kind::F32).max(panels(Kind::F16)).max(panels(Kind::Bf16));
+        if rows > i32::MAX as usize / most.max(1) {
+            return Err(crate::Error::Overflow { what: "batch x heads x panels of V" }.into());
+        }
         // Where there are fewer blocks of threads than multiprocessors by half, sequences are cut.
-        let panels = shape.value.div_ceil(this.variant(Kind::Bf16).columns);
+        let panels = panels(Kind::Bf16);
         let blocks = (rows * panels).max(1);
         this = this.with_segments(device.multiprocessors() / blocks);
         Ok(this)
