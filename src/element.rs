@@ -146,6 +146,16 @@ impl<'a> Elements<'a> {
         })
     }
 
+    /// The first element, widened.
+    #[inline(always)]
+    pub(crate) fn first(self) -> f32 {
+        match self {
+            Elements::F32(slice) => slice[0],
+            Elements::Bf16(slice) => slice[0].wide(),
+            Elements::F16(slice) => slice[0].to_f32(),
+        }
+    }
+
     /// Where the first element lies, for a prefetch, and the bytes of one.
     #[inline(always)]
     pub(crate) fn address(&self) -> (*const u8, usize) {

@@ -58,6 +58,19 @@ pub enum Error {
     /// The state's count of tokens in the current chunk is not a whole number below the chunk length: the
     /// state was not made by this configuration.
     BadState,
+    /// Options that do not go together, or that are not there together.
+    Conflict {
+        /// The options.
+        what: &'static str,
+    },
+    /// A tensor is given that the rule has no use for.
+    Unused {
+        /// The tensor.
+        what: &'static str,
+    },
+    /// The beginnings of sequences must start at 0, never decrease and end at the number of tokens, one more than there are
+    /// sequences; or they are given for a shape that is not ragged, or not for one that is.
+    Sequences,
     /// The instruction set named is unknown, or this machine does not have it.
     Isa {
         /// The instruction set.
@@ -106,6 +119,12 @@ impl fmt::Display for Error {
                 write!(f, "a chunk of {chunk} tokens: the per-chunk normaliser allows at most {}", 1 << 24)
             }
             Error::BadState => write!(f, "the state was not made by this configuration"),
+            Error::Conflict { what } => write!(f, "{what} do not go together"),
+            Error::Unused { what } => write!(f, "{what} is given, but the rule has no use for it"),
+            Error::Sequences => write!(
+                f,
+                "the beginnings of sequences must start at 0, never decrease and end at the number of tokens, for a ragged shape and no other"
+            ),
             Error::Isa { name } => {
                 write!(f, "the instruction set {name} is unknown or not available on this machine")
             }

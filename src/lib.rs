@@ -111,8 +111,8 @@ pub use attention::{Attention, Config, Execution, Part, State};
 pub use element::Element;
 pub use error::{Error, Result};
 pub use isa::Isa;
-pub use rule::{FeatureMap, Normaliser, Rule};
-pub use shape::{Shape, Strides};
+pub use rule::{BetaMap, FeatureMap, Gate, GateMap, Normaliser, Rule, Update};
+pub use shape::{HeadOrder, Heads, Shape, Strides};
 #[cfg(feature = "std")]
 pub use stream::Stream;
 pub use tensors::Tensors;

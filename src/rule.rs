@@ -1,32 +1,86 @@
-//! What is computed: the feature map, the normaliser and the scale, and which of them go together.
+//! What is computed: the update, the gate, the feature map, the normaliser and the scale, and which of them go together.
 
 use crate::error::{Error, Result};
 
 /// What every output is, whatever the sizes and the machine:
 ///
 /// ```text
-/// S_t = S_{t-1} + phi(k_t) v_t^T        z_t = z_{t-1} + phi(k_t)        o_t = scale phi(q_t)^T S_t / norm_t
+/// S' = a_t S_{t-1}                      a_t = 1, or exp(g_t): one number for each head, or for each row of S
+/// u  = v_t                              Update::Linear
+/// u  = beta_t (v_t - S'^T phi(k_t))     Update::Delta
+/// S_t = S' + phi(k_t) u^T               z_t = a_t z_{t-1} + phi(k_t)
+/// o_t = scale phi(q_t)^T S_t / norm_t
 /// ```
 ///
 /// Together with the sizes it fixes how a state is laid out ([`crate::state`]).
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Rule {
-    /// The map phi on q and k; [`FeatureMap::Elu`] by default.
+    /// What a token adds to the state: v, or what the state lacks of it.
+    pub update: Update,
+    /// How the state decays before each token.
+    pub gate: Gate,
+    /// How a decay is made of the tensor g; [`GateMap::Log`] by default.
+    pub gate_map: GateMap,
+    /// How beta is made of its tensor; [`BetaMap::Given`] by default.
+    pub beta_map: BetaMap,
+    /// The map phi on q and k; [`FeatureMap::Elu`] by default for [`Rule::linear`], else [`FeatureMap::Identity`].
     pub feature_map: FeatureMap,
+    /// If given, rows of phi(q) and phi(k) are divided by `sqrt(sum x^2 + eps)` with this eps (1e-6 in fla and
+    /// transformers). None by default.
+    pub qk_norm: Option<f32>,
     /// By what outputs are divided.
     pub normaliser: Normaliser,
-    /// Multiplies the outputs. 1 by default, as in the reference model; fla's default is K^-1/2.
+    /// Multiplies the outputs. 1 by default, as in the reference model; for fla's default, K^-1/2, see
+    /// [`Rule::scale_by_key`].
     pub scale: f32,
     /// Keeps the rounding errors of the state beside it and adds them back, for streams of very many tokens. This
     /// doubles the state and costs time. Off by default.
     pub compensated: bool,
+    /// Whether an output sees the tokens up to its own (true, the default) or all tokens of the call: encoders and vision
+    /// models. The latter is there for the linear update without a gate, and can't be decoded.
+    pub causal: bool,
 }
 
 impl Rule {
-    /// Linear attention with this normaliser: Elu, scale 1, not compensated.
+    /// Linear attention with this normaliser: Elu, scale 1, not compensated, without a gate.
     pub const fn linear(normaliser: Normaliser) -> Self {
-        Self { feature_map: FeatureMap::Elu, normaliser, scale: 1.0, compensated: false }
+        Self {
+            update: Update::Linear,
+            gate: Gate::None,
+            gate_map: GateMap::Log,
+            beta_map: BetaMap::Given,
+            feature_map: FeatureMap::Elu,
+            qk_norm: None,
+            normaliser,
+            scale: 1.0,
+            compensated: false,
+            causal: true,
+        }
+    }
+
+    /// Linear attention whose state decays: a constant decay or a scalar gate (RetNet, simple GLA, Mamba-2), or a key gate
+    /// (GLA). Identity map, no normaliser, scale 1.
+    pub const fn gated(gate: Gate) -> Self {
+        Self { gate, ..Self::linear(Normaliser::None).feature_map(FeatureMap::Identity) }
+    }
+
+    /// The delta rule, with [`Gate::None`] (DeltaNet), [`Gate::Scalar`] (gated DeltaNet: Qwen3-Next, Qwen3.5,
+    /// OLMo-Hybrid) or [`Gate::Key`] (Kimi Delta Attention). Identity map, no normaliser, scale 1.
+    pub const fn delta(gate: Gate) -> Self {
+        Self { update: Update::Delta, ..Self::gated(gate) }
+    }
+
+    /// The same rule with another map of the gate.
+    #[must_use]
+    pub const fn gate_map(self, gate_map: GateMap) -> Self {
+        Self { gate_map, ..self }
+    }
+
+    /// The same rule with another map of beta.
+    #[must_use]
+    pub const fn beta_map(self, beta_map: BetaMap) -> Self {
+        Self { beta_map, ..self }
     }
 
     /// The same rule with another feature map.
@@ -35,10 +89,28 @@ impl Rule {
         Self { feature_map, ..self }
     }
 
+    /// The same rule with rows of q and k divided by their length, `sqrt(sum x^2 + eps)`.
+    #[must_use]
+    pub const fn qk_norm(self, eps: f32) -> Self {
+        Self { qk_norm: Some(eps), ..self }
+    }
+
+    /// The same rule with another normaliser.
+    #[must_use]
+    pub const fn normaliser(self, normaliser: Normaliser) -> Self {
+        Self { normaliser, ..self }
+    }
+
     /// The same rule with another scale.
     #[must_use]
     pub const fn scale(self, scale: f32) -> Self {
         Self { scale, ..self }
+    }
+
+    /// The same rule with the scale K^-1/2, the default of fla, transformers and ONNX.
+    #[must_use]
+    pub fn scale_by_key(self, key: usize) -> Self {
+        self.scale((1.0 / libm::sqrt(key as f64)) as f32)
     }
 
     /// The same rule with or without compensation of rounding errors.
@@ -47,11 +119,38 @@ impl Rule {
         Self { compensated, ..self }
     }
 
+    /// The same rule, causal or not.
+    #[must_use]
+    pub const fn causal(self, causal: bool) -> Self {
+        Self { causal, ..self }
+    }
+
+    /// Elements of a row of g.
+    pub(crate) const fn gate_row(&self, key: usize) -> usize {
+        match self.gate {
+            Gate::Key => key,
+            Gate::None | Gate::Scalar => 1,
+        }
+    }
+
+    /// Whether tokens are computed in blocks with decays: every rule but the linear one without a gate.
+    pub(crate) const fn in_blocks(&self) -> bool {
+        matches!(self.update, Update::Delta) || !matches!(self.gate, Gate::None)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         self.feature_map.check()?;
         self.normaliser.check()?;
         if !self.scale.is_finite() {
             return Err(Error::NotFinite { what: "scale" });
+        }
+        if self.qk_norm.is_some_and(|eps| !(eps.is_finite() && eps >= 0.0)) {
+            return Err(Error::NotFinite { what: "the eps of the norm of q and k" });
+        }
+        if let GateMap::Bounded { lower } = self.gate_map
+            && !lower.is_finite()
+        {
+            return Err(Error::NotFinite { what: "the gate's lower bound" });
         }
         if let Normaliser::PerChunk { eps, .. } = self.normaliser {
             // Before the first chunk has ended the past is 0 / eps: that must be 0.
@@ -59,7 +158,97 @@ impl Rule {
                 return Err(Error::NotFinite { what: "scale / eps of the per-chunk normaliser" });
             }
         }
-        Ok(())
+        self.check_combination()
+    }
+
+    /// Which options go together.
+    fn check_combination(&self) -> Result<()> {
+        let delta = self.update == Update::Delta;
+        let per_chunk = matches!(self.normaliser, Normaliser::PerChunk { .. });
+        let refused = [
+            (delta && self.normaliser != Normaliser::None, "the delta rule and a normaliser"),
+            (self.in_blocks() && per_chunk, "a gate and the per-chunk normaliser"),
+            (self.in_blocks() && self.compensated, "a gate or the delta rule and a compensated state"),
+            (
+                self.gate == Gate::None && self.gate_map != GateMap::Log,
+                "a map of the gate and a rule without one",
+            ),
+            (!delta && self.beta_map != BetaMap::Given, "a map of beta and the linear update"),
+            (
+                !self.causal && (self.in_blocks() || per_chunk || self.compensated),
+                "attention that is not causal and a gate, the delta rule, the per-chunk normaliser or a compensated state",
+            ),
+        ];
+        match refused.into_iter().find(|(refused, _)| *refused) {
+            Some((_, what)) => Err(Error::Conflict { what }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a token adds to the state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Update {
+    /// `phi(k) v^T`.
+    #[default]
+    Linear,
+    /// `phi(k) beta (v - S'^T phi(k))^T`: the state is corrected towards v (Yang et al. 2024, "Parallelizing Linear
+    /// Transformers with the Delta Rule over Sequence Length").
+    Delta,
+}
+
+/// How the state decays before each token, and so what the tensor g holds. Its strides may be 0: a decay that is the same for all
+/// tokens is a scalar gate `[H]` with [`crate::Strides::PER_HEAD`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Gate {
+    /// It does not; there is no g.
+    #[default]
+    None,
+    /// By one factor for each token and head: g `[B, T, H]`.
+    Scalar,
+    /// By one factor for each token, head and row of S: g `[B, T, H, K]`, K contiguous.
+    Key,
+}
+
+/// How a decay a is made of an element x of g, a number r = exp(A_log) for each head and a number b = dt_bias for each head (of a
+/// key gate, for each head and row of S). Where A_log or dt_bias is not given, r = 1 and b = 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum GateMap {
+    /// `a = exp(x)`: g is the logarithm. Minus infinity resets the state; above 0 the state grows.
+    #[default]
+    Log,
+    /// `a = x`: g is the decay itself (ggml's gated linear attention).
+    Linear,
+    /// `a = exp(-r softplus(x + b))` (Mamba-2, Qwen3-Next, Qwen3.5, Kimi Linear).
+    Softplus,
+    /// `a = exp(lower sigmoid(r (x + b)))` (Kimi-K3, fla's `lower_bound`, which is -5).
+    Bounded {
+        /// The least logarithm of a decay.
+        lower: f32,
+    },
+}
+
+/// How beta is made of an element x of its tensor `[B, T, H]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BetaMap {
+    /// `x`.
+    #[default]
+    Given,
+    /// `sigmoid(x)` (Qwen3.5, Kimi Linear).
+    Sigmoid,
+    /// `2 sigmoid(x)` (OLMo-Hybrid; fla's `allow_neg_eigval`).
+    TwiceSigmoid,
+}
+
+/// RetNet's constant log decays, `ln(1 - 2^(-5 - h))` for head h (Sun et al. 2023): g of a scalar gate with
+/// [`crate::Strides::PER_HEAD`].
+pub fn retention(log_decays: &mut [f32]) {
+    for (h, g) in log_decays.iter_mut().enumerate() {
+        *g = libm::log1p(-libm::exp2(-5.0 - h as f64)) as f32;
     }
 }
 

@@ -11,45 +11,76 @@ use crate::error::{Error, Result};
 pub struct Shape {
     /// Sequences, B.
     pub batch: usize,
-    /// Tokens in each sequence, T; may be 0.
+    /// Tokens in each sequence, T; may be 0. Of a ragged batch, tokens of all sequences together.
     pub len: usize,
-    /// Heads, H, at least 1.
+    /// Heads of the state, H, at least 1: the larger of [`Heads::key`] and [`Heads::value`].
     pub heads: usize,
+    /// Heads of the tensors.
+    pub groups: Heads,
     /// Elements of a row of q and k, K, at least 1.
     pub key: usize,
     /// Elements of a row of v and o, V, at least 1.
     pub value: usize,
-    /// Strides of q `[B, T, H, K]`.
+    /// Whether the sequences lie behind each other along T, each of a length of its own
+    /// ([`crate::Tensors::sequences`]). Strides of the batch play no part then.
+    pub ragged: bool,
+    /// Strides of q `[B, T, Hq, K]`.
     pub q_strides: Strides,
-    /// Strides of k `[B, T, H, K]`.
+    /// Strides of k `[B, T, Hk, K]`.
     pub k_strides: Strides,
-    /// Strides of v `[B, T, H, V]`.
+    /// Strides of v `[B, T, Hv, V]`.
     pub v_strides: Strides,
-    /// Strides of o `[B, T, H, V]`; rows must not overlap.
+    /// Strides of o `[B, T, Ho, V]`; rows must not overlap.
     pub o_strides: Strides,
+    /// Strides of g, `[B, T, H]` or `[B, T, H, K]`; contiguous where there are none.
+    pub g_strides: Option<Strides>,
+    /// Strides of beta `[B, T, H]`; contiguous where there are none.
+    pub beta_strides: Option<Strides>,
 }
 
 impl Shape {
     /// Contiguous tensors `[B, T, H, K]` and `[B, T, H, V]`.
     pub const fn new(batch: usize, len: usize, heads: usize, key: usize, value: usize) -> Self {
-        let (keys, values) = (Strides::bthd(len, heads, key), Strides::bthd(len, heads, value));
+        Self::grouped(batch, len, Heads::equal(heads), key, value)
+    }
+
+    /// Contiguous tensors whose numbers of heads differ: q `[B, T, Hq, K]`, k `[B, T, Hk, K]`, v `[B, T, Hv, V]`, o
+    /// `[B, T, Ho, V]`.
+    pub const fn grouped(batch: usize, len: usize, groups: Heads, key: usize, value: usize) -> Self {
         Self {
             batch,
             len,
-            heads,
+            heads: groups.state(),
+            groups,
             key,
             value,
-            q_strides: keys,
-            k_strides: keys,
-            v_strides: values,
-            o_strides: values,
+            ragged: false,
+            q_strides: Strides::bthd(len, groups.query, key),
+            k_strides: Strides::bthd(len, groups.key, key),
+            v_strides: Strides::bthd(len, groups.value, value),
+            o_strides: Strides::bthd(len, groups.output(), value),
+            g_strides: None,
+            beta_strides: None,
         }
+    }
+
+    /// A ragged batch of so many sequences, whose tokens are those of this shape: it has been made for one sequence of all
+    /// tokens.
+    #[must_use]
+    pub const fn with_sequences(self, sequences: usize) -> Self {
+        Self { batch: sequences, ragged: true, ..self }
     }
 
     /// The same sizes with q, k and v of these strides.
     #[must_use]
     pub const fn with_inputs(self, q: Strides, k: Strides, v: Strides) -> Self {
         Self { q_strides: q, k_strides: k, v_strides: v, ..self }
+    }
+
+    /// The same sizes with g and beta of these strides; the one that the rule has no use for plays no part.
+    #[must_use]
+    pub const fn with_gates(self, g: Strides, beta: Strides) -> Self {
+        Self { g_strides: Some(g), beta_strides: Some(beta), ..self }
     }
 
     /// The same sizes with o of these strides.
@@ -64,12 +95,24 @@ impl Shape {
         Self { len, ..self }
     }
 
-    /// Sizes that are possible, and an o whose rows don't overlap.
+    /// Sizes that are possible, heads that go together, and an o whose rows don't overlap.
     pub(crate) fn check(&self) -> Result<()> {
-        for (size, what) in [(self.heads, "heads"), (self.key, "key"), (self.value, "value")] {
+        let Heads { query, key, value, .. } = self.groups;
+        for (size, what) in [
+            (self.heads, "heads"),
+            (query, "heads of q"),
+            (key, "heads of k"),
+            (value, "heads of v"),
+            (self.key, "key"),
+            (self.value, "value"),
+        ] {
             if size == 0 {
                 return Err(Error::Zero { what });
             }
+        }
+        self.groups.check()?;
+        if self.heads != self.groups.state() {
+            return Err(Error::Conflict { what: "the heads of the state and those of k and v" });
         }
         self.reach()?;
         self.check_output()
@@ -77,27 +120,179 @@ impl Shape {
 
     /// An o whose rows don't overlap.
     pub(crate) fn check_output(&self) -> Result<()> {
-        self.extent(self.value).check_disjoint(self.o_strides, "o")
+        self.extent(self.groups.output(), self.value).check_disjoint(self.o_strides, "o")
     }
 
     /// Elements that q, k, v and o reach from their first one on.
     pub(crate) fn reach(&self) -> Result<[usize; 4]> {
+        let Heads { query, key, value, .. } = self.groups;
         Ok([
-            self.extent(self.key).reach(self.q_strides, "q")?,
-            self.extent(self.key).reach(self.k_strides, "k")?,
-            self.extent(self.value).reach(self.v_strides, "v")?,
-            self.extent(self.value).reach(self.o_strides, "o")?,
+            self.extent(query, self.key).reach(self.q_strides, "q")?,
+            self.extent(key, self.key).reach(self.k_strides, "k")?,
+            self.extent(value, self.value).reach(self.v_strides, "v")?,
+            self.extent(self.groups.output(), self.value).reach(self.o_strides, "o")?,
         ])
     }
 
-    /// Heads of all sequences.
+    /// Elements that g, with rows of `row` elements, reaches from its first one on.
+    pub(crate) fn reach_g(&self, row: usize) -> Result<usize> {
+        self.extent(self.heads, row).reach(self.g_strides(row), "g")
+    }
+
+    /// Elements that beta reaches from its first one on.
+    pub(crate) fn reach_beta(&self) -> Result<usize> {
+        self.extent(self.heads, 1).reach(self.beta_strides(), "beta")
+    }
+
+    /// The same shape with strides of g, whose rows have `row` elements, and of beta: contiguous where none were given.
+    pub(crate) const fn with_contiguous_gates(self, row: usize) -> Self {
+        self.with_gates(self.g_strides(row), self.beta_strides())
+    }
+
+    /// The strides of g, whose rows have `row` elements.
+    pub(crate) const fn g_strides(&self, row: usize) -> Strides {
+        self.gate_strides(self.g_strides, row)
+    }
+
+    /// The strides of beta.
+    pub(crate) const fn beta_strides(&self) -> Strides {
+        self.gate_strides(self.beta_strides, 1)
+    }
+
+    const fn gate_strides(&self, given: Option<Strides>, row: usize) -> Strides {
+        match given {
+            Some(strides) => strides,
+            None => Strides::bthd(self.len, self.heads, row),
+        }
+    }
+
+    /// The shape of one token of each sequence. Of a ragged batch they lie behind each other along T.
+    pub(crate) fn one_token(&self) -> Self {
+        self.with_len(if self.ragged { self.batch } else { 1 })
+    }
+
+    /// Heads of the state, of all sequences.
     pub(crate) fn all_heads(&self) -> usize {
         self.batch * self.heads
     }
 
-    fn extent(&self, dim: usize) -> Extent {
-        Extent { batch: self.batch, len: self.len, heads: self.heads, dim }
+    fn extent(&self, heads: usize, dim: usize) -> Extent {
+        let batch = if self.ragged { self.batch.min(1) } else { self.batch };
+        Extent { batch, len: self.len, heads, dim }
     }
+}
+
+/// Heads of q, k and v. The state has as many as the larger of k's and v's, and o as many as the larger of q's and the state's; each
+/// number divides those. Which heads belong together is the [`HeadOrder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Heads {
+    /// Heads of q, Hq.
+    pub query: usize,
+    /// Heads of k, Hk.
+    pub key: usize,
+    /// Heads of v, Hv.
+    pub value: usize,
+    /// Which of them share a head of another tensor.
+    pub order: HeadOrder,
+}
+
+/// Which of several heads share one of another tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HeadOrder {
+    /// Neighbours: head h of many takes head `h / (many / few)` (fla, transformers, ONNX).
+    #[default]
+    Interleaved,
+    /// Those at a distance of `few`: head h of many takes head `h % few` (GGUF).
+    Tiled,
+}
+
+impl Heads {
+    /// As many for each tensor.
+    pub const fn equal(heads: usize) -> Self {
+        Self::new(heads, heads, heads)
+    }
+
+    /// These numbers of heads, interleaved. More of q than of the others is grouped-query attention, more of v than of q and
+    /// k is the grouped-value attention of Qwen3.5 and Mamba-2.
+    pub const fn new(query: usize, key: usize, value: usize) -> Self {
+        Self { query, key, value, order: HeadOrder::Interleaved }
+    }
+
+    /// The same numbers in another order.
+    #[must_use]
+    pub const fn order(self, order: HeadOrder) -> Self {
+        Self { order, ..self }
+    }
+
+    /// Heads of the state, H.
+    pub const fn state(&self) -> usize {
+        if self.key > self.value { self.key } else { self.value }
+    }
+
+    /// Heads of o, Ho.
+    pub const fn output(&self) -> usize {
+        if self.query > self.state() { self.query } else { self.state() }
+    }
+
+    /// Heads of o for each head of the state.
+    pub(crate) const fn queries(&self) -> usize {
+        self.output() / self.state()
+    }
+
+    /// The heads of the tensors for a head of the state and one of its queries.
+    #[inline(always)]
+    pub(crate) fn of(&self, state: usize, query: usize) -> HeadSet {
+        let output = match self.order {
+            HeadOrder::Interleaved => state * self.queries() + query,
+            HeadOrder::Tiled => query * self.state() + state,
+        };
+        HeadSet {
+            q: self.shared(output, self.output(), self.query),
+            k: self.shared(state, self.state(), self.key),
+            v: self.shared(state, self.state(), self.value),
+            o: output,
+            state,
+        }
+    }
+
+    /// The head of `few` that head `head` of `many` takes.
+    #[inline(always)]
+    fn shared(&self, head: usize, many: usize, few: usize) -> usize {
+        if many == few {
+            return head;
+        }
+        match self.order {
+            HeadOrder::Interleaved => head / (many / few),
+            HeadOrder::Tiled => head % few,
+        }
+    }
+
+    /// Numbers of at least 1 that divide each other.
+    fn check(&self) -> Result<()> {
+        let (state, output) = (self.state(), self.output());
+        let divide = state.is_multiple_of(self.key)
+            && state.is_multiple_of(self.value)
+            && output.is_multiple_of(state)
+            && output.is_multiple_of(self.query);
+        if divide {
+            Ok(())
+        } else {
+            Err(Error::Conflict { what: "numbers of heads that don't divide each other" })
+        }
+    }
+}
+
+/// The heads of the tensors that one output is computed of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadSet {
+    pub(crate) q: usize,
+    pub(crate) k: usize,
+    pub(crate) v: usize,
+    pub(crate) o: usize,
+    /// Of the state, g and beta.
+    pub(crate) state: usize,
 }
 
 /// Distances in elements between neighbours along batch, token and head. The innermost dimension is contiguous.
@@ -112,10 +307,13 @@ pub struct Strides {
 }
 
 impl Strides {
-    /// Where a row begins.
+    /// One element for each head, the same for all tokens of all sequences: a constant decay `[H]`.
+    pub const PER_HEAD: Strides = Strides { batch: 0, token: 0, head: 1 };
+
+    /// Where the row of a token and head begins.
     #[inline(always)]
-    pub(crate) fn offset(&self, row: Row) -> usize {
-        row.batch * self.batch + row.token * self.token + row.head * self.head
+    pub(crate) fn offset(&self, row: Row, head: usize) -> usize {
+        row.batch * self.batch + row.token * self.token + head * self.head
     }
 
     /// Strides of a contiguous `[B, T, H, D]`: saturating, so that absurd sizes are caught by the check of lengths.
@@ -136,12 +334,12 @@ impl Strides {
     }
 }
 
-/// Which row of a tensor is meant.
+/// Which rows of the tensors are meant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     pub(crate) batch: usize,
     pub(crate) token: usize,
-    pub(crate) head: usize,
+    pub(crate) heads: HeadSet,
 }
 
 /// The sizes a tensor is checked against: batch, tokens, heads, and the length of one row.

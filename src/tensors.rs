@@ -1,4 +1,4 @@
-//! q, k, v and o of a call: one structure that is carried from the call to the kernel.
+//! q, k, v and o of a call, gates and beginnings of sequences where there are any: one structure that is carried from the call to the kernel.
 #![allow(unsafe_code, reason = "tasks on different threads write different rows of one slice")]
 
 use core::marker::PhantomData;
@@ -8,8 +8,9 @@ use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 
 use crate::element::{Elements, ElementsMut, narrow_bf16};
-use crate::error::{Result, check_room};
+use crate::error::{Error, Result, check_room};
 use crate::isa::{self, Lines, outline};
+use crate::rule::{Gate, GateMap, Rule, Update};
 use crate::shape::{Row, Shape, Strides};
 use crate::vector::store;
 
@@ -21,6 +22,11 @@ pub struct Tensors<'a> {
     pub(crate) k: Elements<'a>,
     pub(crate) v: Elements<'a>,
     pub(crate) o: Outputs<'a>,
+    pub(crate) g: Elements<'a>,
+    pub(crate) beta: Elements<'a>,
+    pub(crate) a_log: &'a [f32],
+    pub(crate) dt_bias: &'a [f32],
+    pub(crate) sequences: Option<&'a [u32]>,
 }
 
 impl<'a> Tensors<'a> {
@@ -31,7 +37,45 @@ impl<'a> Tensors<'a> {
         v: impl Into<Elements<'a>>,
         o: impl Into<ElementsMut<'a>>,
     ) -> Self {
-        Self { q: q.into(), k: k.into(), v: v.into(), o: o.into().into() }
+        let (none, o) = (Elements::default(), o.into().into());
+        Self {
+            q: q.into(),
+            k: k.into(),
+            v: v.into(),
+            o,
+            g: none,
+            beta: none,
+            a_log: &[],
+            dt_bias: &[],
+            sequences: None,
+        }
+    }
+
+    /// The same tensors with a gate g: `[B, T, H]` of a scalar gate, `[B, T, H, K]` of a key gate.
+    #[must_use]
+    pub fn gate(self, g: impl Into<Elements<'a>>) -> Self {
+        Self { g: g.into(), ..self }
+    }
+
+    /// The same tensors with beta `[B, T, H]`, of the delta rule.
+    #[must_use]
+    pub fn beta(self, beta: impl Into<Elements<'a>>) -> Self {
+        Self { beta: beta.into(), ..self }
+    }
+
+    /// The same tensors with the parameters of a gate's map ([`crate::rule::GateMap`]): A_log `[H]`, and dt_bias `[H]`, or
+    /// `[H, K]` of a key gate. Either may be empty.
+    #[must_use]
+    pub fn gate_parameters(self, a_log: &'a [f32], dt_bias: &'a [f32]) -> Self {
+        Self { a_log, dt_bias, ..self }
+    }
+
+    /// The same tensors as a ragged batch ([`Shape::with_sequences`]): the tokens at which its N sequences begin, and behind
+    /// them the number of tokens, so N + 1 numbers that start at 0 and never decrease (`cu_seqlens`). An empty sequence keeps
+    /// its state.
+    #[must_use]
+    pub fn sequences(self, begins: &'a [u32]) -> Self {
+        Self { sequences: Some(begins), ..self }
     }
 
     /// The same tensors once more, for a task that writes other rows of o.
@@ -39,49 +83,92 @@ impl<'a> Tensors<'a> {
         Self { ..*self }
     }
 
-    /// Checks lengths.
-    pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
+    /// Checks lengths, and that nothing is given that the rule has no use for.
+    pub(crate) fn check(&self, rule: &Rule, shape: &Shape) -> Result<()> {
         let [q, k, v, o] = shape.reach()?;
         check_room("q", q, self.q.len())?;
         check_room("k", k, self.k.len())?;
         check_room("v", v, self.v.len())?;
-        check_room("o", o, self.o.len())
+        check_room("o", o, self.o.len())?;
+        let row = rule.gate_row(shape.key);
+        let check = |used: bool, what, need: Result<usize>, got| match used {
+            true => check_room(what, need?, got),
+            false if got > 0 => Err(Error::Unused { what }),
+            false => Ok(()),
+        };
+        check(rule.gate != Gate::None, "g", shape.reach_g(row), self.g.len())?;
+        check(rule.update == Update::Delta, "beta", shape.reach_beta(), self.beta.len())?;
+        let mapped = matches!(rule.gate_map, GateMap::Softplus | GateMap::Bounded { .. });
+        let parameters = [("A_log", self.a_log, 1), ("dt_bias", self.dt_bias, row)];
+        for (what, slice, row) in parameters.into_iter().filter(|(_, slice, _)| !slice.is_empty()) {
+            check(mapped, what, Ok(shape.heads.saturating_mul(row)), slice.len())?;
+        }
+        Ok(())
+    }
+
+    /// Checks the beginnings of sequences.
+    pub(crate) fn check_sequences(&self, shape: &Shape) -> Result<()> {
+        let possible = match self.sequences {
+            None => !shape.ragged,
+            Some(begins) => {
+                shape.ragged
+                    && begins.len() == shape.batch.saturating_add(1)
+                    && begins.first() == Some(&0)
+                    && begins.is_sorted()
+                    && begins.last().is_some_and(|end| *end as usize == shape.len)
+            }
+        };
+        if possible { Ok(()) } else { Err(Error::Sequences) }
     }
 
     /// A row of q, `[K]`.
     #[inline(always)]
     pub(crate) fn q(&self, shape: &Shape, row: Row) -> Elements<'a> {
-        let begin = shape.q_strides.offset(row);
+        let begin = shape.q_strides.offset(row, row.heads.q);
         self.q.slice(begin..begin + shape.key)
     }
 
     /// A row of k, `[K]`.
     #[inline(always)]
     pub(crate) fn k(&self, shape: &Shape, row: Row) -> Elements<'a> {
-        let begin = shape.k_strides.offset(row);
+        let begin = shape.k_strides.offset(row, row.heads.k);
         self.k.slice(begin..begin + shape.key)
     }
 
     /// Columns of a row of v.
     #[inline(always)]
     pub(crate) fn v(&self, shape: &Shape, row: Row, columns: Range<usize>) -> Elements<'a> {
-        let begin = shape.v_strides.offset(row);
+        let begin = shape.v_strides.offset(row, row.heads.v);
         self.v.slice(begin + columns.start..begin + columns.end)
+    }
+
+    /// A row of g, of `len` elements.
+    #[inline(always)]
+    pub(crate) fn g(&self, shape: &Shape, row: Row, len: usize) -> Elements<'a> {
+        let begin = shape.g_strides(len).offset(row, row.heads.state);
+        self.g.slice(begin..begin + len)
+    }
+
+    /// beta of a token.
+    #[inline(always)]
+    pub(crate) fn beta_of(&self, shape: &Shape, row: Row) -> Elements<'a> {
+        let begin = shape.beta_strides().offset(row, row.heads.state);
+        self.beta.slice(begin..begin + 1)
     }
 
     /// Where the rows of q, k, v and o lie from a token on.
     #[inline(always)]
     pub(crate) fn lines(&self, shape: &Shape, row: Row) -> [Lines; 4] {
-        let row = |(data, size): (*const u8, usize), strides: Strides, len: usize| Lines {
-            first: data.wrapping_add(strides.offset(row) * size),
+        let line = |(data, size): (*const u8, usize), strides: Strides, head: usize, len: usize| Lines {
+            first: data.wrapping_add(strides.offset(row, head) * size),
             stride: strides.token * size,
             bytes: len * size,
         };
         [
-            row(self.q.address(), shape.q_strides, shape.key),
-            row(self.k.address(), shape.k_strides, shape.key),
-            row(self.v.address(), shape.v_strides, shape.value),
-            row(self.o.address(), shape.o_strides, shape.value),
+            line(self.q.address(), shape.q_strides, row.heads.q, shape.key),
+            line(self.k.address(), shape.k_strides, row.heads.k, shape.key),
+            line(self.v.address(), shape.v_strides, row.heads.v, shape.value),
+            line(self.o.address(), shape.o_strides, row.heads.o, shape.value),
         ]
     }
 

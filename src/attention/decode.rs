@@ -4,12 +4,13 @@ use pulp::Simd;
 
 use super::task::{Pieces, Progress, Scratch, Task, fold};
 use crate::state::Sums as Which;
-use crate::sweep::Rows;
+use crate::sweep::{Pass, Rows};
 use crate::vector::copy_row;
 
-/// A head of a decode: which of the task's it is, its state, and its scratch.
+/// A head of a decode: which of the task's it is, for which of the outputs that share it, its state, and its scratch.
 struct Head<'a> {
     h: usize,
+    query: usize,
     state: &'a mut [f32],
     memory: &'a mut [f32],
 }
@@ -24,7 +25,16 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             #[allow(unsafe_code, reason = "heads are split among tasks")]
             // SAFETY: this task alone has these heads, and takes each once.
             let state = unsafe { carried.part(h * len, len) };
-            let head = Head { h, state, memory: &mut heads[..self.sizes.head()] };
+            let (memory, spare) = heads.split_at_mut(self.sizes.head());
+            let queries = self.config.shape.groups.queries();
+            // All outputs but the last compute on a copy of the state.
+            for query in 0..queries - 1 {
+                let copy = &mut spare[..len];
+                copy.copy_from_slice(state);
+                let head = Head { h, query, state: copy, memory: &mut *memory };
+                self.decode_head::<S, N, H>(simd, head, &mut scratch);
+            }
+            let head = Head { h, query: queries - 1, state, memory };
             self.decode_head::<S, N, H>(simd, head, &mut scratch);
         }
     }
@@ -37,8 +47,9 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         scratch: &mut Scratch<'_>,
     ) {
         let layout = self.layout;
-        let Head { h, state, memory } = head;
-        let mut progress = Progress { token: 0, count: layout.count(state), use_past: true };
+        let Head { h, query, state, memory } = head;
+        let mut progress =
+            Progress { token: 0, count: layout.count(state), use_past: true, pass: Pass::Both };
         let Pieces { z, matrices: tails } = self.split(memory);
         let (all, rest) = state.split_at_mut(layout.s_offset(Which::Error));
         let (errors, chunk) =
@@ -59,8 +70,9 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             padding.fill(0.0);
         }
         let span = progress.next(self.config.rule.normaliser, 1, 1);
-        let factors = self.prepare::<S, 1>(simd, span, h, &mut pieces, scratch);
-        let tile = self.swept(span, h, &factors, scratch);
+        let row = self.first(span, h, query);
+        let factors = self.prepare::<S, 1>(simd, span, row, &mut pieces, scratch);
+        let tile = self.swept(span, row, &factors, scratch);
         // Whole vectors of columns where they lie, the others by way of a panel.
         let (lanes, value) = (S::F32_LANES, layout.value);
         let whole = value / lanes * lanes;

@@ -4,6 +4,7 @@ mod decode;
 mod panels;
 pub(crate) mod part;
 mod plan;
+mod sizes;
 mod task;
 
 use core::ops::Range;
@@ -11,7 +12,8 @@ use core::ops::Range;
 pub use self::part::Part;
 pub(crate) use self::part::States;
 use self::plan::Plan;
-use self::task::{Sizes, Task};
+use self::sizes::{Operands, Sizes};
+use self::task::Task;
 use crate::error::{Error, Result, check_len};
 use crate::isa::{Isa, dispatch};
 use crate::parallel;
@@ -36,6 +38,7 @@ pub struct Config {
 impl Config {
     /// A rule on a shape, on the default instruction set and one thread.
     pub const fn new(rule: Rule, shape: Shape) -> Self {
+        let shape = shape.with_contiguous_gates(rule.gate_row(shape.key));
         Self { rule, shape, execution: Execution { isa: None, threads: 1 } }
     }
 
@@ -168,10 +171,15 @@ impl Attention {
         with_alignment(self.decode.workers.saturating_mul(self.decode.part_len))
     }
 
-    /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`] for one thread, any
-    /// instruction set and any layout: for static arrays.
+    /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`] for one thread, any instruction set
+    /// and any strides, of the linear update without a gate whose tensors all have so many heads: for static arrays.
     pub const fn scratch_bound(heads: usize, key: usize, value: usize) -> usize {
-        with_alignment(Plan::bound(heads, key, value))
+        with_alignment(Plan::bound(heads, key, value, Operands::Linear))
+    }
+
+    /// The same bound for a gate or the delta rule.
+    pub const fn gated_scratch_bound(heads: usize, key: usize, value: usize) -> usize {
+        with_alignment(Plan::bound(heads, key, value, Operands::Gated { delta: true }))
     }
 
     /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`.
@@ -226,13 +234,18 @@ impl Attention {
     /// Checks the lengths of tensors.
     pub(crate) fn check_tensors(&self, op: Op, tensors: &Tensors<'_>) -> Result<()> {
         let shape = &self.config.shape;
+        let rule = &self.config.rule;
         if op == Op::Forward {
-            return tensors.check(shape);
+            tensors.check(rule, shape)?;
+            return tensors.check_sequences(shape);
+        }
+        if !rule.causal {
+            return Err(Error::Conflict { what: "decode and attention that is not causal" });
         }
         // A configuration of no tokens was checked for none.
-        let one = shape.with_len(1);
+        let one = shape.one_token();
         one.check_output()?;
-        tensors.check(&one)
+        tensors.check(rule, &one)
     }
 
     /// Checks the state of all heads.
@@ -289,23 +302,42 @@ impl Attention {
         let tasks = parallel::Tasks { count: shape.batch * groups * plan.parts, workers: plan.workers };
         parallel::for_each(tasks, scratch, plan.part_len, |task, scratch| {
             let (group, part) = (task / plan.parts, task % plan.parts);
-            let (batch, first) = (group / groups, group % groups * plan.group);
+            let (sequence, first) = (group / groups, group % groups * plan.group);
             let heads = first..shape.heads.min(first + plan.group);
             let states = states
-                .cut((batch * shape.heads + first) * self.layout.len(), heads.len() * self.layout.len());
+                .cut((sequence * shape.heads + first) * self.layout.len(), heads.len() * self.layout.len());
             let columns = part * plan.columns..shape.value.min((part + 1) * plan.columns);
             let sizes = plan.sizes.with(heads.len(), columns.len());
-            self.dispatch::<DECODE>(Slice { tensors, states, batch, heads, columns }, sizes, scratch);
+            self.dispatch::<DECODE>(Slice { tensors, states, sequence, heads, columns }, sizes, scratch);
         });
     }
 
     /// One task, on the calling thread.
     pub(crate) fn dispatch<const DECODE: bool>(&self, slice: Slice<'_>, sizes: Sizes, scratch: &mut [f32]) {
-        let Slice { tensors, states, batch, heads, columns } = slice;
+        let Slice { tensors, states, sequence, heads, columns } = slice;
         let (config, layout) = (&self.config, &self.layout);
-        let len = if DECODE { 1 } else { config.shape.len };
-        let task =
-            Task::<DECODE> { config, layout, tensors, states, batch, heads, columns, len, sizes, scratch };
+        let (batch, begin, len) = match tensors.sequences {
+            _ if DECODE && config.shape.ragged => (0, sequence, 1),
+            _ if DECODE => (sequence, 0, 1),
+            Some(begins) => {
+                let (begin, end) = (begins[sequence] as usize, begins[sequence + 1] as usize);
+                (0, begin, end - begin)
+            }
+            None => (sequence, 0, config.shape.len),
+        };
+        let task = Task::<DECODE> {
+            config,
+            layout,
+            tensors,
+            states,
+            batch,
+            begin,
+            heads,
+            columns,
+            len,
+            sizes,
+            scratch,
+        };
         dispatch(self.isa, task);
     }
 
@@ -350,7 +382,7 @@ impl Attention {
 pub(crate) struct Slice<'a> {
     pub(crate) tensors: &'a Tensors<'a>,
     pub(crate) states: States<'a>,
-    pub(crate) batch: usize,
+    pub(crate) sequence: usize,
     pub(crate) heads: Range<usize>,
     pub(crate) columns: Range<usize>,
 }

@@ -6,7 +6,6 @@ use pulp::Simd;
 
 use super::task::{Pieces, Task};
 use crate::state::Sums as Which;
-use crate::sweep::Blocking;
 use crate::tensors::Disjoint;
 use crate::vector::copy_row;
 
@@ -28,7 +27,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
                 copy_row(simd, &state[layout.z_offset(which)..][..layout.key], z);
             }
             let s = &state[layout.s_offset(which)..][..layout.matrix()];
-            for (begin, stride, columns) in self.columns_of_panels::<S>() {
+            for (begin, stride, columns) in self.columns_of_panels() {
                 let panel = &mut matrix[begin * layout.key..][..stride * layout.key];
                 for (to, from) in panel.chunks_exact_mut(stride).zip(s.chunks_exact(layout.value)) {
                     copy_row(simd, &from[columns.clone()], to);
@@ -39,7 +38,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
 
     /// Writes a head's state. Of z and the count there is one for all columns: the first columns' task writes them.
     #[inline(always)]
-    pub(super) fn store<S: Simd>(&self, last: Disjoint<'_>, h: usize, head: &Pieces<'_>, count: usize) {
+    pub(super) fn store(&self, last: Disjoint<'_>, h: usize, head: &Pieces<'_>, count: usize) {
         let layout = self.layout;
         #[allow(unsafe_code, reason = "columns of the state are split among tasks")]
         let part = |begin: usize, len: usize| {
@@ -52,7 +51,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             if z.is_empty() {
                 continue;
             }
-            for (begin, stride, columns) in self.columns_of_panels::<S>() {
+            for (begin, stride, columns) in self.columns_of_panels() {
                 let panel = &matrix[begin * layout.key..][..stride * layout.key];
                 for (i, from) in panel.chunks_exact(stride).enumerate() {
                     let to = layout.s_offset(which) + i * layout.value + columns.start;
@@ -77,9 +76,9 @@ impl<const DECODE: bool> Task<'_, DECODE> {
 
     /// Each panel's first column in the scratch, its stride, and its columns of V.
     #[inline(always)]
-    fn columns_of_panels<S: Simd>(&self) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
+    fn columns_of_panels(&self) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
         let (width, columns) = (self.sizes.width(), self.columns.clone());
-        let panel = Blocking::new(S::F32_LANES).panel(S::F32_LANES);
+        let panel = self.sizes.panel();
         (0..width).step_by(panel).map(move |begin| {
             let stride = panel.min(width - begin);
             let from = columns.start + begin;

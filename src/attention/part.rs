@@ -122,9 +122,9 @@ impl<'a> Part<'a> {
             let first = head % shape.heads;
             let group = plan.group.min(shape.heads - first).min(all.end - head);
             let states = states.cut((head - all.start) * state, group * state);
-            let (batch, heads, columns) = (head / shape.heads, first..first + group, 0..shape.value);
+            let (sequence, heads, columns) = (head / shape.heads, first..first + group, 0..shape.value);
             let sizes = plan.sizes.with(heads.len(), columns.len());
-            let slice = Slice { tensors, states, batch, heads, columns };
+            let slice = Slice { tensors, states, sequence, heads, columns };
             match op {
                 Op::Forward => attention.dispatch::<false>(slice, sizes, scratch),
                 Op::Decode => attention.dispatch::<true>(slice, sizes, scratch),

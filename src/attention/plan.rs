@@ -1,7 +1,7 @@
 //! How a call is cut into tasks: from shapes, the instruction set and the number of threads, never from what runs where.
 
 use super::Config;
-use super::task::Sizes;
+use super::sizes::{Operands, Sizes};
 use crate::parallel;
 use crate::rule::{Normaliser, Rule};
 use crate::scratch::padded;
@@ -39,8 +39,10 @@ const fn matrices(rule: &Rule) -> usize {
 impl Plan {
     /// For many tokens.
     pub(crate) fn forward(config: &Config, lanes: usize) -> Self {
-        let (shape, blocking) = (&config.shape, Blocking::new(lanes));
-        let tokens = shape.batch.saturating_mul(shape.len).saturating_mul(shape.heads);
+        let (shape, rule) = (&config.shape, &config.rule);
+        let blocking = Blocking::new(lanes, rule.in_blocks());
+        let sequences = if shape.ragged { 1 } else { shape.batch };
+        let tokens = sequences.saturating_mul(shape.len).saturating_mul(shape.groups.output());
         let flops = tokens.saturating_mul(4).saturating_mul(shape.key).saturating_mul(shape.value);
         let wanted = parallel::workers(config.execution.threads, flops, GRAIN_FLOPS);
         // Heads that are neighbours in memory are walked together, unless that leaves threads without work.
@@ -62,8 +64,10 @@ impl Plan {
             heads: group,
             key: shape.key,
             columns,
-            matrices: matrices(&config.rule),
-            tile: blocking.tile,
+            matrices: matrices(rule),
+            blocking,
+            operands: Operands::of(rule),
+            spare: usize::from(shape.groups.queries() > 1),
             in_place: false,
         };
         let workers = wanted.min(groups.saturating_mul(parts));
@@ -73,16 +77,18 @@ impl Plan {
     /// For one token of each head, on the caller's state.
     pub(crate) fn decode(config: &Config, lanes: usize, state_len: usize) -> Self {
         let shape = &config.shape;
+        let all = shape.batch.saturating_mul(shape.heads);
         let sizes = Sizes {
             lanes,
             heads: 1,
             key: shape.key,
             columns: shape.value,
             matrices: matrices(&config.rule),
-            tile: 1,
+            blocking: Blocking { tile: 1, ..Blocking::new(lanes, config.rule.in_blocks()) },
+            operands: Operands::of(&config.rule),
+            spare: if shape.groups.queries() > 1 { state_len / all.max(1) } else { 0 },
             in_place: true,
         };
-        let all = shape.batch.saturating_mul(shape.heads);
         let threads = config.execution.threads.min(all.max(1));
         let workers = parallel::workers(threads, state_len.saturating_mul(size_of::<f32>()), GRAIN_BYTES);
         // A few tasks for each worker, so that a late one can be helped out.
@@ -92,14 +98,27 @@ impl Plan {
         Self { group, parts: 1, columns: shape.value, workers, part_len, sizes }
     }
 
-    /// The largest scratch that one thread needs, on any instruction set.
-    pub(crate) const fn bound(heads: usize, key: usize, value: usize) -> usize {
+    /// The largest scratch that one thread needs, on any instruction set, for rules of this kind whose tensors have as many
+    /// heads as the state.
+    pub(crate) const fn bound(heads: usize, key: usize, value: usize, operands: Operands) -> usize {
         const LANES: [usize; 4] = [1, 4, 8, 16];
+        let in_blocks = !matches!(operands, Operands::Linear);
         let (mut most, mut i) = (0, 0);
         while i < LANES.len() {
             let lanes = LANES[i];
-            let tile = Blocking::new(lanes).tile;
-            let sizes = Sizes { lanes, heads, key, columns: value, matrices: 3, tile, in_place: false };
+            let blocking = Blocking::new(lanes, in_blocks);
+            let matrices = if in_blocks { 1 } else { 3 };
+            let sizes = Sizes {
+                lanes,
+                heads,
+                key,
+                columns: value,
+                matrices,
+                blocking,
+                operands,
+                spare: 0,
+                in_place: false,
+            };
             let len = padded(sizes.scratch_len());
             if len > most {
                 most = len;

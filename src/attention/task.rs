@@ -14,15 +14,17 @@ use pulp::{Simd, WithSimd};
 
 use super::Config;
 use super::part::States;
+use super::sizes::Sizes;
 use crate::element::Elements;
 use crate::isa::outline;
-use crate::math::GROUP;
-use crate::rule::Normaliser;
-use crate::scratch::round_up;
+use crate::rule::{Normaliser, Update};
 use crate::shape::Row;
 use crate::state::Layout;
+use crate::sweep::decays::Decays;
+use crate::sweep::gated::GatedPanel;
+use crate::sweep::linear::{Panel, kind};
 use crate::sweep::prepare::{Normalisers, Prepare};
-use crate::sweep::{Blocking, Factors, Fold, Panel, Rows, Sums, Tile, kind, padded_key};
+use crate::sweep::{Factors, Fold, Pass, Rows, Scores, Sums, Tile, padded_key};
 use crate::tensors::Tensors;
 
 /// Vectors of columns that one token sweeps at once in the caller's state: a row of S is one sequential read.
@@ -33,70 +35,6 @@ const WIDE: usize = 8;
 /// of the hardware follows. One tile is 2 to 8 % slower than two.
 const AHEAD: usize = 48;
 
-/// What a task's scratch depends on; sizes saturate, and absurd ones are refused at the entry.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    pub(crate) lanes: usize,
-    /// Heads in the task.
-    pub(crate) heads: usize,
-    pub(crate) key: usize,
-    /// Columns of V in the task.
-    pub(crate) columns: usize,
-    /// Matrices of a head: S, the past, rounding errors.
-    pub(crate) matrices: usize,
-    /// Tokens in a tile.
-    pub(crate) tile: usize,
-    /// Whether S is swept in the caller's memory.
-    pub(crate) in_place: bool,
-}
-
-impl Sizes {
-    /// The same for fewer heads or columns.
-    pub(crate) fn with(self, heads: usize, columns: usize) -> Self {
-        Self { heads, columns, ..self }
-    }
-
-    /// Columns rounded up to whole vectors.
-    pub(super) const fn width(&self) -> usize {
-        round_up(self.columns, self.lanes)
-    }
-
-    /// Elements of a matrix in panels: all columns, or in place only those that don't fill a vector.
-    pub(super) const fn panels(&self) -> usize {
-        let columns = if !self.in_place {
-            self.width()
-        } else if self.columns.is_multiple_of(self.lanes) {
-            0
-        } else {
-            self.lanes
-        };
-        // Panels of whole vectors begin on whole vectors.
-        round_up(columns.saturating_mul(self.key), GROUP)
-    }
-
-    /// Elements of a head: z and S of each kind.
-    pub(super) const fn head(&self) -> usize {
-        self.panels().saturating_add(padded_key(self.key)).saturating_mul(self.matrices)
-    }
-
-    /// The most tokens in a block.
-    const fn block(&self) -> usize {
-        if self.tile < Blocking::MOST_TOKENS { self.tile } else { Blocking::MOST_TOKENS }
-    }
-
-    /// Elements of a tile: operands, rows of a block, v.
-    const fn rows(&self) -> usize {
-        let key = padded_key(self.key).saturating_mul(2 * (self.tile + self.block()));
-        key.saturating_add(round_up(self.width(), GROUP).saturating_mul(self.tile))
-    }
-
-    /// Elements of scratch, beyond alignment.
-    pub(crate) const fn scratch_len(&self) -> usize {
-        let heads = if self.in_place { 1 } else { self.heads };
-        self.rows().saturating_add(self.head().saturating_mul(heads))
-    }
-}
-
 /// Some heads of one sequence, some columns of V. Tasks that run at once differ in either. Of a decode, the state is swept
 /// where it lies; the two are types of their own, so that a program that only decodes holds no other code.
 pub(crate) struct Task<'a, const DECODE: bool> {
@@ -105,7 +43,11 @@ pub(crate) struct Task<'a, const DECODE: bool> {
     pub(crate) tensors: &'a Tensors<'a>,
     /// Of these heads.
     pub(crate) states: States<'a>,
+    /// Which sequence of the tensors it is.
     pub(crate) batch: usize,
+    /// Its first token there.
+    pub(crate) begin: usize,
+    /// Of the state.
     pub(crate) heads: Range<usize>,
     /// Columns of V and o, beginning at a whole vector.
     pub(crate) columns: Range<usize>,
@@ -145,6 +87,7 @@ pub(super) struct Progress {
     pub(super) count: usize,
     /// Whether a finished chunk, or an initial state, lies before it.
     pub(super) use_past: bool,
+    pub(super) pass: Pass,
 }
 
 /// The next tokens of a head, never beyond a chunk.
@@ -154,13 +97,14 @@ pub(super) struct Span {
     len: usize,
     use_past: bool,
     pub(super) fold: bool,
+    pub(super) pass: Pass,
 }
 
 impl Progress {
     #[inline(always)]
     pub(super) fn next(&mut self, normaliser: Normaliser, end: usize, tile: usize) -> Span {
-        let mut span =
-            Span { token: self.token, len: tile.min(end - self.token), use_past: self.use_past, fold: false };
+        let len = tile.min(end - self.token);
+        let mut span = Span { token: self.token, len, use_past: self.use_past, fold: false, pass: self.pass };
         if let Normaliser::PerChunk { chunk, .. } = normaliser {
             span.len = span.len.min(chunk - self.count);
             self.count += span.len;
@@ -178,17 +122,17 @@ pub(super) struct Scratch<'a> {
     operands: &'a mut [f32],
     space: &'a mut [f32],
     wide_v: &'a mut [f32],
+    scores: [Scores; Scores::MOST],
 }
 
 impl<'a> Scratch<'a> {
     /// The pieces of a task's scratch, and what is left for the heads.
     #[inline(always)]
     pub(super) fn new(scratch: &'a mut [f32], sizes: &Sizes) -> (Self, &'a mut [f32]) {
-        let key = padded_key(sizes.key);
         let (rows, heads) = scratch.split_at_mut(sizes.rows());
-        let (operands, rest) = rows.split_at_mut(2 * sizes.tile * key);
-        let (space, wide_v) = rest.split_at_mut(2 * sizes.block() * key);
-        (Self { operands, space, wide_v }, heads)
+        let (operands, rest) = rows.split_at_mut(sizes.operands());
+        let (space, wide_v) = rest.split_at_mut(sizes.space());
+        (Self { operands, space, wide_v, scores: [Scores::ZERO; Scores::MOST] }, heads)
     }
 }
 
@@ -204,10 +148,12 @@ impl<const DECODE: bool> Task<'_, DECODE> {
     fn run<S: Simd, const B: usize, const N: usize, const H: usize>(mut self, simd: S) {
         let sizes = self.sizes;
         let (mut scratch, heads) = Scratch::new(core::mem::take(&mut self.scratch), &sizes);
-        let heads = &mut heads[..sizes.heads * sizes.head()];
+        let (heads, spare) = heads.split_at_mut(sizes.heads * sizes.head());
+        let spare = &mut spare[..sizes.spare * sizes.head()];
         let mut progress = {
             let count = self.initial(0).map(|state| self.layout.count(state));
-            Progress { token: 0, count: count.unwrap_or(0), use_past: count.is_some() }
+            let pass = if self.config.rule.causal { Pass::Both } else { Pass::Sum };
+            Progress { token: 0, count: count.unwrap_or(0), use_past: count.is_some(), pass }
         };
         // Heads are inside and tiles outside, so that rows of heads that lie side by side are read while they are near. (A
         // head that computes 48 to 192 tokens before the next one does, so that its S stays in L1, is no faster.)
@@ -216,23 +162,51 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             let begin = progress;
             for (h, head) in heads.chunks_exact_mut(sizes.head()).enumerate() {
                 progress = begin;
-                let mut head = self.split(head);
-                if begin.token == 0 {
-                    self.load(simd, self.initial(h), &mut head);
+                if begin.token == 0 && begin.pass != Pass::Read {
+                    self.load(simd, self.initial(h), &mut self.split(head));
                 }
-                let span = progress.next(self.config.rule.normaliser, self.len, sizes.tile);
+                let span = progress.next(self.config.rule.normaliser, self.len, sizes.blocking.tile);
                 if span.len > 0 {
-                    self.tile::<S, B, N, H>(simd, span, h, &mut head, &mut scratch);
+                    self.queries::<S, B, N, H>(simd, span, h, [&mut *head, &mut *spare], &mut scratch);
                 }
-                if let (true, Some(last)) =
-                    (progress.token == self.len, self.states.last.or(self.states.carried))
+                let last = self.states.last.or(self.states.carried);
+                if let (true, true, Some(last)) = (progress.token == self.len, begin.pass != Pass::Read, last)
                 {
-                    self.store::<S>(last, h, &head, progress.count);
+                    self.store(last, h, &self.split(head), progress.count);
                 }
             }
             if progress.token == self.len {
-                return;
+                if progress.pass != Pass::Sum {
+                    return;
+                }
+                progress = Progress { token: 0, pass: Pass::Read, ..progress };
             }
+        }
+    }
+
+    /// One tile of one head, for each output that shares it. All but the last compute on a copy of its sums.
+    #[inline(always)]
+    fn queries<S: Simd, const B: usize, const N: usize, const H: usize>(
+        &self,
+        simd: S,
+        span: Span,
+        h: usize,
+        [head, spare]: [&mut [f32]; 2],
+        scratch: &mut Scratch<'_>,
+    ) {
+        let queries = self.config.shape.groups.queries();
+        for query in 0..queries {
+            let sums = match span.pass {
+                Pass::Read => &mut *head,
+                _ if query + 1 == queries => &mut *head,
+                Pass::Sum => continue,
+                Pass::Both => {
+                    spare.copy_from_slice(head);
+                    &mut *spare
+                }
+            };
+            let row = self.first(span, h, query);
+            self.tile::<S, B, N, H>(simd, span, row, &mut self.split(sums), scratch);
         }
     }
 
@@ -268,14 +242,13 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         &self,
         simd: S,
         span: Span,
-        h: usize,
+        row: Row,
         head: &mut Pieces<'_>,
         scratch: &mut Scratch<'_>,
     ) {
-        let factors = self.prepare::<S, B>(simd, span, h, head, scratch);
-        let tile = self.swept(span, h, &factors, scratch);
-        let width = self.sizes.width();
-        let panel = Blocking::new(S::F32_LANES).panel(S::F32_LANES);
+        let factors = self.prepare::<S, B>(simd, span, row, head, scratch);
+        let tile = self.swept(span, row, &factors, scratch);
+        let (width, panel) = (self.sizes.width(), self.sizes.panel());
         for begin in (0..width).step_by(panel) {
             let stride = panel.min(width - begin);
             let elements = begin * self.sizes.key..(begin + stride) * self.sizes.key;
@@ -290,10 +263,11 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         }
     }
 
-    /// The first row of a tile.
+    /// The first row of a tile, for one of the outputs that share a head of the state.
     #[inline(always)]
-    fn first(&self, span: Span, h: usize) -> Row {
-        Row { batch: self.batch, token: span.token, head: self.heads.start + h }
+    pub(super) fn first(&self, span: Span, h: usize, query: usize) -> Row {
+        let heads = self.config.shape.groups.of(self.heads.start + h, query);
+        Row { batch: self.batch, token: self.begin + span.token, heads }
     }
 
     /// Prepares a tile and adds it to z.
@@ -302,7 +276,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         &self,
         simd: S,
         span: Span,
-        h: usize,
+        first: Row,
         head: &mut Pieces<'_>,
         scratch: &mut Scratch<'_>,
     ) -> Factors {
@@ -311,15 +285,25 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             rule: &self.config.rule,
             shape: &self.config.shape,
             tensors: self.tensors,
-            first: self.first(span, h),
+            first,
             len: span.len,
             columns: self.columns.clone(),
             use_past: span.use_past,
+            pass: span.pass,
             z: Normalisers { z, past, error },
             operands: &mut *scratch.operands,
             wide_v: &mut *scratch.wide_v,
             space: &mut *scratch.space,
         };
+        if self.config.rule.in_blocks() {
+            // Blocks have one token or four, whatever those of the linear rule have.
+            let scores = &mut scratch.scores;
+            return if DECODE {
+                outline(simd, Decays::<1> { prepare: prepare.with_blocks(), scores })
+            } else {
+                outline(simd, Decays::<4> { prepare: prepare.with_blocks(), scores })
+            };
+        }
         outline(simd, prepare)
     }
 
@@ -328,21 +312,23 @@ impl<const DECODE: bool> Task<'_, DECODE> {
     pub(super) fn swept<'a>(
         &'a self,
         span: Span,
-        h: usize,
+        first: Row,
         factors: &'a Factors,
         scratch: &'a Scratch<'_>,
     ) -> Tile<'a> {
         Tile {
             shape: &self.config.shape,
             tensors: self.tensors,
-            first: self.first(span, h),
+            first,
             len: span.len,
             operands: scratch.operands,
             factors,
+            scores: &scratch.scores,
             wide_v: (!matches!(self.tensors.v, Elements::F32(_))).then_some(&*scratch.wide_v),
             columns: &self.columns,
             use_past: span.use_past,
-            ahead: [AHEAD, self.len],
+            pass: span.pass,
+            ahead: [AHEAD, self.begin + self.len],
         }
     }
 
@@ -356,7 +342,19 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         sums: Sums<'_>,
     ) {
         let mut walk = Walk { tile, begin: columns.start, column: columns.start, end: columns.end, sums };
-        if DECODE && S::F32_LANES == 1 {
+        if self.config.rule.in_blocks() {
+            if self.config.rule.update == Update::Delta {
+                walk.blocks::<S, DECODE, true>(simd);
+            } else {
+                walk.blocks::<S, DECODE, false>(simd);
+            }
+        } else if tile.pass == Pass::Sum {
+            walk.all::<S, B, N, { kind::SUM }>(simd);
+            walk.all::<S, B, 1, { kind::SUM }>(simd);
+        } else if tile.pass == Pass::Read {
+            walk.all::<S, B, N, { kind::READ }>(simd);
+            walk.all::<S, B, 1, { kind::READ }>(simd);
+        } else if DECODE && S::F32_LANES == 1 {
             if self.layout.per_chunk {
                 // Of the past, which only takes in whole chunks.
                 walk.sums.error = Rows { data: &mut [], stride: 1 };
@@ -402,17 +400,40 @@ impl Walk<'_> {
     /// Takes N vectors at a time, as often as there are as many.
     #[inline(always)]
     fn all<S: Simd, const B: usize, const N: usize, const KIND: u8>(&mut self, simd: S) {
-        let width = N * S::F32_LANES;
-        while self.end - self.column >= width {
-            let skip = self.column - self.begin;
+        while self.end - self.column >= N * S::F32_LANES {
+            let (column, skip) = (self.column, self.column - self.begin);
             let Sums { s, past, error } = &mut self.sums;
             let sums = Sums {
                 s: s.skip_columns(skip),
                 past: past.skip_columns(skip),
                 error: error.skip_columns(skip),
             };
-            outline(simd, Panel::<B, N, KIND> { tile: self.tile, column: self.column, sums });
-            self.column += width;
+            outline(simd, Panel::<B, N, KIND> { tile: self.tile, column, sums });
+            self.column += N * S::F32_LANES;
+        }
+    }
+
+    /// All columns, of rules with decays or a delta: of many tokens in blocks of four by the vectors of a panel, of one token
+    /// by as many vectors as there are registers for their o and y.
+    #[inline(always)]
+    fn blocks<S: Simd, const DECODE: bool, const DELTA: bool>(&mut self, simd: S) {
+        match (DECODE, S::F32_LANES) {
+            (true, 1) => {}
+            (true, _) => self.gated::<S, 1, 4, DELTA>(simd),
+            (false, 8) => {}
+            (false, _) => self.gated::<S, 4, 2, DELTA>(simd),
+        }
+        if DECODE { self.gated::<S, 1, 1, DELTA>(simd) } else { self.gated::<S, 4, 1, DELTA>(simd) }
+    }
+
+    /// Takes N vectors at a time in blocks of T tokens, as often as there are as many.
+    #[inline(always)]
+    fn gated<S: Simd, const T: usize, const N: usize, const DELTA: bool>(&mut self, simd: S) {
+        while self.end - self.column >= N * S::F32_LANES {
+            let (column, skip) = (self.column, self.column - self.begin);
+            let s = self.sums.s.skip_columns(skip);
+            outline(simd, GatedPanel::<T, N, DELTA> { tile: self.tile, column, s });
+            self.column += N * S::F32_LANES;
         }
     }
 }

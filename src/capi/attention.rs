@@ -7,6 +7,7 @@ use super::span::{Span, apart, needed};
 use super::status::*;
 use super::{Result, arguments, bytes, guard, isa, size};
 use crate::attention::{Attention, Config, Execution, Op, Part, States};
+use crate::element::Elements;
 use crate::rule::{FeatureMap, Normaliser, Rule};
 use crate::shape::{Shape, Strides};
 use crate::tensors::{Disjoint, Tensors};
@@ -121,6 +122,11 @@ unsafe fn run(
                 k: call.k.elements(k),
                 v: call.v.elements(v),
                 o: call.o.outputs(o),
+                g: Elements::default(),
+                beta: Elements::default(),
+                a_log: &[],
+                dt_bias: &[],
+                sequences: None,
             },
             memory.states(),
             slice_mut(call.scratch.cast(), scratch_len),
@@ -226,12 +232,10 @@ impl cw_attention {
         if !(CW_PRODUCTS_F32..=CW_PRODUCTS_BF16).contains(&self.products) || self.reserved != 0 {
             return Err(Status(CW_UNKNOWN));
         }
-        let rule = Rule {
-            feature_map: feature_map(self.feature_map, self.feature_eps)?,
-            normaliser: self.normaliser()?,
-            scale: self.scale,
-            compensated: flag(self.compensated)?,
-        };
+        let rule = Rule::linear(self.normaliser()?)
+            .feature_map(feature_map(self.feature_map, self.feature_eps)?)
+            .scale(self.scale)
+            .compensated(flag(self.compensated)?);
         let shape = Shape::new(batch, len, heads, key, value)
             .with_inputs(strides(&call.q)?, strides(&call.k)?, strides(&call.v)?)
             .with_output(strides(&call.o)?);

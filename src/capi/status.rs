@@ -46,6 +46,7 @@ statuses! {
     CW_MODEL = 18, "the pointer is not to a model, or not to one that can be closed";
     CW_PANIC = 19, "a bug of the library: outputs and states are not to be used";
     CW_GPU = 20, "the GPU or its driver refused";
+    CW_CONFLICT = 21, "options or tensors that do not go together";
 }
 
 macro_rules! choices {
@@ -96,6 +97,8 @@ impl From<Error> for Status {
             Error::Overlap { .. } => CW_OVERLAP,
             Error::NotFinite { .. } | Error::NotPositive { .. } | Error::ChunkTooLong { .. } => CW_RANGE,
             Error::BadState => CW_STATE,
+            Error::Conflict { .. } | Error::Unused { .. } => CW_CONFLICT,
+            Error::Sequences => CW_SHAPE,
             Error::Isa { .. } => CW_UNAVAILABLE,
             Error::Parameter { .. } | Error::Part { .. } => CW_PARAMETER,
         })

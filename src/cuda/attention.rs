@@ -112,6 +112,21 @@ impl Attention {
         if rule.compensated {
             return Err(Error::Unsupported { what: "the compensated state" });
         }
+        let heads = shape.groups;
+        if rule.in_blocks() || rule.qk_norm.is_some() || !rule.causal {
+            return Err(Error::Unsupported {
+                what: "a gate, the delta rule, a norm of q and k, or attention that is not causal",
+            });
+        }
+        if shape.ragged
+            || heads.query != shape.heads
+            || heads.key != shape.heads
+            || heads.value != shape.heads
+        {
+            return Err(Error::Unsupported {
+                what: "a ragged batch or different numbers of heads of q, k and v",
+            });
+        }
         if shape.key > MOST_KEY || shape.value > MOST_VALUE {
             return Err(Error::Unsupported { what: "K above 256 or V above 2^15" });
         }

@@ -7,6 +7,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::Pass;
 use super::{Blocking, Factors, padded_key, whole_blocks};
 use crate::element::{Elements, widen};
 use crate::isa::outline;
@@ -37,6 +38,7 @@ pub(crate) struct Prepare<'a, const B: usize> {
     pub(crate) columns: core::ops::Range<usize>,
     /// Whether finished chunks, or an initial state, lie before.
     pub(crate) use_past: bool,
+    pub(crate) pass: Pass,
     pub(crate) z: Normalisers<'a>,
     /// Written: the operands of the sweep.
     pub(crate) operands: &'a mut [f32],
@@ -44,6 +46,16 @@ pub(crate) struct Prepare<'a, const B: usize> {
     pub(crate) wide_v: &'a mut [f32],
     /// Rows of q and k of a block in f32.
     pub(crate) space: &'a mut [f32],
+}
+
+impl<'a, const B: usize> Prepare<'a, B> {
+    /// The same tile in blocks of T tokens.
+    #[inline(always)]
+    pub(crate) fn with_blocks<const T: usize>(self) -> Prepare<'a, T> {
+        let Self { rule, shape, tensors, first, len, columns, use_past, pass, z, operands, wide_v, space } =
+            self;
+        Prepare { rule, shape, tensors, first, len, columns, use_past, pass, z, operands, wide_v, space }
+    }
 }
 
 impl<const B: usize> WithSimd for Prepare<'_, B> {
@@ -60,25 +72,33 @@ impl<const B: usize> WithSimd for Prepare<'_, B> {
         for token in whole..self.len {
             self.block::<S, 1>(simd, token);
         }
-        if !matches!(self.tensors.v, Elements::F32(_)) {
-            let width = round_up(self.columns.len(), S::F32_LANES);
-            for token in 0..self.len {
-                let row = Row { token: self.first.token + token, ..self.first };
-                let to = &mut self.wide_v[token * width..][..width];
-                outline(simd, Widen { from: self.tensors.v(self.shape, row, self.columns.clone()), to });
-            }
-        }
+        self.widen_v(simd);
         self.factors(simd)
     }
 }
 
 impl<const B: usize> Prepare<'_, B> {
+    /// v in f32, where it is of another type.
+    #[inline(always)]
+    pub(super) fn widen_v<S: Simd>(&mut self, simd: S) {
+        if matches!(self.tensors.v, Elements::F32(_)) {
+            return;
+        }
+        let width = round_up(self.columns.len(), S::F32_LANES);
+        for token in 0..self.len {
+            let row = Row { token: self.first.token + token, ..self.first };
+            let to = &mut self.wide_v[token * width..][..width];
+            outline(simd, Widen { from: self.tensors.v(self.shape, row, self.columns.clone()), to });
+        }
+    }
+
     /// phi of a block of T tokens. Whole groups of f32 are read where they lie; other rows are copied first. The last
     /// group is padded with zeros.
     #[inline(always)]
     fn block<S: Simd, const T: usize>(&mut self, simd: S, token: usize) {
         let key = padded_key(self.shape.key);
         let tail = self.shape.key % GROUP;
+        let normed = self.rule.qk_norm.is_some();
         let mut rows: [[&[f32]; T]; 2] = [[&[]; T]; 2];
         let mut spaces = self.space.chunks_exact_mut(key);
         for t in 0..T {
@@ -87,9 +107,12 @@ impl<const B: usize> Prepare<'_, B> {
                 [self.tensors.k(self.shape, row), self.tensors.q(self.shape, row)].into_iter().enumerate()
             {
                 rows[i][t] = match (from, spaces.next()) {
-                    (Elements::F32(from), _) if tail == 0 => from,
+                    (Elements::F32(from), _) if tail == 0 && !normed => from,
                     (from, Some(space)) => {
                         outline(simd, Widen { from, to: space });
+                        if normed {
+                            map_row(simd, self.rule, space, self.shape.key);
+                        }
                         space
                     }
                     _ => return,
@@ -98,6 +121,7 @@ impl<const B: usize> Prepare<'_, B> {
         }
         let to = &mut self.operands[token * 2 * key..(token + T) * 2 * key];
         match self.rule.feature_map {
+            _ if normed => map::<S, Identity, T>(simd, Identity, rows, to),
             any if S::F32_LANES == 1 => map::<S, FeatureMap, T>(simd, any, rows, to),
             FeatureMap::Elu => map::<S, Elu, T>(simd, Elu, rows, to),
             FeatureMap::Relu { eps } => map::<S, Relu, T>(simd, Relu { eps }, rows, to),
@@ -124,10 +148,12 @@ impl<const B: usize> Prepare<'_, B> {
         };
         let Normalisers { z, past, error } = &mut self.z;
         let error: &mut [f32] = if per_chunk { &mut [] } else { error };
-        let current = Norms { len: self.len, z, error, add: true };
+        let current = Norms { len: self.len, z, error, add: self.pass != Pass::Read };
         let finished = Norms { len: self.len, z: past, error: &mut [], add: false };
-        for (norms, factors) in [(current, &mut factors.current), (finished, &mut factors.past)] {
-            if norms.add || self.use_past && per_chunk {
+        for (norms, factors, wanted) in
+            [(current, &mut factors.current, true), (finished, &mut factors.past, self.use_past && per_chunk)]
+        {
+            if wanted {
                 norms.divide::<S, B>(simd, self.operands, factors, eps);
             }
         }
@@ -135,10 +161,34 @@ impl<const B: usize> Prepare<'_, B> {
     }
 }
 
+/// phi of a row of `key` elements, in place, and its norm if the rule has one. Elements behind them are zero.
+#[inline(always)]
+pub(super) fn map_row<S: Simd>(simd: S, rule: &Rule, row: &mut [f32], key: usize) {
+    if rule.feature_map != FeatureMap::Identity {
+        for x in S::as_mut_simd_f32s(row).0 {
+            *x = rule.feature_map.phi(simd, *x);
+        }
+        row[key..].fill(0.0);
+    }
+    if let Some(eps) = rule.qk_norm {
+        let mut group = [0.0; GROUP];
+        let sums = S::as_mut_simd_f32s(&mut group).0;
+        for x in row.chunks_exact(GROUP) {
+            for (sum, x) in sums.iter_mut().zip(S::as_simd_f32s(x).0) {
+                *sum = simd.mul_add_e_f32s(*x, *x, *sum);
+            }
+        }
+        let factor = simd.splat_f32s(1.0 / libm::sqrtf(sum_group(&group) + eps));
+        for x in S::as_mut_simd_f32s(row).0 {
+            *x = simd.mul_f32s(*x, factor);
+        }
+    }
+}
+
 /// Widens a row; a function, for it is used in several places and is long.
-struct Widen<'a> {
-    from: Elements<'a>,
-    to: &'a mut [f32],
+pub(super) struct Widen<'a> {
+    pub(super) from: Elements<'a>,
+    pub(super) to: &'a mut [f32],
 }
 
 impl WithSimd for Widen<'_> {

@@ -2,12 +2,14 @@
 //! and the error measures.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod family;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use chunkwise::reference::Recurrence;
 use chunkwise::{
-    Attention, Config, Element, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors,
+    Attention, Config, Element, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors, Update,
 };
 use half::{bf16, f16};
 
@@ -258,14 +260,24 @@ impl Oracle {
     /// Some tokens more: their o `[B, tokens, H, V]`, contiguous.
     pub(crate) fn run(&mut self, q: &[f32], k: &[f32], v: &[f32], tokens: Range<usize>) -> Vec<f64> {
         let Shape { batch, heads, key, value, .. } = self.config.shape;
-        let Rule { feature_map, normaliser, scale, .. } = self.config.rule;
+        let Rule { feature_map, qk_norm, normaliser, scale, .. } = self.config.rule;
         let config = with(self.config, |c| c.shape.len = tokens.len());
         let mut o = vec![0.0; batch * tokens.len() * heads * value];
         for ((b, t, h), o) in rows(&config).zip(o.chunks_exact_mut(value)) {
             let Sums { s, z, chunk_s, chunk_z, count } = &mut self.heads[b * heads + h];
             let scale = f64::from(scale);
-            let mut head =
-                Recurrence { feature_map, normaliser, scale, s, z, chunk_s, chunk_z, count: *count };
+            let mut head = Recurrence {
+                update: Update::Linear,
+                qk_norm,
+                feature_map,
+                normaliser,
+                scale,
+                s,
+                z,
+                chunk_s,
+                chunk_z,
+                count: *count,
+            };
             let t = tokens.start + t;
             let q = &q[at(config.shape.q_strides, b, t, h)..][..key];
             let k = &k[at(config.shape.k_strides, b, t, h)..][..key];

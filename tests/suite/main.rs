@@ -20,6 +20,7 @@ mod weights;
 
 // Attention: what it computes, ...
 mod compensated;
+mod family;
 mod long;
 mod oracle;
 mod special;

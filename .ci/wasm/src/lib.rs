@@ -5,7 +5,7 @@
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use chunkwise::reference::Recurrence;
-use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
+use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors, Update};
 
 /// As the oracle suite has it.
 const NORM_ERROR: f64 = 2e-6;
@@ -136,7 +136,7 @@ fn both(config: Config, memory: &mut Memory) -> chunkwise::Result<u32> {
     for sums in [&mut *s, z, chunk_s, chunk_z] {
         sums.fill(0.0);
     }
-    let mut oracle = Recurrence { feature_map, normaliser, scale: 1.0, s, z, chunk_s, chunk_z, count: 0 };
+    let mut oracle = Recurrence { update: Update::Linear, qk_norm: None, feature_map, normaliser, scale: 1.0, s, z, chunk_s, chunk_z, count: 0 };
     for t in 0..len {
         oracle.step(
             &q[t * key..][..key],

@@ -235,7 +235,18 @@ impl<E: Number> Case<E> {
         let (s, chunk_s) = (&mut vec![0.0; key * value], &mut vec![0.0; key * value]);
         let (z, chunk_z) = (&mut vec![0.0; key], &mut vec![0.0; key]);
         let scale = f64::from(scale);
-        let mut oracle = Recurrence { feature_map, normaliser, scale, s, z, chunk_s, chunk_z, count: 0 };
+        let mut oracle = Recurrence {
+            update: rule.update,
+            qk_norm: rule.qk_norm,
+            feature_map,
+            normaliser,
+            scale,
+            s,
+            z,
+            chunk_s,
+            chunk_z,
+            count: 0,
+        };
         let mut outputs = vec![0.0; len * value];
         for (t, o) in outputs.chunks_exact_mut(value).enumerate() {
             let row = (b * len + t) * heads + h;

@@ -1,0 +1,128 @@
+//! How much scratch a task takes, from shapes alone.
+
+use crate::math::GROUP;
+use crate::rule::{Rule, Update};
+use crate::scratch::round_up;
+use crate::sweep::decays::space_rows;
+use crate::sweep::gated::operand_rows;
+use crate::sweep::{Blocking, padded_key};
+
+/// What a task's scratch depends on; sizes saturate, and absurd ones are refused at the entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) lanes: usize,
+    /// Heads in the task.
+    pub(crate) heads: usize,
+    pub(crate) key: usize,
+    /// Columns of V in the task.
+    pub(crate) columns: usize,
+    /// Matrices of a head: S, the past, rounding errors.
+    pub(crate) matrices: usize,
+    /// Vectors of a panel and tokens of a tile.
+    pub(crate) blocking: Blocking,
+    /// What a tile is prepared as.
+    pub(crate) operands: Operands,
+    /// A head more, or elements of a state in place, for outputs that share a head of the state.
+    pub(crate) spare: usize,
+    /// Whether S is swept in the caller's memory.
+    pub(crate) in_place: bool,
+}
+
+impl Sizes {
+    /// The same for fewer heads or columns.
+    pub(crate) fn with(self, heads: usize, columns: usize) -> Self {
+        Self { heads, columns, ..self }
+    }
+
+    /// Columns rounded up to whole vectors.
+    pub(super) const fn width(&self) -> usize {
+        round_up(self.columns, self.lanes)
+    }
+
+    /// Elements of a matrix in panels: all columns, or in place only those that don't fill a vector.
+    pub(super) const fn panels(&self) -> usize {
+        let columns = if !self.in_place {
+            self.width()
+        } else if self.columns.is_multiple_of(self.lanes) {
+            0
+        } else {
+            self.lanes
+        };
+        // Panels of whole vectors begin on whole vectors.
+        round_up(columns.saturating_mul(self.key), GROUP)
+    }
+
+    /// Elements of a head: z and S of each kind.
+    pub(super) const fn head(&self) -> usize {
+        self.panels().saturating_add(padded_key(self.key)).saturating_mul(self.matrices)
+    }
+
+    /// Columns of a panel.
+    pub(super) const fn panel(&self) -> usize {
+        self.blocking.panel(self.lanes)
+    }
+
+    /// The most tokens in a block.
+    const fn block(&self) -> usize {
+        if self.blocking.tile < Blocking::MOST_TOKENS { self.blocking.tile } else { Blocking::MOST_TOKENS }
+    }
+
+    /// Elements of a tile's operands.
+    pub(super) const fn operands(&self) -> usize {
+        let (key, tile) = (padded_key(self.key), self.blocking.tile);
+        match self.operands {
+            Operands::Linear => key.saturating_mul(2 * tile),
+            Operands::Gated { delta } => {
+                let block = self.block();
+                key.saturating_mul(operand_rows(block, delta) * tile.div_ceil(block))
+            }
+        }
+    }
+
+    /// Elements of the rows of a block while it is prepared.
+    pub(super) const fn space(&self) -> usize {
+        let rows = match self.operands {
+            Operands::Linear => 2 * self.block(),
+            Operands::Gated { .. } => space_rows(self.block()),
+        };
+        padded_key(self.key).saturating_mul(rows)
+    }
+
+    /// Elements of a tile: operands, rows of a block, v.
+    pub(super) const fn rows(&self) -> usize {
+        let v = round_up(self.width(), GROUP).saturating_mul(self.blocking.tile);
+        self.operands().saturating_add(self.space()).saturating_add(v)
+    }
+
+    /// Elements of scratch, beyond alignment.
+    pub(crate) const fn scratch_len(&self) -> usize {
+        let heads = if self.in_place {
+            self.head().saturating_add(round_up(self.spare, GROUP))
+        } else {
+            self.head().saturating_mul(self.heads + self.spare)
+        };
+        self.rows().saturating_add(heads)
+    }
+}
+
+/// What a tile is prepared as, which says how much memory its operands take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Operands {
+    /// phi of q and k.
+    Linear,
+    /// Blocks with decays.
+    Gated {
+        /// With what the delta takes of the state.
+        delta: bool,
+    },
+}
+
+impl Operands {
+    pub(crate) const fn of(rule: &Rule) -> Self {
+        if rule.in_blocks() {
+            Self::Gated { delta: matches!(rule.update, Update::Delta) }
+        } else {
+            Self::Linear
+        }
+    }
+}

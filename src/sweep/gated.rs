@@ -1,0 +1,184 @@
+//! The sweep of rules with decays or a delta, in blocks of T tokens from the state S_0 before the block:
+//!
+//! ```text
+//! linear update                                    delta
+//! for each row i of S:                             for each row i of S:
+//!     x = S[i]                                         x = c[i] S[i] + sum_t k''_t[i] u_t     of the block before
+//!     o_t += q'_t[i] x                                 o_t += q'_t[i] x,  y_t += k'_t[i] x
+//!     S[i] = c[i] x + sum_t k''_t[i] v_t               S[i] = x
+//! u_t = v_t                                        u_t = beta_t (v_t - y_t - sum_{s<t} M_ts u_s)
+//! o_t += sum_{s<=t} P_ts u_s                       o_t likewise; behind the last block, S takes its update
+//!
+//! b_t = a_1 .. a_t, d_t = a_{t+1} .. a_T, c = b_T; q' = b q, k' = b k, k'' = d k; P and M: see `Scores`
+//! ```
+//!
+//! Decays are only multiplied, never divided by or subtracted as logarithms: with decays of at most 1 nothing overflows, and
+//! a decay of 0 is a reset. It spends 2.25 K V multiply-adds a token for the linear update and 3.25 for the delta; what
+//! tokens of a block take of each other is a few of them for each column.
+//!
+//! Blocks have four tokens on every instruction set, for bits depend on it; a last one that is shorter is filled up with
+//! tokens whose k, q and beta are 0 and whose decay is 1. Operands of a block are
+//! `[K / 16][k'' x T, c, q' x T, k' x T][16]`, k' only for the delta.
+#![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
+
+use pulp::{Simd, WithSimd};
+
+use super::{Ends, Rows, Tile, padded_key};
+use crate::math::GROUP;
+
+/// Rows of operands of a block of so many tokens.
+pub(crate) const fn operand_rows(tokens: usize, delta: bool) -> usize {
+    (if delta { 3 } else { 2 }) * tokens + 1
+}
+
+/// One tile and one panel of N vectors, in blocks of T tokens.
+pub(crate) struct GatedPanel<'a, const T: usize, const N: usize, const DELTA: bool> {
+    pub(crate) tile: &'a Tile<'a>,
+    /// The panel's first column among this task's.
+    pub(crate) column: usize,
+    pub(crate) s: Rows<'a>,
+}
+
+/// What a pass over the rows of S takes and gives: u of the update; o and y of the block.
+struct Columns<S: Simd, const T: usize, const N: usize> {
+    u: [[S::f32s; N]; T],
+    o: [[S::f32s; N]; T],
+    y: [[S::f32s; N]; T],
+}
+
+impl<const T: usize, const N: usize, const DELTA: bool> WithSimd for GatedPanel<'_, T, N, DELTA> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let (tile, key) = (self.tile, self.tile.shape.key);
+        self.s.check(key, N * S::F32_LANES);
+        let ends = Ends::new::<S, N>(tile, self.column);
+        let zero = [[simd.splat_f32s(0.0); N]; T];
+        let block = operand_rows(T, DELTA) * padded_key(key);
+        let mut u = zero;
+        let mut before: &[f32] = &[];
+        for (i, operands) in tile.operands.chunks_exact(block).take(tile.len.div_ceil(T)).enumerate() {
+            let token = i * T;
+            let len = T.min(tile.len - token);
+            ends.prefetch(token..token + len);
+            let v = ends.v::<S, T, N>(simd, token, len);
+            let mut columns = Columns::<S, T, N> { u: if DELTA { u } else { v }, o: zero, y: zero };
+            if !DELTA {
+                self.rows::<S, true, true>(simd, operands, operands, &mut columns);
+            } else if before.is_empty() {
+                self.rows::<S, false, true>(simd, operands, operands, &mut columns);
+            } else {
+                self.rows::<S, true, true>(simd, before, operands, &mut columns);
+            }
+            u = self.solve(simd, i, len, v, &mut columns);
+            ends.write(simd, token, len, columns.o);
+            before = operands;
+        }
+        if DELTA && !before.is_empty() {
+            let mut columns = Columns::<S, T, N> { u, o: zero, y: zero };
+            self.rows::<S, true, false>(simd, before, before, &mut columns);
+        }
+    }
+}
+
+impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DELTA> {
+    /// One pass over the rows of S: the update by `u` with the operands `update`, and the sums o and y with `read`.
+    #[inline(always)]
+    fn rows<S: Simd, const UPDATE: bool, const READ: bool>(
+        &mut self,
+        simd: S,
+        update: &[f32],
+        read: &[f32],
+        columns: &mut Columns<S, T, N>,
+    ) {
+        let key = self.tile.shape.key;
+        let rows = operand_rows(T, DELTA);
+        let (mut o, mut y, u) = (columns.o, columns.y, columns.u);
+        let groups = update.chunks_exact(rows * GROUP).zip(read.chunks_exact(rows * GROUP));
+        for (group, (update, read)) in groups.enumerate() {
+            let (update, read) = (update.as_chunks::<GROUP>().0, read.as_chunks::<GROUP>().0);
+            let (k, c) = (&update[..T], &update[T]);
+            let (q, keys) = (&read[T + 1..2 * T + 1], &read[rows - T..]);
+            let first = group * GROUP;
+            for i in 0..GROUP.min(key - first) {
+                // SAFETY: there is a row `first + i` below K, and S was checked for K rows.
+                let row = unsafe { self.s.row::<S, N>(first + i) };
+                let before = *row;
+                let mut x = before;
+                if UPDATE {
+                    let c = simd.splat_f32s(c[i]);
+                    for j in 0..N {
+                        x[j] = simd.mul_f32s(c, x[j]);
+                    }
+                    for t in 0..T {
+                        let k = simd.splat_f32s(k[t][i]);
+                        for j in 0..N {
+                            x[j] = simd.mul_add_e_f32s(k, u[t][j], x[j]);
+                        }
+                    }
+                    *row = x;
+                }
+                if READ {
+                    let x = if DELTA { x } else { before };
+                    for t in 0..T {
+                        let q = simd.splat_f32s(q[t][i]);
+                        for j in 0..N {
+                            o[t][j] = simd.mul_add_e_f32s(q, x[j], o[t][j]);
+                        }
+                        if DELTA {
+                            let k = simd.splat_f32s(keys[t][i]);
+                            for j in 0..N {
+                                y[t][j] = simd.mul_add_e_f32s(k, x[j], y[t][j]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        (columns.o, columns.y) = (o, y);
+    }
+
+    /// u of a block of which there are `len` tokens, and what outputs take of it.
+    #[inline(always)]
+    fn solve<S: Simd>(
+        &self,
+        simd: S,
+        block: usize,
+        len: usize,
+        v: [[S::f32s; N]; T],
+        columns: &mut Columns<S, T, N>,
+    ) -> [[S::f32s; N]; T] {
+        let (scores, factors) = (&self.tile.scores[block], &self.tile.factors.current[block * T..]);
+        let mut u = v;
+        for t in 0..T {
+            if DELTA && t < len {
+                let beta = simd.splat_f32s(scores.beta[t]);
+                for j in 0..N {
+                    u[t][j] = simd.sub_f32s(v[t][j], columns.y[t][j]);
+                }
+                for s in 0..t {
+                    let m = simd.splat_f32s(-scores.m[t][s]);
+                    for j in 0..N {
+                        u[t][j] = simd.mul_add_e_f32s(m, u[s][j], u[t][j]);
+                    }
+                }
+                for j in 0..N {
+                    u[t][j] = simd.mul_f32s(beta, u[t][j]);
+                }
+            }
+            for s in 0..=t {
+                let p = simd.splat_f32s(scores.p[t][s]);
+                for j in 0..N {
+                    columns.o[t][j] = simd.mul_add_e_f32s(p, u[s][j], columns.o[t][j]);
+                }
+            }
+            // A product and a sum with +0: an output that is exactly zero is +0 whatever the factor's sign.
+            let factor = simd.splat_f32s(factors[t]);
+            for j in 0..N {
+                columns.o[t][j] = simd.mul_add_e_f32s(columns.o[t][j], factor, simd.splat_f32s(0.0));
+            }
+        }
+        u
+    }
+}

@@ -1,0 +1,56 @@
+//! The maps of gates and of beta, on vectors of f32. Each is one sequence of operations on every instruction set.
+
+use pulp::Simd;
+
+use crate::math::{exp, sigmoid, softplus};
+use crate::rule::{BetaMap, GateMap};
+
+/// The map of a gate for one head, with its `exp(A_log)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Decay {
+    map: GateMap,
+    rate: f32,
+}
+
+impl Decay {
+    /// `a_log` is that of the head, 0 where there is none.
+    #[inline(always)]
+    pub(crate) fn new<S: Simd>(simd: S, map: GateMap, a_log: f32) -> Self {
+        let rate = exp(simd, simd.splat_f32s(a_log));
+        Self { map, rate: bytemuck::cast_slice(core::slice::from_ref(&rate))[0] }
+    }
+
+    /// The decays a of elements of g and their dt_bias, in place.
+    #[inline(always)]
+    pub(crate) fn apply<S: Simd>(self, simd: S, g: &mut [f32], bias: &[f32]) {
+        let rate = simd.splat_f32s(self.rate);
+        let biases = S::as_simd_f32s(bias).0;
+        for (x, bias) in S::as_mut_simd_f32s(g).0.iter_mut().zip(biases) {
+            *x = match self.map {
+                GateMap::Log => exp(simd, *x),
+                GateMap::Linear => *x,
+                GateMap::Softplus => {
+                    let g = simd.mul_f32s(rate, softplus(simd, simd.add_f32s(*x, *bias)));
+                    exp(simd, simd.neg_f32s(g))
+                }
+                GateMap::Bounded { lower } => {
+                    let x = simd.mul_f32s(rate, simd.add_f32s(*x, *bias));
+                    exp(simd, simd.mul_f32s(simd.splat_f32s(lower), sigmoid(simd, x)))
+                }
+            };
+        }
+    }
+}
+
+/// The betas of elements of their tensor, in place.
+#[inline(always)]
+pub(crate) fn map_betas<S: Simd>(simd: S, map: BetaMap, betas: &mut [f32]) {
+    let twice = match map {
+        BetaMap::Given => return,
+        BetaMap::Sigmoid => 1.0,
+        BetaMap::TwiceSigmoid => 2.0,
+    };
+    for x in S::as_mut_simd_f32s(betas).0 {
+        *x = simd.mul_f32s(simd.splat_f32s(twice), sigmoid(simd, *x));
+    }
+}
