@@ -104,11 +104,14 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     p = simd.add_f32s(p, splat(1.0));
     let half = simd.mul_add_e_f32s(n, splat(0.5), splat(ROUND));
     let rest = simd.add_f32s(simd.sub_f32s(n, simd.sub_f32s(half, splat(ROUND))), splat(ROUND));
-    let power = |shifted: S::f32s| {
-        let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
-        simd.transmute_f32s_u32s(simd.add_u32s(exponent, simd.splat_u32s(1.0f32.to_bits())))
-    };
-    simd.mul_f32s(simd.mul_f32s(p, power(half)), power(rest))
+    simd.mul_f32s(simd.mul_f32s(p, power_of_two(simd, half)), power_of_two(simd, rest))
+}
+
+/// 2^n of `1.5 * 2^23 + n`, for a normal result. (Not a closure: it would stay out of line.)
+#[inline(always)]
+fn power_of_two<S: Simd>(simd: S, shifted: S::f32s) -> S::f32s {
+    let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+    simd.transmute_f32s_u32s(simd.add_u32s(exponent, simd.splat_u32s(1.0f32.to_bits())))
 }
 
 /// x between two bounds, and NaN for NaN.

@@ -420,7 +420,7 @@ impl Walk<'_> {
         match (DECODE, S::F32_LANES) {
             (true, 1) => {}
             (true, _) => self.gated::<S, 1, 4, DELTA>(simd),
-            (false, 8) => {}
+            (false, 8) if DELTA => {}
             (false, _) => self.gated::<S, 4, 2, DELTA>(simd),
         }
         if DECODE { self.gated::<S, 1, 1, DELTA>(simd) } else { self.gated::<S, 4, 1, DELTA>(simd) }

@@ -18,9 +18,10 @@ use super::gated::operand_rows;
 use super::gates::{Decay, map_betas};
 use super::prepare::{Normalisers, Prepare, Widen, map_row};
 use super::{Blocking, Factors, Scores, padded_key};
+use crate::element::Elements;
 use crate::isa::outline;
 use crate::math::{GROUP, sum_group};
-use crate::rule::{Gate, Normaliser, Update};
+use crate::rule::{FeatureMap, Gate, Normaliser, Update};
 use crate::shape::Row;
 
 /// Rows of K elements that a block of T tokens needs while it is prepared: phi of k and q, and decays.
@@ -37,8 +38,8 @@ pub(crate) struct Decays<'a, 'z, const T: usize> {
 
 /// phi of the rows of a block, and its decays, each of K rounded up to whole groups.
 struct Block<'a, const T: usize> {
-    k: &'a [f32],
-    q: &'a [f32],
+    k: [&'a [f32]; T],
+    q: [&'a [f32]; T],
     /// Of a key gate, `[T, K]`.
     decays: &'a [f32],
     /// Of a scalar gate.
@@ -63,17 +64,24 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
         let (decays, bias) = rest.split_at_mut(T * key);
         let bias = &mut bias[..key];
         let gates = self.gates(simd, bias);
+        let mut sums = [[[[0.0; GROUP]; 4]; 4]; 2];
         for (i, operands) in operands.chunks_exact_mut(block).take(len.div_ceil(T)).enumerate() {
             let token = i * T;
-            self.rows(simd, token, k, q);
+            let [k, q] = self.rows(simd, token, [&mut *k, &mut *q]);
             let decay = self.decays(simd, token, gates, decays, bias);
             let block = Block::<T> { k, q, decays, decay };
-            let scores = &mut self.scores[i];
             match (rule.gate, delta) {
-                (Gate::Key, true) => block.multiply::<S, true, true>(simd, operands, scores),
-                (Gate::Key, false) => block.multiply::<S, true, false>(simd, operands, scores),
-                (_, true) => block.multiply::<S, false, true>(simd, operands, scores),
-                (_, false) => block.multiply::<S, false, false>(simd, operands, scores),
+                (Gate::Key, true) => block.multiply::<S, true, true>(simd, operands, &mut sums),
+                (Gate::Key, false) => block.multiply::<S, true, false>(simd, operands, &mut sums),
+                (_, true) => block.multiply::<S, false, true>(simd, operands, &mut sums),
+                (_, false) => block.multiply::<S, false, false>(simd, operands, &mut sums),
+            }
+            let scores = &mut self.scores[i];
+            for t in 0..T {
+                for s in 0..=t {
+                    scores.p[t][s] = sum_group(&sums[0][t][s]);
+                    scores.m[t][s] = sum_group(&sums[1][t][s]);
+                }
             }
             self.betas(simd, i);
             if let Normaliser::Global { eps } = rule.normaliser {
@@ -96,24 +104,38 @@ impl<const T: usize> Decays<'_, '_, T> {
         Row { token: first.token + token, ..first }
     }
 
-    /// phi of k and q of a block. Tokens that there are none of are zero.
+    /// phi of k and q of a block: where they lie, if phi is the identity and rows are whole groups of f32, else in `spaces`.
+    /// Tokens that there are none of are zero.
     #[inline(always)]
-    fn rows<S: Simd>(&self, simd: S, token: usize, k: &mut [f32], q: &mut [f32]) {
+    fn rows<'s, S: Simd>(&self, simd: S, token: usize, spaces: [&'s mut [f32]; 2]) -> [[&'s [f32]; T]; 2]
+    where
+        Self: 's,
+    {
         let Prepare { rule, shape, tensors, len, .. } = self.prepare;
         let key = padded_key(shape.key);
-        for t in 0..T {
-            let (k, q) = (&mut k[t * key..][..key], &mut q[t * key..][..key]);
-            if token + t >= len {
-                k.fill(0.0);
-                q.fill(0.0);
-                continue;
-            }
-            let row = self.row(token + t);
-            for (from, to) in [(tensors.k(shape, row), k), (tensors.q(shape, row), q)] {
-                outline(simd, Widen { from, to: &mut *to });
-                map_row(simd, rule, to, shape.key);
+        let as_they_lie =
+            shape.key == key && rule.feature_map == FeatureMap::Identity && rule.qk_norm.is_none();
+        let mut rows: [[&[f32]; T]; 2] = [[&[]; T]; 2];
+        for (i, space) in spaces.into_iter().enumerate() {
+            for (t, to) in space.chunks_exact_mut(key).take(T).enumerate() {
+                rows[i][t] = if token + t >= len {
+                    to.fill(0.0);
+                    to
+                } else {
+                    let row = self.row(token + t);
+                    let from = if i == 0 { tensors.k(shape, row) } else { tensors.q(shape, row) };
+                    match from {
+                        Elements::F32(from) if as_they_lie => from,
+                        from => {
+                            outline(simd, Widen { from, to: &mut *to });
+                            map_row(simd, rule, to, shape.key);
+                            to
+                        }
+                    }
+                };
             }
         }
+        rows
     }
 
     /// The gate's map for this head, and dt_bias: of a key gate a row of it, else its number, sixteen times.
@@ -192,29 +214,19 @@ impl<const T: usize> Decays<'_, '_, T> {
 }
 
 impl<const T: usize> Block<'_, T> {
-    /// Operands and scores of a block; `KEY`: its decays are rows.
+    /// Operands of a block, and the partial sums of its dot products, P and M; `KEY`: its decays are rows.
     #[inline(always)]
     fn multiply<S: Simd, const KEY: bool, const DELTA: bool>(
         &self,
         simd: S,
         operands: &mut [f32],
-        scores: &mut Scores,
+        sums: &mut [[[[f32; GROUP]; 4]; 4]; 2],
     ) {
-        let mut sums = [[[[0.0; GROUP]; 4]; 4]; 2];
-        self.column::<S, KEY, DELTA>(simd, 0, operands, &mut sums);
+        self.column::<S, KEY, DELTA>(simd, 0, operands, sums);
         if T == 4 {
-            self.column::<S, KEY, DELTA>(simd, 1, operands, &mut sums);
-            self.column::<S, KEY, DELTA>(simd, 2, operands, &mut sums);
-            self.column::<S, KEY, DELTA>(simd, 3, operands, &mut sums);
-        }
-        let [p, m] = &sums;
-        for t in 0..T {
-            for s in 0..=t {
-                scores.p[t][s] = sum_group(&p[t][s]);
-                if DELTA && s < t {
-                    scores.m[t][s] = sum_group(&m[t][s]);
-                }
-            }
+            self.column::<S, KEY, DELTA>(simd, 1, operands, sums);
+            self.column::<S, KEY, DELTA>(simd, 2, operands, sums);
+            self.column::<S, KEY, DELTA>(simd, 3, operands, sums);
         }
         self.from_begin::<S, KEY, DELTA>(simd, operands);
     }
@@ -222,14 +234,11 @@ impl<const T: usize> Block<'_, T> {
     /// A vector of the decays of token t.
     #[inline(always)]
     fn decay<S: Simd, const KEY: bool>(&self, simd: S, t: usize, at: usize) -> S::f32s {
-        if KEY { self.vector::<S>(self.decays, t, at) } else { simd.splat_f32s(self.decay[t]) }
-    }
-
-    /// The vector of a row that begins at an element.
-    #[inline(always)]
-    fn vector<S: Simd>(&self, rows: &[f32], t: usize, at: usize) -> S::f32s {
-        let key = self.k.len() / T;
-        S::as_simd_f32s(&rows[t * key + at..][..S::F32_LANES]).0[0]
+        if KEY {
+            vector::<S>(self.decays, t * (self.decays.len() / T) + at)
+        } else {
+            simd.splat_f32s(self.decay[t])
+        }
     }
 
     /// What token s gives to those behind it in the block, and to the state.
@@ -247,20 +256,20 @@ impl<const T: usize> Block<'_, T> {
             let (mut p, mut m) = ([zero; T], [zero; T]);
             for (group, operands) in operands.chunks_exact_mut(rows * GROUP).enumerate() {
                 let at = group * GROUP + lane;
-                let mut w = self.vector::<S>(self.k, s, at);
-                p[s] = simd.mul_add_e_f32s(self.vector::<S>(self.q, s, at), w, p[s]);
+                let mut w = vector::<S>(self.k[s], at);
+                p[s] = simd.mul_add_e_f32s(vector::<S>(self.q[s], at), w, p[s]);
                 for t in s + 1..T {
                     w = simd.mul_f32s(self.decay::<S, KEY>(simd, t, at), w);
-                    p[t] = simd.mul_add_e_f32s(self.vector::<S>(self.q, t, at), w, p[t]);
+                    p[t] = simd.mul_add_e_f32s(vector::<S>(self.q[t], at), w, p[t]);
                     if DELTA {
-                        m[t] = simd.mul_add_e_f32s(self.vector::<S>(self.k, t, at), w, m[t]);
+                        m[t] = simd.mul_add_e_f32s(vector::<S>(self.k[t], at), w, m[t]);
                     }
                 }
-                S::as_mut_simd_f32s(&mut operands[s * GROUP + lane..][..S::F32_LANES]).0[0] = w;
+                set(simd, operands, s * GROUP + lane, w);
             }
             for t in s..T {
-                S::as_mut_simd_f32s(&mut sums[0][t][s][lane..][..S::F32_LANES]).0[0] = p[t];
-                S::as_mut_simd_f32s(&mut sums[1][t][s][lane..][..S::F32_LANES]).0[0] = m[t];
+                set(simd, &mut sums[0][t][s], lane, p[t]);
+                set(simd, &mut sums[1][t][s], lane, m[t]);
             }
         }
     }
@@ -273,20 +282,22 @@ impl<const T: usize> Block<'_, T> {
             let operands = operands.as_chunks_mut::<GROUP>().0;
             for lane in (0..GROUP).step_by(S::F32_LANES) {
                 let at = group * GROUP + lane;
-                let mut to = |row: usize, x: S::f32s| {
-                    S::as_mut_simd_f32s(&mut operands[row][lane..][..S::F32_LANES]).0[0] = x;
-                };
                 let mut b = self.decay::<S, KEY>(simd, 0, at);
                 for t in 0..T {
                     if t > 0 {
                         b = simd.mul_f32s(b, self.decay::<S, KEY>(simd, t, at));
                     }
-                    to(T + 1 + t, simd.mul_f32s(b, self.vector::<S>(self.q, t, at)));
+                    set(simd, &mut operands[T + 1 + t], lane, simd.mul_f32s(b, vector::<S>(self.q[t], at)));
                     if DELTA {
-                        to(2 * T + 1 + t, simd.mul_f32s(b, self.vector::<S>(self.k, t, at)));
+                        set(
+                            simd,
+                            &mut operands[2 * T + 1 + t],
+                            lane,
+                            simd.mul_f32s(b, vector::<S>(self.k[t], at)),
+                        );
                     }
                 }
-                to(T, b);
+                set(simd, &mut operands[T], lane, b);
             }
         }
     }
@@ -306,13 +317,25 @@ impl<const T: usize> Block<'_, T> {
                         self.decay::<S, false>(simd, t, at)
                     };
                     let z = &mut S::as_mut_simd_f32s(&mut z.z[at..][..S::F32_LANES]).0[0];
-                    *z = simd.mul_add_e_f32s(a, *z, self.vector::<S>(self.k, t, at));
-                    sum = simd.mul_add_e_f32s(self.vector::<S>(self.q, t, at), *z, sum);
+                    *z = simd.mul_add_e_f32s(a, *z, vector::<S>(self.k[t], at));
+                    sum = simd.mul_add_e_f32s(vector::<S>(self.q[t], at), *z, sum);
                 }
-                S::as_mut_simd_f32s(&mut group[lane..][..S::F32_LANES]).0[0] = sum;
+                set(simd, &mut group, lane, sum);
             }
             *norm = sum_group(&group);
         }
         norms
     }
+}
+
+/// The vector of a row that begins at an element.
+#[inline(always)]
+fn vector<S: Simd>(row: &[f32], at: usize) -> S::f32s {
+    S::as_simd_f32s(&row[at..][..S::F32_LANES]).0[0]
+}
+
+/// Replaces the vector of a row that begins at an element.
+#[inline(always)]
+fn set<S: Simd>(_: S, row: &mut [f32], at: usize, x: S::f32s) {
+    S::as_mut_simd_f32s(&mut row[at..][..S::F32_LANES]).0[0] = x;
 }

@@ -29,7 +29,7 @@ use core::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::element::Elements;
-use crate::isa::{Lines, PREFETCHES, prefetch};
+use crate::isa::{Lines, PREFETCHES, outline, prefetch};
 use crate::math::{GROUP, add_compensated};
 use crate::scratch::round_up;
 use crate::shape::{Row, Shape};
@@ -64,7 +64,7 @@ impl Blocking {
     const fn gated(lanes: usize) -> Self {
         match lanes {
             16 => Self { vectors: 2, tile: 16 },
-            8 => Self { vectors: 1, tile: 16 },
+            8 => Self { vectors: 2, tile: 16 },
             4 => Self { vectors: 2, tile: 16 },
             _ => Self { vectors: 2, tile: 8 },
         }
@@ -283,21 +283,17 @@ impl<'a> Ends<'a> {
         token: usize,
         len: usize,
     ) -> [[S::f32s; N]; T] {
+        let rows = &self.v[token * self.v_stride..];
+        if self.columns < N * S::F32_LANES || len < T {
+            let mut edge = [[simd.splat_f32s(0.0); N]; T];
+            let to = bytemuck::cast_slice_mut(edge.as_flattened_mut());
+            let columns = self.columns.min(N * S::F32_LANES);
+            outline(simd, Edge { rows, stride: self.v_stride, columns, len, to, width: N * S::F32_LANES });
+            return edge;
+        }
         let mut v = [[simd.splat_f32s(0.0); N]; T];
-        if self.columns >= N * S::F32_LANES {
-            let rows = &self.v[token * self.v_stride..];
-            for t in 0..T {
-                if t < len {
-                    v[t] = load::<S, N>(&rows[t * self.v_stride..]);
-                }
-            }
-        } else {
-            for t in 0..T {
-                if t < len {
-                    let row = &self.v[(token + t) * self.v_stride..][..self.columns];
-                    copy_row(simd, row, bytemuck::cast_slice_mut(v[t].as_mut_slice()));
-                }
-            }
+        for t in 0..T {
+            v[t] = load::<S, N>(&rows[t * self.v_stride..]);
         }
         v
     }
@@ -318,6 +314,29 @@ impl<'a> Ends<'a> {
                 // SAFETY: lengths were checked at the entry; tasks differ in batch, head or columns.
                 unsafe { self.tile.tensors.write::<S, N>(simd, begin + t * self.o_stride, columns, o[t]) };
             }
+        }
+    }
+}
+
+/// Columns of v that end within a vector, or of fewer tokens than a block has; apart, so that the usual way stays small.
+struct Edge<'a> {
+    rows: &'a [f32],
+    stride: usize,
+    columns: usize,
+    /// Tokens.
+    len: usize,
+    /// Rows of `width`, one for each token of a block.
+    to: &'a mut [f32],
+    width: usize,
+}
+
+impl WithSimd for Edge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (t, to) in self.to.chunks_exact_mut(self.width).take(self.len).enumerate() {
+            copy_row(simd, &self.rows[t * self.stride..][..self.columns], to);
         }
     }
 }
