@@ -55,6 +55,14 @@ pub enum Error {
         /// Tokens asked for.
         chunk: usize,
     },
+    /// A short convolution has 1 to 8 taps.
+    Width {
+        /// Taps asked for.
+        width: usize,
+    },
+    /// The beginnings of ragged sequences must go from 0 to the number of tokens, and none may be smaller than the one
+    /// before; a decode has none.
+    Sequences,
     /// The state's count of tokens in the current chunk is not a whole number below the chunk length: the
     /// state was not made by this configuration.
     BadState,
@@ -104,6 +112,13 @@ impl fmt::Display for Error {
             Error::NotPositive { what } => write!(f, "{what} must be a finite number above zero"),
             Error::ChunkTooLong { chunk } => {
                 write!(f, "a chunk of {chunk} tokens: the per-chunk normaliser allows at most {}", 1 << 24)
+            }
+            Error::Width { width } => write!(f, "a convolution of {width} taps: at most 8 are possible"),
+            Error::Sequences => {
+                write!(
+                    f,
+                    "the sequences must go from 0 to the number of tokens and never decrease; a decode has none"
+                )
             }
             Error::BadState => write!(f, "the state was not made by this configuration"),
             Error::Isa { name } => {

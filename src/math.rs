@@ -56,16 +56,28 @@ pub(crate) fn elu_plus_one<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 /// 1 or multiply by what is small there. A degree more takes the error of P to 3e-9, and costs the preparation of q and
 /// k one operation in sixteen.
 #[inline(always)]
-#[allow(clippy::excessive_precision, reason = "the decimals of the f32 that was fitted")]
 pub(crate) fn exp_nonpositive<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    exp::<S, false>(simd, x)
+}
+
+/// [`exp_nonpositive`], with ln 2 in two parts where `SPLIT`: then it is within 3e-7 relatively for all of -87.3 <= x <= 0.
+#[inline(always)]
+#[allow(clippy::excessive_precision, reason = "the decimals of the f32 that was fitted")]
+fn exp<S: Simd, const SPLIT: bool>(simd: S, x: S::f32s) -> S::f32s {
     const ROUND: f32 = 12_582_912.0;
     const P: [f32; 4] = [0.499_992_311, 0.166_671_156_9, 0.041_890_330_61, 0.008_312_501_013];
+    // ln 2 rounded up to 9 bits, so that its products with n are exact, and the rest.
+    const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
 
     let splat = |c: f32| simd.splat_f32s(c);
-    let x = simd.max_f32s(x, splat(-87.3));
+    let x = simd.max_f32s(x, splat(LOWEST));
     let shifted = simd.mul_add_e_f32s(x, splat(core::f32::consts::LOG2_E), splat(ROUND));
     let n = simd.sub_f32s(shifted, splat(ROUND));
-    let r = simd.mul_add_e_f32s(n, splat(-core::f32::consts::LN_2), x);
+    let r = if SPLIT {
+        simd.mul_add_e_f32s(n, splat(-LN_2[1]), simd.mul_add_e_f32s(n, splat(-LN_2[0]), x))
+    } else {
+        simd.mul_add_e_f32s(n, splat(-core::f32::consts::LN_2), x)
+    };
     let mut p = splat(P[3]);
     p = simd.mul_add_e_f32s(p, r, splat(P[2]));
     p = simd.mul_add_e_f32s(p, r, splat(P[1]));
@@ -74,6 +86,42 @@ pub(crate) fn exp_nonpositive<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     p = simd.mul_add_e_f32s(p, r, splat(1.0));
     let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
     simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(p), exponent))
+}
+
+/// Just above where exp(x) is no longer a normal number.
+const LOWEST: f32 = -87.3;
+
+/// The logistic function, 1 / (1 + exp(-x)), within 5e-7 relatively for x >= -87.3, and 0 below; NaN for NaN.
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let (exp, sum) = exp_and_sum(simd, x);
+    let one = simd.splat_f32s(1.0);
+    let negative = simd.less_than_f32s(x, simd.splat_f32s(0.0));
+    // NaN is not negative. The sum may have lost it, and x has not.
+    let positive = simd.select_f32s(simd.equal_f32s(x, x), one, x);
+    simd.div_f32s(simd.select_f32s(negative, exp, positive), sum)
+}
+
+/// SiLU, x sigmoid(x), within 5e-7 relatively for x >= -87.3, and -0 below, where it is above -1.1e-36; infinity for
+/// infinity and NaN for NaN.
+#[inline(always)]
+pub(crate) fn silu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let (exp, sum) = exp_and_sum(simd, x);
+    // NaN is not negative, and comes through the other branch. -inf * 0 would be NaN.
+    let negative = simd.less_than_f32s(x, simd.splat_f32s(0.0));
+    let below = simd.mul_f32s(simd.max_f32s(x, simd.splat_f32s(LOWEST)), exp);
+    simd.div_f32s(simd.select_f32s(negative, below, x), sum)
+}
+
+/// exp(-|x|), 0 where it is not a normal number, and 1 more. Both are anything for NaN.
+#[inline(always)]
+fn exp_and_sum<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::f32s) {
+    let zero = simd.splat_f32s(0.0);
+    // Not pulp's abs, which stays out of line.
+    let x = simd.min_f32s(x, simd.sub_f32s(zero, x));
+    let too_small = simd.less_than_f32s(x, simd.splat_f32s(LOWEST));
+    let exp = simd.select_f32s(too_small, zero, exp::<S, true>(simd, x));
+    (exp, simd.add_f32s(exp, simd.splat_f32s(1.0)))
 }
 
 /// `sum + error + x` rounded, and its rounding error (Knuth 1969, vol. 2, 4.2.2: exact whatever the sizes). Where the sum
@@ -146,6 +194,8 @@ mod tests {
     enum Function {
         Exp,
         Gelu,
+        Sigmoid,
+        Silu,
     }
 
     struct Map<'a>(Function, &'a mut [f32]);
@@ -164,6 +214,8 @@ mod tests {
                 let y = match self.0 {
                     Function::Exp => exp_nonpositive(simd, y),
                     Function::Gelu => gelu(simd, y),
+                    Function::Sigmoid => sigmoid(simd, y),
+                    Function::Silu => silu(simd, y),
                 };
                 let y: &[f32] = bytemuck::cast_slice(core::slice::from_ref(&y));
                 x.copy_from_slice(&y[..x.len()]);
@@ -207,6 +259,56 @@ mod tests {
             let mut edge = [f32::NAN, f32::NEG_INFINITY, -0.0];
             dispatch(isa, Map(Function::Gelu, &mut edge));
             assert!(edge[0].is_nan() && edge[1].abs() < 1e-30 && edge[2] == 0.0, "{isa}: {edge:?}");
+        }
+    }
+
+    #[test]
+    fn sigmoid_and_silu_are_within_5e_7() {
+        for isa in Isa::available() {
+            let near_zero = [1e-3, 1e-10, 1e-30, f32::MIN_POSITIVE, 1e-40];
+            let x: Vec<f32> = sweep(LOWEST, 100.0)
+                .chain(sweep(-1.0, 1.0))
+                .chain(near_zero.into_iter().flat_map(|x| [x, -x]))
+                .chain([0.0, -0.0, 1e30, f32::MAX])
+                .collect();
+            let (mut sigmoid, mut silu) = (x.clone(), x.clone());
+            dispatch(isa, Map(Function::Sigmoid, &mut sigmoid));
+            dispatch(isa, Map(Function::Silu, &mut silu));
+            for ((x, sigmoid), silu) in x.iter().zip(sigmoid).zip(silu) {
+                let wide = f64::from(*x);
+                let want = 1.0 / (1.0 + libm::exp(-wide));
+                let error = (f64::from(sigmoid) - want).abs();
+                assert!(error <= 5e-7 * want, "{isa}: sigmoid({x}) = {sigmoid}, {want}");
+                let error = (f64::from(silu) - wide * want).abs();
+                // Denormal results are as far apart as they are.
+                let bound = 5e-7 * (wide * want).abs() + 0.75 * f64::from(f32::from_bits(1));
+                assert!(error <= bound, "{isa}: silu({x}) = {silu}, {}", wide * want);
+            }
+        }
+    }
+
+    #[test]
+    fn limits_of_sigmoid_and_silu() {
+        let (infinity, nan) = (f32::INFINITY, f32::NAN);
+        for isa in Isa::available() {
+            // Alone, and among others.
+            for x in [&[nan][..], &[-nan], &[0.0, nan, -infinity, infinity, -87.31, -1e30, -f32::MAX, -0.0]] {
+                let (mut sigmoid, mut silu) = (x.to_vec(), x.to_vec());
+                dispatch(isa, Map(Function::Sigmoid, &mut sigmoid));
+                dispatch(isa, Map(Function::Silu, &mut silu));
+                for ((x, sigmoid), silu) in x.iter().zip(sigmoid).zip(silu) {
+                    if x.is_nan() {
+                        assert!(sigmoid.is_nan() && silu.is_nan(), "{isa}: {sigmoid} {silu}");
+                    } else if *x == 0.0 {
+                        assert_eq!((sigmoid, silu.to_bits()), (0.5, x.to_bits()), "{isa}: {x}");
+                    } else if *x > 0.0 {
+                        assert_eq!((sigmoid, silu), (1.0, infinity), "{isa}: {x}");
+                    } else {
+                        let zeros = (0_f32.to_bits(), (-0_f32).to_bits());
+                        assert_eq!((sigmoid.to_bits(), silu.to_bits()), zeros, "{isa}: {x}");
+                    }
+                }
+            }
         }
     }
 }
