@@ -10,7 +10,7 @@
 //!
 //! x and y are f32, bf16 or f16, in any strides: [`Strides::token_major`] is `[B, T, C]`, [`Strides::channels_first`] ONNX's
 //! `[B, C, T]`. Both are fast: one is computed along channels, the other along tokens. Other strides are gathered element
-//! by element.
+//! by element. A call works in about 26 KB of the stack.
 //!
 //! # State
 //!

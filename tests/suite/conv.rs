@@ -147,7 +147,7 @@ impl Conv {
 
 /// Every width; channels below, at and beyond vectors and blocks; tokens fewer than taps and more than a tile.
 fn sizes() -> impl Iterator<Item = [usize; 4]> {
-    let sizes = [[1, 1, 1], [2, 3, 7], [1, 40, 16], [3, 37, 1], [2, 70, 70], [1, 9, 64], [1, 31, 133]];
+    let sizes = [[1, 1, 1], [2, 3, 7], [1, 40, 16], [3, 37, 1], [2, 70, 70], [1, 9, 64], [1, 31, 300]];
     (1..=MAX_WIDTH).flat_map(move |width| sizes.map(|[batch, len, channels]| [batch, len, channels, width]))
 }
 
