@@ -61,10 +61,19 @@ const MODELS: [u64; 4] =
     [0xb5e3_4ed5_c745_0a79, 0x8efb_fba2_7e5f_d1f1, 0xc147_5eb3_eb5a_c31f, 0xa732_487f_12b3_4050];
 
 /// Of the causal convolution of each width, without and with SiLU.
-const CONV: [[u64; 2]; 8] = [[0; 2]; 8];
+const CONV: [[u64; 2]; 8] = [
+    [0xdf9f_0cfc_a30d_0659, 0xb683_ea89_330a_ea35],
+    [0x8873_77c9_0fad_ae30, 0xeddd_cdd6_3dc1_4890],
+    [0x4017_92b8_a8c0_7b35, 0x3531_f804_cbf8_bd97],
+    [0x45f9_7055_6f5e_bd87, 0xb33f_94a2_8f06_7e31],
+    [0x40b3_6344_49eb_0a20, 0xd85e_6c79_fb22_fc7c],
+    [0xaaa9_9e72_8707_b261, 0x8ee7_11f3_bc63_36d3],
+    [0x70e3_7a91_75f9_557a, 0x0076_9754_e1b5_19c7],
+    [0x9b57_dea9_a5cc_c54a, 0x57e3_6ec6_0979_18d1],
+];
 
 /// Of the gated RMS norm, by SiLU and by the logistic function.
-const GATED_NORM: [u64; 2] = [0; 2];
+const GATED_NORM: [u64; 2] = [0x8070_6b6e_e475_8798, 0x4b3b_4985_5b15_2804];
 
 /// Nothing; everything so far; chunks of one token, shorter than a tile, longer than one, never ended.
 const NORMALISERS: [Normaliser; 6] = [
