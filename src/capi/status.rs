@@ -94,7 +94,11 @@ impl From<Error> for Status {
             Error::Overflow { .. } => CW_OVERFLOW,
             Error::TooShort { .. } | Error::Length { .. } => CW_TOO_SMALL,
             Error::Overlap { .. } => CW_OVERLAP,
-            Error::NotFinite { .. } | Error::NotPositive { .. } | Error::ChunkTooLong { .. } => CW_RANGE,
+            Error::NotFinite { .. }
+            | Error::NotPositive { .. }
+            | Error::ChunkTooLong { .. }
+            | Error::Width { .. }
+            | Error::Sequences => CW_RANGE,
             Error::BadState => CW_STATE,
             Error::Isa { .. } => CW_UNAVAILABLE,
             Error::Parameter { .. } | Error::Part { .. } => CW_PARAMETER,

@@ -20,12 +20,12 @@ struct Conv {
 }
 
 /// Where an element lies.
-fn place(strides: Strides, [batch, token, channel]: [usize; 3]) -> usize {
+fn offset(strides: Strides, [batch, token, channel]: [usize; 3]) -> usize {
     batch * strides.batch + token * strides.token + channel * strides.channel
 }
 
 /// Places `[B, T, C]`, in order.
-fn places(config: &Config) -> impl Iterator<Item = [usize; 3]> + use<> {
+fn indices(config: &Config) -> impl Iterator<Item = [usize; 3]> + use<> {
     let Config { batch, len, channels, .. } = *config;
     (0..batch).flat_map(move |b| (0..len).flat_map(move |t| (0..channels).map(move |c| [b, t, c])))
 }
@@ -36,9 +36,9 @@ fn spread(config: &Config, strides: Strides, dense: &[f32], gap: f32) -> Vec<f32
     if batch * len == 0 {
         return Vec::new();
     }
-    let mut tensor = vec![gap; place(strides, [batch - 1, len - 1, channels - 1]) + 1];
-    for (at, x) in places(config).zip(dense) {
-        tensor[place(strides, at)] = *x;
+    let mut tensor = vec![gap; offset(strides, [batch - 1, len - 1, channels - 1]) + 1];
+    for (at, x) in indices(config).zip(dense) {
+        tensor[offset(strides, at)] = *x;
     }
     tensor
 }
@@ -68,9 +68,9 @@ impl Conv {
         let mut y = before.clone();
         let tensors = self.with_bias(Tensors::new(&x[..], &self.weight, &mut y[..]));
         self.checked().forward(tensors, state).expect("legal arguments");
-        let dense: Vec<f32> = places(&self.config).map(|at| y[place(y_strides, at)].widen()).collect();
-        for at in places(&self.config) {
-            y[place(y_strides, at)] = Y::narrow(SENTINEL);
+        let dense: Vec<f32> = indices(&self.config).map(|at| y[offset(y_strides, at)].widen()).collect();
+        for at in indices(&self.config) {
+            y[offset(y_strides, at)] = Y::narrow(SENTINEL);
         }
         assert!(untouched(&widen(&y), &widen(&before)), "between the elements of y: {:?}", self.config);
         dense
@@ -122,7 +122,7 @@ impl Conv {
     fn oracle(&self) -> [Vec<f64>; 2] {
         let Config { width, activation, .. } = self.config;
         let [mut y, mut size] = [vec![], vec![]];
-        for [b, t, c] in places(&self.config) {
+        for [b, t, c] in indices(&self.config) {
             let inputs = &self.inputs(b, c)[t..t + width];
             let bias = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[c]));
             let terms =
@@ -213,7 +213,8 @@ fn types() {
         assert!(untouched(&last, &want_last), "{}: {:?}", X::NAME, conv.config);
     }
     for isa in Isa::available() {
-        for conv in all(isa) {
+        // The widths differ in nothing that has to do with types.
+        for conv in all(isa).filter(|conv| matches!(conv.config.width, 1 | 4)) {
             let Config { len, channels, .. } = conv.config;
             let gaps = Strides { batch: len * (3 * channels + 2), token: 3 * channels + 2, channel: 3 };
             let first = Strides::channels_first(len, channels);
@@ -261,7 +262,7 @@ fn any_strides_give_the_same_bits() {
                 let [want, want_last] = conv.whole();
                 let layouts = layouts(&config);
                 for (at, x) in layouts.iter().enumerate() {
-                    for y in [*x, layouts[0], layouts[1], layouts[(at * 5 + 3) % layouts.len()]] {
+                    for y in [*x, layouts[at % 2], layouts[(at * 5 + 3) % layouts.len()]] {
                         let other = conv.restrided(*x, y);
                         let [got, last] = other.whole();
                         assert_eq!(first_difference(&got, &want), None, "{:?}", other.config);
@@ -330,7 +331,7 @@ fn decode_is_forward() {
                     let tensors = conv.with_bias(Tensors::new(x, &conv.weight, y));
                     checked.decode(tensors, &mut state).expect("legal arguments");
                 }
-                let got: Vec<f32> = places(&conv.config).map(|at| y[place(y_strides, at)]).collect();
+                let got: Vec<f32> = indices(&conv.config).map(|at| y[offset(y_strides, at)]).collect();
                 assert_eq!(first_difference(&got, &want), None, "{:?}", conv.config);
                 assert!(untouched(&state, &want_last), "{:?}", conv.config);
             }
@@ -391,6 +392,23 @@ fn ragged_is_one_by_one() {
     }
 }
 
+/// A sequence without tokens may lie behind the last token, where no stride leads any more.
+#[test]
+fn ragged_of_one_token() {
+    for isa in Isa::available() {
+        let mut config = Config::new(3, 1, 300, 2).isa(isa);
+        let strides = Strides { token: usize::MAX, ..config.x_strides };
+        config = config.strides(strides, strides);
+        let conv = CausalConv::new(config).expect("a legal configuration");
+        let (x, weight, mut y) = (normals(1, 300), normals(2, 600), vec![SENTINEL; 300]);
+        let mut state = vec![0.0; 900];
+        let tensors = Tensors::new(&x[..], &weight, &mut y[..]).sequences(&[0, 0, 1, 1]);
+        conv.forward(tensors, State::Carried(&mut state)).expect("legal arguments");
+        assert!(untouched(&state, &[&[0.0; 300], &x[..], &[0.0; 300]].concat()));
+        assert!(y.iter().zip(&x).zip(weight.chunks(2)).all(|((y, x), weight)| *y == weight[1] * x));
+    }
+}
+
 /// ONNX's states, and those of transformers with a column more.
 #[test]
 fn states_of_others() {
@@ -445,7 +463,7 @@ fn nan_is_causal() {
                 let mut poisoned = conv.clone();
                 poisoned.x[(b * len + t) * channels + c] = poison;
                 let [got, last] = poisoned.whole();
-                for (at, (got, want)) in places(&conv.config).zip(got.iter().zip(&want)) {
+                for (at, (got, want)) in indices(&conv.config).zip(got.iter().zip(&want)) {
                     let hit = at[0] == b && (t..t + width).contains(&at[1]) && at[2] == c;
                     if !hit {
                         assert_eq!(got.to_bits(), want.to_bits(), "{at:?}: {:?}", conv.config);
