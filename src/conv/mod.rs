@@ -51,6 +51,7 @@
 //! ```
 
 mod kernel;
+mod part;
 mod state;
 
 use self::kernel::Task;
