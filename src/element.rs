@@ -183,6 +183,28 @@ impl<'a> Elements<'a> {
     }
 }
 
+impl ElementsMut<'_> {
+    /// The same elements, to be read.
+    #[inline(always)]
+    pub(crate) fn as_elements(&self) -> Elements<'_> {
+        match self {
+            ElementsMut::F32(slice) => Elements::F32(slice),
+            ElementsMut::Bf16(slice) => Elements::Bf16(slice),
+            ElementsMut::F16(slice) => Elements::F16(slice),
+        }
+    }
+
+    /// Rounds a row into the elements from `begin` on.
+    #[inline(always)]
+    pub(crate) fn write<S: Simd>(&mut self, simd: S, begin: usize, row: &[f32]) {
+        match self {
+            ElementsMut::F32(slice) => copy_row(simd, row, &mut slice[begin..begin + row.len()]),
+            ElementsMut::Bf16(slice) => narrow_bf16(row, &mut slice[begin..begin + row.len()]),
+            ElementsMut::F16(slice) => isa::narrow_f16(simd, row, &mut slice[begin..begin + row.len()]),
+        }
+    }
+}
+
 /// A type of which vectors can be loaded in the middle of a loop.
 pub(crate) trait Lane: Copy {
     fn wide(self) -> f32;

@@ -55,6 +55,11 @@ pub enum Error {
         /// Tokens asked for.
         chunk: usize,
     },
+    /// A short convolution has 1 to 8 taps.
+    Width {
+        /// Taps asked for.
+        width: usize,
+    },
     /// The state's count of tokens in the current chunk is not a whole number below the chunk length: the
     /// state was not made by this configuration.
     BadState,
@@ -69,7 +74,7 @@ pub enum Error {
         what: &'static str,
     },
     /// The beginnings of sequences must start at 0, never decrease and end at the number of tokens, one more than there are
-    /// sequences; or they are given for a shape that is not ragged, or not for one that is.
+    /// sequences; or they are given for a shape that is not ragged or for a decode, or not for a ragged shape.
     Sequences,
     /// The instruction set named is unknown, or this machine does not have it.
     Isa {
@@ -118,12 +123,13 @@ impl fmt::Display for Error {
             Error::ChunkTooLong { chunk } => {
                 write!(f, "a chunk of {chunk} tokens: the per-chunk normaliser allows at most {}", 1 << 24)
             }
+            Error::Width { width } => write!(f, "a convolution of {width} taps: at most 8 are possible"),
             Error::BadState => write!(f, "the state was not made by this configuration"),
             Error::Conflict { what } => write!(f, "{what} do not go together"),
             Error::Unused { what } => write!(f, "{what} is given, but the rule has no use for it"),
             Error::Sequences => write!(
                 f,
-                "the beginnings of sequences must start at 0, never decrease and end at the number of tokens, for a ragged shape and no other"
+                "the beginnings of sequences must start at 0, never decrease and end at the number of tokens, and are there for the forward of a ragged batch alone"
             ),
             Error::Isa { name } => {
                 write!(f, "the instruction set {name} is unknown or not available on this machine")

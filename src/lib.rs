@@ -69,6 +69,7 @@
 extern crate std;
 
 // In the order in which data flows. What goes wrong, the types of elements, which CPU this is, and functions on vectors:
+mod axes;
 pub mod element;
 pub mod error;
 pub mod isa;
@@ -91,6 +92,9 @@ mod parallel;
 mod scratch;
 #[cfg(feature = "std")]
 pub mod stream;
+// The layers around attention, each a call of its own: the short convolution before it, and the gated norm behind it.
+pub mod conv;
+pub mod gated_norm;
 // The model, and its files.
 #[cfg(feature = "files")]
 pub mod files;
@@ -108,8 +112,10 @@ pub mod cuda;
 struct Readme;
 
 pub use attention::{Attention, Config, Execution, Part, State};
+pub use conv::CausalConv;
 pub use element::Element;
 pub use error::{Error, Result};
+pub use gated_norm::GatedNorm;
 pub use isa::Isa;
 pub use rule::{BetaMap, FeatureMap, Gate, GateMap, Normaliser, Rule, Update};
 pub use shape::{HeadOrder, Heads, Shape, Strides};

@@ -310,10 +310,16 @@ impl Strides {
     /// One element for each head, the same for all tokens of all sequences: a constant decay `[H]`.
     pub const PER_HEAD: Strides = Strides { batch: 0, token: 0, head: 1 };
 
-    /// Where the row of a token and head begins.
+    /// Where the row of a token and one of its heads begins.
     #[inline(always)]
     pub(crate) fn offset(&self, row: Row, head: usize) -> usize {
-        row.batch * self.batch + row.token * self.token + head * self.head
+        self.index([row.batch, row.token, head])
+    }
+
+    /// Where the row of these indices begins.
+    #[inline(always)]
+    pub(crate) fn index(&self, [batch, token, head]: [usize; 3]) -> usize {
+        batch * self.batch + token * self.token + head * self.head
     }
 
     /// Strides of a contiguous `[B, T, H, D]`: saturating, so that absurd sizes are caught by the check of lengths.

@@ -95,7 +95,10 @@ impl From<Error> for Status {
             Error::Overflow { .. } => CW_OVERFLOW,
             Error::TooShort { .. } | Error::Length { .. } => CW_TOO_SMALL,
             Error::Overlap { .. } => CW_OVERLAP,
-            Error::NotFinite { .. } | Error::NotPositive { .. } | Error::ChunkTooLong { .. } => CW_RANGE,
+            Error::NotFinite { .. }
+            | Error::NotPositive { .. }
+            | Error::ChunkTooLong { .. }
+            | Error::Width { .. } => CW_RANGE,
             Error::BadState => CW_STATE,
             Error::Conflict { .. } | Error::Unused { .. } => CW_CONFLICT,
             Error::Sequences => CW_SHAPE,

@@ -1,6 +1,8 @@
 //! The core and the model allocate nothing: not when configured, not in `forward`, `decode` or `step`, and not when they
 //! refuse. Calls of the allocator are counted on the calling thread; with one thread that is all there is.
 
+use chunkwise::conv::{self, Activation, CausalConv};
+use chunkwise::gated_norm::{self, GatedNorm};
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
 use chunkwise::{Attention, Config, Isa, Rule, Shape, State, Tensors};
 
@@ -57,6 +59,35 @@ fn attention() {
                 without_allocating("an error", run).expect_err("no scratch");
             }
         }
+    }
+}
+
+#[test]
+fn layers_around_attention() {
+    for isa in Isa::available() {
+        let config = conv::Config::new(2, 40, 20, 4).activation(Activation::Silu).isa(isa);
+        let first = conv::Strides::channels_first(40, 20);
+        for config in [config, config.strides(first, first)] {
+            let conv = without_allocating("CausalConv::new", || CausalConv::new(config));
+            let conv = conv.expect("a legal configuration");
+            let (x, weight, y) =
+                (normals(1, 2 * 40 * 20), normals(2, 20 * 4), &mut vec![0.0; 2 * 40 * 20][..]);
+            let state = &mut vec![0.0; conv.state_len()];
+            let run = || conv.forward(conv::Tensors::new(&x[..], &weight, &mut *y), State::Carried(state));
+            without_allocating("CausalConv::forward", run).expect("legal arguments");
+            let run = || conv.decode(conv::Tensors::new(&x[..], &weight, &mut *y), state);
+            without_allocating("CausalConv::decode", run).expect("legal arguments");
+            let run = || conv.decode(conv::Tensors::new(&x[..], &weight, &mut *y), &mut []);
+            without_allocating("an error", run).expect_err("no state");
+        }
+        let config = gated_norm::Config::new(2, 3, 4, 200).isa(isa);
+        let norm = without_allocating("GatedNorm::new", || GatedNorm::new(config));
+        let norm = norm.expect("a legal configuration");
+        let (x, y) = (normals(1, 2 * 3 * 4 * 200), &mut vec![0.0; 2 * 3 * 4 * 200][..]);
+        let run = || norm.forward(gated_norm::Tensors::new(&x[..], &x[..], &mut *y));
+        without_allocating("GatedNorm::forward", run).expect("legal arguments");
+        let run = || norm.forward(gated_norm::Tensors::in_place(&x[..], &mut *y));
+        without_allocating("GatedNorm::forward", run).expect("legal arguments");
     }
 }
 

@@ -4,6 +4,8 @@
 //!
 //! Where a change of the bits is meant, a test that fails prints the constants as they now are.
 
+use chunkwise::conv::{self, Activation, CausalConv};
+use chunkwise::gated_norm::{self, Gate, GatedNorm};
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
 use chunkwise::{Config, Isa, Normaliser, Rule, Shape, State, Tensors, isa};
 use half::{bf16, f16};
@@ -57,6 +59,21 @@ const COMPENSATED: [u64; 18] = [
 /// Of models: one of odd sizes in each output mode, and the default one.
 const MODELS: [u64; 4] =
     [0xb5e3_4ed5_c745_0a79, 0x8efb_fba2_7e5f_d1f1, 0xc147_5eb3_eb5a_c31f, 0xa732_487f_12b3_4050];
+
+/// Of the causal convolution of each width, without and with SiLU.
+const CONV: [[u64; 2]; 8] = [
+    [0xdf9f_0cfc_a30d_0659, 0xb683_ea89_330a_ea35],
+    [0x8873_77c9_0fad_ae30, 0xeddd_cdd6_3dc1_4890],
+    [0x4017_92b8_a8c0_7b35, 0x3531_f804_cbf8_bd97],
+    [0x45f9_7055_6f5e_bd87, 0xb33f_94a2_8f06_7e31],
+    [0x40b3_6344_49eb_0a20, 0xd85e_6c79_fb22_fc7c],
+    [0xaaa9_9e72_8707_b261, 0x8ee7_11f3_bc63_36d3],
+    [0x70e3_7a91_75f9_557a, 0x0076_9754_e1b5_19c7],
+    [0x9b57_dea9_a5cc_c54a, 0x57e3_6ec6_0979_18d1],
+];
+
+/// Of the gated RMS norm, by SiLU and by the logistic function.
+const GATED_NORM: [u64; 2] = [0x8070_6b6e_e475_8798, 0x4b3b_4985_5b15_2804];
 
 /// Nothing; everything so far; chunks of one token, shorter than a tile, longer than one, never ended.
 const NORMALISERS: [Normaliser; 6] = [
@@ -297,5 +314,85 @@ fn of_models() {
     };
     check("MODELS", &MODELS, hashes, |all| {
         format!(": [u64; 4] = [\n{}];", all.map(|hash| format!("    {},\n", literal(hash))).concat())
+    });
+}
+
+/// Outputs and last states of a convolution, in each type.
+fn convolution<E: Number>(config: conv::Config, random: &mut Random, hash: &mut Hash) {
+    let conv::Config { batch, len, channels, width, .. } = config;
+    let mut x = random.numbers(batch * len * channels);
+    x[3] = f32::NAN;
+    // Below and above all that SiLU has bits for.
+    (x[7], x[9], x[11], x[13]) = (-1e4, f32::NEG_INFINITY, 1e-40, -30.0);
+    let x = narrow::<E>(&x);
+    let (weight, bias) = (random.numbers(channels * width), random.numbers(channels));
+    let mut state = random.numbers(batch * (width - 1) * channels);
+    let conv = CausalConv::new(config).expect("a legal configuration");
+    let mut y = vec![E::narrow(SENTINEL); x.len()];
+    for _ in 0..2 {
+        let tensors = conv::Tensors::new(&x[..], &weight, &mut y[..]).bias(&bias);
+        conv.forward(tensors, State::Carried(&mut state)).expect("legal arguments");
+        hash.add(&widen(&y));
+        hash.add(&state);
+    }
+}
+
+#[test]
+fn of_convolutions() {
+    let hashes = |isa| {
+        let mut all = [[0; 2]; 8];
+        for (width, hashes) in (1..).zip(&mut all) {
+            *hashes = [Activation::None, Activation::Silu].map(|activation| {
+                let (mut hash, mut random) = (Hash::new(), Random(width as u64));
+                for [batch, len, channels] in [[2, 40, 5], [1, 33, 70], [1, 3, 16]] {
+                    let config = conv::Config::new(batch, len, channels, width).isa(isa);
+                    let first = conv::Strides::channels_first(len, channels);
+                    for config in [config, config.strides(first, first)] {
+                        let config = config.activation(activation);
+                        convolution::<f32>(config, &mut random, &mut hash);
+                        convolution::<bf16>(config, &mut random, &mut hash);
+                        convolution::<f16>(config, &mut random, &mut hash);
+                    }
+                }
+                hash.0
+            });
+        }
+        all
+    };
+    check("CONV", &CONV, hashes, |all| {
+        let rows = all.map(|row| format!("    [{}],\n", row.map(literal).join(", ")));
+        format!(": [[u64; 2]; 8] = [\n{}];", rows.concat())
+    });
+}
+
+#[test]
+fn of_gated_norms() {
+    fn norm<E: Number>(config: gated_norm::Config, random: &mut Random, hash: &mut Hash) {
+        let len = config.batch * config.len * config.heads * config.size;
+        let mut z = random.numbers(len);
+        // Below and above all that the gates have bits for.
+        (z[0], z[1], z[2], z[3], z[4]) = (f32::NAN, f32::NEG_INFINITY, -1e4, 1e-40, -30.0);
+        let (x, z, weight) =
+            (narrow::<E>(&random.numbers(len)), narrow::<E>(&z), random.numbers(config.size));
+        let mut y = vec![E::narrow(SENTINEL); len];
+        let norm = GatedNorm::new(config).expect("a legal configuration");
+        let tensors = gated_norm::Tensors::new(&x[..], &z[..], &mut y[..]);
+        norm.forward(tensors.weight(&weight)).expect("legal arguments");
+        hash.add(&widen(&y));
+    }
+    let hashes = |isa| {
+        [Gate::Silu, Gate::Sigmoid].map(|gate| {
+            let (mut hash, mut random) = (Hash::new(), Random(1));
+            for size in [1, 15, 16, 17, 64, 100, 128, 1000] {
+                let config = gated_norm::Config::new(1, 5, 2, size).gate(gate).isa(isa);
+                norm::<f32>(config, &mut random, &mut hash);
+                norm::<bf16>(config, &mut random, &mut hash);
+                norm::<f16>(config, &mut random, &mut hash);
+            }
+            hash.0
+        })
+    };
+    check("GATED_NORM", &GATED_NORM, hashes, |all| {
+        format!(": [u64; 2] = [\n{}];", all.map(|hash| format!("    {},\n", literal(hash))).concat())
     });
 }

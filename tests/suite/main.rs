@@ -44,6 +44,9 @@ mod fuzz;
 #[cfg(unix)]
 mod guard;
 mod isa;
+// The layers around attention.
+mod conv;
+mod gated_norm;
 // The model, and its files.
 #[cfg(feature = "files")]
 mod files;

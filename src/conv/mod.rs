@@ -1,0 +1,333 @@
+//! The causal short convolution in front of linear attention: depthwise, over time, of a few taps, with a state.
+//!
+//! ```text
+//! y_t[c] = act( bias[c] + sum_{0 <= j < W} weight[c][j] x_{t - (W-1) + j}[c] )        act(a) = a, or a / (1 + exp(-a))
+//! ```
+//!
+//! Letters: B batch (sequences), T tokens, C channels, W the width. The last tap, `weight[c][W-1]`, meets the token itself, as
+//! in PyTorch's `Conv1d` of groups = C, padded on the left, in flash-linear-attention's `ShortConvolution` and in ONNX's
+//! CausalConvWithState of opset 27 (its weight `[C, 1, W]` is this one). Before the first token, x is the state, or zero.
+//!
+//! x and y are f32, bf16 or f16, in any strides: [`Strides::token_major`] is `[B, T, C]`, [`Strides::channels_first`] ONNX's
+//! `[B, C, T]`. Both are fast: one is computed along channels, the other along tokens. Other strides are gathered element
+//! by element. A call works in about 26 KB of the stack.
+//!
+//! # State
+//!
+//! The state is the last W-1 inputs, before any activation: f32, contiguous `[B, W-1, C]`, the oldest first, all zero
+//! before the first token. Channels are innermost so that one token of all channels is computed with whole vectors.
+//! ONNX has `[B, C, W-1]`: [`CausalConv::state_from_channels_first`] and [`CausalConv::state_to_channels_first`].
+//! transformers (`conv_states`) and flash-linear-attention have `[B, C, W]`, one input more than any output
+//! needs: [`CausalConv::state_from_full`] drops the oldest.
+//!
+//! # Numbers
+//!
+//! An output is one chain of fused multiply-adds in f32, from the oldest tap to the newest, begun at the bias or at +0. So it
+//! has the same bits in one [`CausalConv::forward`], in any pieces of it and in one [`CausalConv::decode`] for each token, under
+//! any strides, and on every instruction set that has a fused multiply-add. SiLU is within 5e-7 of its definition,
+//! relatively, for sums of at least -87.3; below it is -0, where its definition is above -1.1e-36. It is infinity for
+//! infinity and -0 for minus infinity. NaN is NaN, in the outputs of the W tokens that it meets.
+//!
+//! # Example
+//!
+//! ```
+//! use chunkwise::State;
+//! use chunkwise::conv::{Activation, CausalConv, Config, Tensors};
+//!
+//! // 1 sequence, 3 tokens, 2 channels, width 2: the one before and the token itself.
+//! let conv = CausalConv::new(Config::new(1, 3, 2, 2))?;
+//! let weight = [0.5, 1.0, -1.0, 1.0];
+//! let (x, mut y) = ([1.0, 10.0, 2.0, 20.0, 3.0, 30.0], [0.0; 6]);
+//! let mut state = [0.0; 2];
+//! assert_eq!(state.len(), conv.state_len());
+//! conv.forward(Tensors::new(&x, &weight, &mut y), State::Carried(&mut state))?;
+//! assert_eq!(y, [1.0, 10.0, 2.5, 10.0, 4.0, 10.0]);
+//!
+//! // One more token, on the state that is left.
+//! let mut y = [0.0; 2];
+//! conv.decode(Tensors::new(&[4.0, 40.0], &weight, &mut y), &mut state)?;
+//! assert_eq!((y, state), ([5.5, 10.0], [4.0, 40.0]));
+//! # Ok::<(), chunkwise::Error>(())
+//! ```
+
+mod kernel;
+mod part;
+mod state;
+
+use self::kernel::Task;
+use crate::attention::State;
+use crate::axes::{self, Axis};
+use crate::element::{Elements, ElementsMut};
+use crate::error::{Error, Result, check_len, check_room};
+use crate::isa::{Isa, dispatch};
+
+/// The widest convolution there is.
+pub const MAX_WIDTH: usize = 8;
+
+/// Sizes, strides and the activation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Sequences, B.
+    pub batch: usize,
+    /// Tokens in each sequence, T, or in all of them where [`Tensors::sequences`] says where each begins; may be 0.
+    pub len: usize,
+    /// Channels, C, at least 1.
+    pub channels: usize,
+    /// Taps, W: 1 to [`MAX_WIDTH`].
+    pub width: usize,
+    /// What the sums go through. None by default.
+    pub activation: Activation,
+    /// Strides of x `[B, T, C]`.
+    pub x_strides: Strides,
+    /// Strides of y `[B, T, C]`; its elements must not overlap.
+    pub y_strides: Strides,
+    /// The instruction set; `None` for [`Isa::choose`].
+    pub isa: Option<Isa>,
+}
+
+impl Config {
+    /// Contiguous x and y `[B, T, C]`, no activation.
+    pub const fn new(batch: usize, len: usize, channels: usize, width: usize) -> Self {
+        let strides = Strides::token_major(len, channels);
+        let activation = Activation::None;
+        Self { batch, len, channels, width, activation, x_strides: strides, y_strides: strides, isa: None }
+    }
+
+    /// The same with another activation.
+    #[must_use]
+    pub const fn activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// The same with x and y of these strides.
+    #[must_use]
+    pub const fn strides(self, x: Strides, y: Strides) -> Self {
+        Self { x_strides: x, y_strides: y, ..self }
+    }
+
+    /// The same on a pinned instruction set.
+    #[must_use]
+    pub const fn isa(self, isa: Isa) -> Self {
+        Self { isa: Some(isa), ..self }
+    }
+
+    /// Elements of the state, or an error where that overflows.
+    fn checked_state_len(&self) -> Result<usize> {
+        let len = self.batch.checked_mul(self.channels).and_then(|rows| rows.checked_mul(self.width - 1));
+        match len {
+            Some(len) if len <= isize::MAX as usize / size_of::<f32>() => Ok(len),
+            _ => Err(Error::Overflow { what: "the state" }),
+        }
+    }
+}
+
+/// What the sums go through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Activation {
+    /// They are the outputs.
+    #[default]
+    None,
+    /// `x / (1 + exp(-x))`, which is also called swish.
+    Silu,
+}
+
+/// Distances in elements between neighbours along batch, token and channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strides {
+    /// From one sequence to the next.
+    pub batch: usize,
+    /// From one token to the next.
+    pub token: usize,
+    /// From one channel to the next.
+    pub channel: usize,
+}
+
+impl Strides {
+    /// Strides of a contiguous `[B, T, C]`: saturating, so that absurd sizes are caught by the check of lengths.
+    pub const fn token_major(len: usize, channels: usize) -> Self {
+        Self::packed(len, channels)
+    }
+
+    /// Strides of some columns of rows `[B, T, row]`: a part of the output of a projection, whose slice then starts at
+    /// its first column.
+    pub const fn packed(len: usize, row: usize) -> Self {
+        Self { batch: len.saturating_mul(row), token: row, channel: 1 }
+    }
+
+    /// Strides of a contiguous `[B, C, T]`.
+    pub const fn channels_first(len: usize, channels: usize) -> Self {
+        Self { batch: len.saturating_mul(channels), token: 1, channel: len }
+    }
+
+    fn axes(&self, batch: usize, len: usize, channels: usize) -> [Axis; 3] {
+        [
+            Axis { stride: self.batch, count: batch },
+            Axis { stride: self.token, count: len },
+            Axis { stride: self.channel, count: channels },
+        ]
+    }
+}
+
+/// The tensors of a call; the strides of x and y are in [`Config`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Tensors<'a> {
+    x: Elements<'a>,
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    sequences: Option<&'a [u32]>,
+    y: ElementsMut<'a>,
+}
+
+impl<'a> Tensors<'a> {
+    /// x and y `[B, T, C]`, and the weight, contiguous `[C, W]`. Elements of y between those of its strides are left alone.
+    pub fn new(x: impl Into<Elements<'a>>, weight: &'a [f32], y: impl Into<ElementsMut<'a>>) -> Self {
+        Self { x: x.into(), weight, bias: None, sequences: None, y: y.into() }
+    }
+
+    /// The same with a bias `[C]`.
+    #[must_use]
+    pub fn bias(self, bias: &'a [f32]) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
+    /// The same with sequences of different lengths, one behind the other: sequence b is tokens `sequences[b] ..
+    /// sequences[b + 1]` of x and y `[T, C]`. `sequences` has B + 1 elements, of which the first is 0, none is smaller than
+    /// the one before, and the last is T. Strides of the batch play no part. A sequence without tokens keeps its state.
+    #[must_use]
+    pub fn sequences(self, sequences: &'a [u32]) -> Self {
+        Self { sequences: Some(sequences), ..self }
+    }
+}
+
+/// A checked configuration of a causal convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct CausalConv {
+    config: Config,
+    isa: Isa,
+    state_len: usize,
+}
+
+impl CausalConv {
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// Zero channels or taps, or more than [`MAX_WIDTH`] taps; sizes that overflow; strides of y under which elements of
+    /// one sequence overlap; an instruction set that is not available.
+    pub fn new(config: Config) -> Result<Self> {
+        for (size, what) in [(config.channels, "channels"), (config.width, "width")] {
+            if size == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
+        if config.width > MAX_WIDTH {
+            return Err(Error::Width { width: config.width });
+        }
+        let state_len = config.checked_state_len()?;
+        let isa = match config.isa {
+            Some(isa) => isa,
+            None => Isa::choose()?,
+        };
+        let conv = Self { config, isa, state_len };
+        // Of one sequence: how many lie at the batch's strides is known when it is known whether they are ragged.
+        conv.reach(1, config.len)?;
+        Ok(conv)
+    }
+
+    /// The configuration, as it was given.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The instruction set that runs.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Elements of the state, `B (W-1) C`.
+    pub fn state_len(&self) -> usize {
+        self.state_len
+    }
+
+    /// All tokens. The state has [`CausalConv::state_len`] elements, and goes in and out as [`State`] says.
+    ///
+    /// # Errors
+    /// A slice shorter than its shape and strides reach; a weight, bias or state of another length; strides of y under which
+    /// sequences overlap; sequences that are not B + 1 numbers from 0 to T, none smaller than the one before. Outputs
+    /// and state are left untouched then.
+    pub fn forward(&self, tensors: Tensors<'_>, state: State<'_>) -> Result<()> {
+        let Config { batch, len, .. } = self.config;
+        let batch = match tensors.sequences {
+            Some(sequences) => {
+                // As many as that can't be in memory.
+                check_len("sequences", batch.saturating_add(1), sequences.len())?;
+                let ends = (sequences[0], sequences[batch]);
+                if !sequences.is_sorted() || ends.0 != 0 || usize::try_from(ends.1) != Ok(len) {
+                    return Err(Error::Sequences);
+                }
+                1
+            }
+            None => batch,
+        };
+        self.check(&tensors, &state, batch, len)?;
+        if len == 0 {
+            // There may be any number of sequences, which take no memory but time.
+            match state {
+                State::Final(last) => last.fill(0.0),
+                State::InitialFinal(initial, last) => last.copy_from_slice(initial),
+                State::Zero | State::Initial(_) | State::Carried(_) => {}
+            }
+            return Ok(());
+        }
+        dispatch(self.isa, Task { config: &self.config, len, tensors, state });
+        Ok(())
+    }
+
+    /// One token of each sequence, x and y `[B, C]`, on the state, which is updated where it lies: the bits of
+    /// [`CausalConv::forward`] with T = 1. The strides of tokens play no part, and there are no [`Tensors::sequences`].
+    ///
+    /// # Errors
+    /// As for [`CausalConv::forward`]; [`Error::Sequences`] where there are any.
+    pub fn decode(&self, tensors: Tensors<'_>, state: &mut [f32]) -> Result<()> {
+        if tensors.sequences.is_some() {
+            return Err(Error::Sequences);
+        }
+        let state = State::Carried(state);
+        self.check(&tensors, &state, self.config.batch, 1)?;
+        dispatch(self.isa, Task { config: &self.config, len: 1, tensors, state });
+        Ok(())
+    }
+
+    /// Elements that x and y reach, where y doesn't overlap itself.
+    fn reach(&self, batch: usize, len: usize) -> Result<[usize; 2]> {
+        let Config { channels, x_strides, y_strides, .. } = self.config;
+        let (x, y) = (x_strides.axes(batch, len, channels), y_strides.axes(batch, len, channels));
+        let reach = [axes::reach("x", x)?, axes::reach("y", y)?];
+        axes::check_disjoint("y", y)?;
+        Ok(reach)
+    }
+
+    /// Checks what a call is given.
+    fn check(&self, tensors: &Tensors<'_>, state: &State<'_>, batch: usize, len: usize) -> Result<()> {
+        let Config { channels, width, .. } = self.config;
+        let [x, y] = self.reach(batch, len)?;
+        check_room("x", x, tensors.x.len())?;
+        check_len("weight", channels.saturating_mul(width), tensors.weight.len())?;
+        if let Some(bias) = tensors.bias {
+            check_len("bias", channels, bias.len())?;
+        }
+        check_room("y", y, tensors.y.as_elements().len())?;
+        let check_state = |state: &[f32]| check_len("state", self.state_len, state.len());
+        match state {
+            State::Zero => Ok(()),
+            State::Initial(state) => check_state(state),
+            State::Final(state) | State::Carried(state) => check_state(state),
+            State::InitialFinal(initial, last) => {
+                check_state(initial)?;
+                check_state(last)
+            }
+        }
+    }
+}
