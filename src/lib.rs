@@ -89,6 +89,8 @@ pub mod attention;
 pub mod bench_support;
 mod parallel;
 mod scratch;
+// Another attention: softmax inside a chunk, linear over the chunks before.
+pub mod lightning;
 #[cfg(feature = "std")]
 pub mod stream;
 // The model, and its files.
@@ -111,6 +113,7 @@ pub use attention::{Attention, Config, Execution, Part, State};
 pub use element::Element;
 pub use error::{Error, Result};
 pub use isa::Isa;
+pub use lightning::Lightning;
 pub use rule::{FeatureMap, Normaliser, Rule};
 pub use shape::{Shape, Strides};
 #[cfg(feature = "std")]

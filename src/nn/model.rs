@@ -7,6 +7,7 @@
 use super::block::{self, Block, Pass, Tile, Wanted};
 use super::config::{ModelConfig, OutputMode};
 use super::linear::{self, Epilogue, Product};
+use super::mixer::Mixer;
 use super::weights::Weights;
 use crate::error::{Error, Result, check_len};
 use crate::isa::Isa;
@@ -82,7 +83,7 @@ impl<'w> Model<'w> {
     /// # Errors
     /// Sizes that overflow.
     pub fn state_len(&self, batch: usize) -> Result<usize> {
-        let layer = block::attention(&self.config, self.isa, 1, batch, 1)?.state_len();
+        let layer = self.layer_state_len(batch)?;
         let mean = if self.config.output_mode == OutputMode::Mean { 1 + self.config.hidden_size } else { 0 };
         let all = layer.checked_mul(self.config.num_layers).zip(batch.checked_mul(mean));
         all.and_then(|(a, b)| a.checked_add(b)).ok_or(Error::Overflow { what: "the state" })
@@ -116,7 +117,7 @@ impl<'w> Model<'w> {
     }
 
     fn layer_state_len(&self, batch: usize) -> Result<usize> {
-        Ok(block::attention(&self.config, self.isa, 1, batch, 1)?.state_len())
+        Ok(Mixer::new(&self.config, self.isa, 1, batch, 1)?.state_len())
     }
 
     fn tile_scratch_len(&self, tile: Tile) -> Result<usize> {
@@ -244,11 +245,11 @@ impl<'w> Model<'w> {
         if batch == 0 {
             return Ok(());
         }
-        let attention = block::attention(&self.config, self.isa, 1, batch, 1)?;
-        let layer = attention.state_len();
+        let mixer = Mixer::new(&self.config, self.isa, 1, batch, 1)?;
+        let layer = mixer.state_len();
         let (layers, means) = state.split_at_mut(layer * num_layers);
         for state in layers.chunks_exact(layer) {
-            attention.check_state(state, 0..attention.all_heads())?;
+            mixer.check_state(state)?;
         }
 
         let (x, scratch) = scratch.split_at_mut(padded(batch * hidden_size));

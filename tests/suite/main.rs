@@ -20,6 +20,7 @@ mod weights;
 
 // Attention: what it computes, ...
 mod compensated;
+mod lightning;
 mod long;
 mod oracle;
 mod special;
