@@ -199,7 +199,7 @@ fn a_cut_changes_no_bit() {
         let begin = at(chunked.case.config.shape.o_strides, 0, cut, 0);
         let end = at(chunked.case.config.shape.o_strides, 0, len - 1, 0);
         assert_eq!(
-            first_difference(&again[..end - begin], &want[begin..end]),
+            first_difference(&again[begin..end], &want[begin..end]),
             None,
             "{what}: a state only read"
         );
@@ -432,11 +432,9 @@ fn threads_change_no_bit() {
                 let one = chunked.lightning(120).scratch_len();
                 for threads in [2, 5] {
                     chunked.case.config.execution.threads = threads;
-                    assert_eq!(
-                        chunked.lightning(120).scratch_len() / one,
-                        threads,
-                        "not cut for {threads} threads"
-                    );
+                    // Beside what each worker has there are 15 elements for alignment.
+                    let many = chunked.lightning(120).scratch_len();
+                    assert_eq!((many - 15) / (one - 15), threads, "not cut for {threads} threads");
                     let (got, state) = chunked.whole_and_state();
                     assert_eq!(first_difference(&got, &want), None, "{isa}: {threads} threads");
                     assert_eq!(first_difference(&state, &last), None, "{isa}: the state, {threads} threads");

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use chunkwise::FeatureMap;
+use chunkwise::nn::AttentionKind;
 
 use super::compare::Distance;
 
@@ -17,6 +18,22 @@ const NORMED: Allowed = Allowed { max_abs: 5e-5, norm: None };
 /// rounding has done to one is 2.2e-4. Without it a stored tensor that is wrong would allow anything.
 const CREDIBLE: f64 = 1e-3;
 
+/// Whether the denominators of an attention keep their sign. Where they change it the answer is ill-conditioned near zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denominators {
+    Positive,
+    Signed,
+}
+
+impl Denominators {
+    pub(crate) fn of(attention: AttentionKind, feature_map: FeatureMap) -> Self {
+        match (attention, feature_map) {
+            (AttentionKind::Linear, FeatureMap::Elu | FeatureMap::Relu { .. }) => Denominators::Positive,
+            _ => Denominators::Signed,
+        }
+    }
+}
+
 /// What is allowed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Allowed {
@@ -25,25 +42,26 @@ pub(crate) struct Allowed {
 }
 
 impl Allowed {
-    /// For a tensor of a file, both by name. `inside` is how far the stored tensor is from an f64 run: asked where the feature map lets denominators change sign, so that near zero the answer itself is ill-conditioned.
+    /// For a tensor of a file, both by name. `inside` is how far the stored tensor is from an f64 run: asked where
+    /// denominators change sign.
     pub(crate) fn new(
         file: &str,
-        feature_map: FeatureMap,
+        denominators: Denominators,
         tensor: &str,
         final_norm: bool,
         inside: impl FnOnce() -> Distance,
     ) -> Self {
         let is_output = tensor.starts_with("output");
-        match feature_map {
+        match denominators {
             _ if tensor == "logits" => NORMED,
             _ if file == QUANTISED.0 => QUANTISED.1,
-            FeatureMap::Identity if is_output && final_norm => NORMED,
-            FeatureMap::Identity => {
+            Denominators::Signed if is_output && final_norm => NORMED,
+            Denominators::Signed => {
                 let inside = inside();
                 let max_abs = if inside.norm <= CREDIBLE { 10.0 * inside.max_abs + 1e-5 } else { 0.0 };
                 Self { max_abs, norm: None }
             }
-            _ => F32,
+            Denominators::Positive => F32,
         }
     }
 
