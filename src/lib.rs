@@ -29,6 +29,8 @@
 //! # Ok::<(), chunkwise::Error>(())
 //! ```
 //!
+//! [`lightning`] is another attention: softmax inside a chunk of tokens, linear attention over the chunks before it.
+//!
 //! q, k, v, o and weights may each be f32, bf16 or f16 ([`Element`]); sums and states are f32.
 //!
 //! # Bits

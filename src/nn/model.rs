@@ -5,7 +5,7 @@
 //! last time step is returned, the last block computes no more than that takes: a fifth of the work of four blocks.
 
 use super::block::{self, Block, Pass, Tile, Wanted};
-use super::config::{ModelConfig, OutputMode};
+use super::config::{AttentionKind, ModelConfig, OutputMode};
 use super::linear::{self, Epilogue, Product};
 use super::mixer::Mixer;
 use super::weights::Weights;
@@ -89,11 +89,25 @@ impl<'w> Model<'w> {
         all.and_then(|(a, b)| a.checked_add(b)).ok_or(Error::Overflow { what: "the state" })
     }
 
-    /// Elements of scratch that [`Model::forward`] needs: as many for any T beyond one tile.
+    /// The same model for no more than so many tokens. A chunk that they do not fill needs no room for more: without it
+    /// memory would depend on what the configuration claims, not on what is computed.
+    pub(crate) fn for_len(&self, len: usize) -> Self {
+        let mut model = *self;
+        if model.config.attention == AttentionKind::Lightning {
+            model.config.chunk_size = model.config.chunk_size.min(len.max(1));
+        }
+        model
+    }
+
+    /// Elements of scratch that [`Model::forward`] needs: as many for any T beyond one tile and one chunk.
     ///
     /// # Errors
     /// Sizes that overflow.
     pub fn scratch_len(&self, batch: usize, len: usize) -> Result<usize> {
+        self.for_len(len).forward_scratch_len(batch, len)
+    }
+
+    fn forward_scratch_len(&self, batch: usize, len: usize) -> Result<usize> {
         let tile = Tile::new(batch, len);
         let states =
             if len > tile.len { self.layer_state_len(tile.batch)? * self.config.num_layers } else { 0 };
@@ -142,6 +156,17 @@ impl<'w> Model<'w> {
         output: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<()> {
+        self.for_len(len).run(batch, len, input, output, scratch)
+    }
+
+    fn run(
+        &self,
+        batch: usize,
+        len: usize,
+        input: &[f32],
+        output: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<()> {
         let ModelConfig { embed_dim, hidden_size, num_layers, output_mode, .. } = self.config;
         if len == 0 && output_mode != OutputMode::All {
             return Err(Error::Zero { what: "T, for an output of one row" });
@@ -150,7 +175,7 @@ impl<'w> Model<'w> {
         let input_len = rows.checked_mul(embed_dim).ok_or(Error::Overflow { what: "input" })?;
         check_len("input", input_len, input.len())?;
         check_len("output", self.output_len(batch, len), output.len())?;
-        scratch::check(scratch, self.scratch_len(batch, len)?)?;
+        scratch::check(scratch, self.forward_scratch_len(batch, len)?)?;
 
         let tile = Tile::new(batch, len);
         let carried = len > tile.len;

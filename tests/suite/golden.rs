@@ -235,7 +235,13 @@ fn a_wrong_answer_does_not_excuse_itself() {
         let run = check(&changed(name, "out", |data| data.iter_mut().for_each(|x| *x *= 1.01)));
         assert_eq!(run.code, 1, "{}", run.out);
     }
-    let run = check(&changed("fla_odd_identity", "after_block_1", |data| data.rotate_left(1)));
+    for (name, tensor) in [("fla_odd_identity", "after_block_1"), ("lightning_a", "after_block_2")] {
+        let run = check(&changed(name, tensor, |data| data.rotate_left(1)));
+        assert_eq!(run.code, 1, "{}", run.out);
+    }
+    // Two rows of 64 are more than may be ill-conditioned.
+    let two_rows = |data: &mut Vec<f32>| data[..64].iter_mut().for_each(|x| *x *= 1.01);
+    let run = check(&changed("lightning_a", "after_block_2", two_rows));
     assert_eq!(run.code, 1, "{}", run.out);
 }
 

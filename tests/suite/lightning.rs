@@ -389,6 +389,19 @@ fn chunks_of_one_token() {
     }
 }
 
+/// As everywhere in the crate, an output of exactly zero is +0.
+#[test]
+fn zeros_are_positive() {
+    for isa in Isa::available() {
+        let mut chunked = Chunked::new(Shape::new(1, 20, 1, 5, 7), 6, isa);
+        chunked.case.v.fill(-0.0);
+        chunked.case.q.iter_mut().for_each(|x| *x = -*x);
+        let (o, state) = chunked.whole_and_state();
+        assert!(o.iter().all(|x| x.to_bits() == 0), "{isa}: {o:?}");
+        assert!(state[..5 * 16].iter().all(|x| x.to_bits() == 0), "{isa}: S");
+    }
+}
+
 #[test]
 fn no_tokens() {
     for isa in Isa::available() {

@@ -1,7 +1,9 @@
 //! The model and its layers: layers against f64, step against forward, and what must not change a result: the
 //! batch around a sequence, threads, poisoned memory. That the numbers are the reference's is `golden.rs`'s part.
 
-use chunkwise::nn::{Block, BlockWeights, LayerNorm, Linear, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::nn::{
+    AttentionKind, Block, BlockWeights, LayerNorm, Linear, Model, ModelConfig, OutputMode, Weights, init,
+};
 use chunkwise::{Error, FeatureMap, Isa};
 
 use crate::common::{norm_error, normals};
@@ -81,6 +83,15 @@ fn configs() -> Vec<ModelConfig> {
         ModelConfig { feature_map: FeatureMap::RELU, chunk_size: 1, layer_norm_clip: true, ..small },
         // A head of one element, one layer, a chunk cut short by the length built for.
         ModelConfig { hidden_size: 5, num_heads: 5, num_layers: 1, seq_len: 9, ..ModelConfig::new(1) },
+        // The other attention, in chunks that end within a tile and within a block of tokens.
+        ModelConfig { attention: AttentionKind::Lightning, chunk_size: 22, ..small },
+        ModelConfig {
+            attention: AttentionKind::Lightning,
+            hidden_size: 50,
+            num_heads: 3,
+            chunk_size: 1,
+            ..ModelConfig::new(7)
+        },
     ]
 }
 

@@ -13,7 +13,7 @@ use super::load::Source;
 use super::machine::{self, Isas, Threads};
 use super::out::Out;
 use super::recompute::{self, Kernel, Recomputed};
-use super::tolerance::{Allowed, Denominators};
+use super::tolerance::{Allowed, Denominators, Inside};
 use super::{Outcome, Verdict, exact};
 
 #[derive(clap::Args)]
@@ -168,7 +168,7 @@ fn model(
             let Some(stored) = stored(tensors, name)? else { continue };
             let inside = || {
                 let exact = exact.iter().find(|(exact, _)| exact == name);
-                exact.map_or(Distance::ZERO, |(_, exact)| Distance::new(&stored.data, exact))
+                exact.map_or(Inside::UNKNOWN, |(_, exact)| Inside::new(&stored, exact))
             };
             let denominators = Denominators::of(config.attention, config.feature_map);
             let allowed = || Allowed::new(file, denominators, name, config.final_norm, inside);
@@ -206,7 +206,7 @@ fn kernel(
                 let qkv: Vec<f64> = qkv.data.iter().copied().map(f64::from).collect();
                 let Kernel { attention: kind, len, heads, dim, row, chunk, feature_map, .. } = kernel;
                 let exact = exact::Attention { kind, len, heads, dim, row, chunk, feature_map }.run(&qkv);
-                Distance::new(&stored.data, &exact)
+                Inside::new(&stored, &exact)
             };
             // Token by token attention has the same bits, so that the same is allowed.
             let denominators = Denominators::of(attention, kernel.feature_map);
