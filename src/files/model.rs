@@ -159,11 +159,6 @@ fn complete(attention: AttentionKind, options: &Options, tensors: &Tensors<'_>) 
         return Err(Error::Shape { tensor: "input_projection.kernel".into(), want, got: kernel.into() });
     }
     let default = ModelConfig::new(embed_dim);
-    let feature_map = match attention {
-        // There is none, whatever a file says.
-        AttentionKind::Lightning => default.feature_map,
-        AttentionKind::Linear => options.feature_map.ok_or(known("feature_map", "--feature-map"))?,
-    };
     Ok(ModelConfig {
         attention,
         embed_dim,
@@ -172,7 +167,11 @@ fn complete(attention: AttentionKind, options: &Options, tensors: &Tensors<'_>) 
         num_layers: options.num_layers.unwrap_or(seen.num_layers),
         chunk_size: options.chunk_size.ok_or(known("chunk_size", "--chunk-size"))?,
         seq_len: options.seq_len.unwrap_or(default.seq_len),
-        feature_map,
+        feature_map: match attention {
+            // There is none, whatever a file says.
+            AttentionKind::Lightning => default.feature_map,
+            AttentionKind::Linear => options.feature_map.ok_or(known("feature_map", "--feature-map"))?,
+        },
         dropout: options.dropout.unwrap_or(default.dropout),
         output_mode: options.output_mode.unwrap_or(default.output_mode),
         final_norm: options.final_norm.unwrap_or(seen.final_norm),

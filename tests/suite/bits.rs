@@ -55,10 +55,15 @@ const COMPENSATED: [u64; 18] = [
 ];
 
 /// Of lightning attention in f32, bf16 and f16, for each of [`CHUNKS`].
-const LIGHTNING: [[u64; 3]; 4] = [[0; 3]; 4];
+const LIGHTNING: [[u64; 3]; 4] = [
+    [0x029a_ce5a_0e3e_ba59, 0x06d5_d075_2d86_0455, 0x179b_3257_4b4b_e3ff],
+    [0x5837_ce64_1476_e822, 0x821e_f58a_08ab_a825, 0xf985_5177_4f58_288d],
+    [0x043b_1ef4_1e8b_f852, 0x22d7_60ef_9cb9_d3fe, 0x1fc0_b2ba_c0a1_366f],
+    [0xf380_7393_6050_418b, 0x17e2_7ad5_13e9_6b90, 0x7877_5bc5_3356_fdb8],
+];
 
 /// Of models of lightning attention: one of odd sizes for the last time step, and of all.
-const LIGHTNING_MODELS: [u64; 2] = [0; 2];
+const LIGHTNING_MODELS: [u64; 2] = [0x8522_fc55_3c74_0eec, 0x7cd4_e4de_915a_b231];
 
 /// Of models: one of odd sizes in each output mode, and the default one.
 const MODELS: [u64; 4] =

@@ -583,6 +583,30 @@ fn no_tokens_and_no_sequences() {
     });
 }
 
+/// A state of lightning attention whose count is impossible, in any layer: refused before anything is written.
+#[test]
+fn a_state_that_lightning_attention_did_not_make() {
+    let attention = AttentionKind::Lightning;
+    let built =
+        Built::new(ModelConfig { attention, chunk_size: 4, output_mode: OutputMode::All, ..configs()[0] });
+    built.with(Isa::best(), 1, |model| {
+        let input = built.input(1, 1);
+        let state = vec![0.0; model.state_len(1).unwrap()];
+        let scratch = &mut vec![0.0; model.step_scratch_len(1).unwrap()];
+        // Two layers of four heads.
+        let head = state.len() / 8;
+        for at in 0..8 {
+            let (mut bad, mut output) = (state.clone(), vec![f32::NAN; 32]);
+            bad[(at + 1) * head - 16] = 4.0;
+            let before = bad.clone();
+            assert_eq!(model.step(1, &input, &mut bad, &mut output, scratch), Err(Error::BadState), "{at}");
+            assert!(bits(&bad) == bits(&before) && output.iter().all(|x| x.is_nan()), "{at}: written");
+            bad[(at + 1) * head - 16] = 3.0;
+            assert_eq!(model.step(1, &input, &mut bad, &mut output, scratch), Ok(()), "{at}");
+        }
+    });
+}
+
 #[test]
 fn layers_refuse_wrong_lengths() {
     let (kernel, bias) = ([1.0; 12], [0.0; 4]);
