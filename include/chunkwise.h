@@ -270,10 +270,9 @@ typedef struct cw_parameter {
 
 /* Makes a model of a table of parameters, in any order, without allocating.
  *
- * Parameters are fla_block_N_attn_norm (lightning_block_N_attn_norm), _attn_qkv, _attn_out, _ffn_norm, _ffn_up and _ffn_down for
- * each layer N from 1 on,
- * input_projection where embed_dim is not hidden_size, final_norm where there is one, and head, which is optional. Norms
- * have .gamma and .beta, all others .kernel and .bias.
+ * Parameters are fla_block_N_attn_norm, _attn_qkv, _attn_out, _ffn_norm, _ffn_up and _ffn_down for each layer N from 1 on
+ * (of CW_LIGHTNING lightning_block_N_...), input_projection where embed_dim is not hidden_size, final_norm where there is
+ * one, and head, which is optional. Norms have .gamma and .beta, all others .kernel and .bias.
  *
  * Borrowed until the model is used for the last time: memory, and the data of the tensors (which may be in flash). Not
  * borrowed: config, the table and the names. There is nothing to free. Where parameters do not fit nothing is written.

@@ -228,10 +228,7 @@ fn inputs_that_claim() {
 /// Lightning attention keeps the tokens of a chunk: room is made for those that there are, however long a chunk is said to be.
 #[test]
 fn a_chunk_that_claims() {
-    let mut file = File::good();
-    for tensor in &mut file.tensors {
-        tensor.0 = tensor.0.replace("fla_block_", "lightning_block_");
-    }
+    let file = File::lightning();
     let results = |chunk: usize| {
         let bytes = file.clone().config(&format!(r#"{{"num_heads": 2, "chunk_size": {chunk}}}"#)).bytes();
         let parsed = ModelFile::parse(&bytes, &Options::default()).expect("a good file");

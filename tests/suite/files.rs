@@ -447,10 +447,7 @@ fn kinds_and_other_files() {
 /// Which attention is said by the names, or by the kind; a feature map is not asked for.
 #[test]
 fn files_of_lightning_attention() {
-    let mut file = File::good();
-    for tensor in &mut file.tensors {
-        tensor.0 = tensor.0.replace("fla_block_", "lightning_block_");
-    }
+    let file = File::lightning();
     let want = ModelConfig { attention: AttentionKind::Lightning, ..CONFIG };
     let by_names = r#"{"num_heads": 2, "block_size": 4, "seq_len": 12}"#;
     let by_kind = r#"{"num_heads": 2, "chunk_size": 4, "block_size": 5, "seq_len": 12, "kind": "lightning"}"#;
