@@ -415,6 +415,11 @@ fn models_that_are_refused() {
         (CW_UNKNOWN, |c, _| c.feature_map = 0),
         (CW_UNKNOWN, |c, _| c.output_mode = 4),
         (CW_UNKNOWN, |c, _| c.final_norm = 2),
+        (CW_UNKNOWN, |c, _| c.attention = 0),
+        (CW_UNKNOWN, |c, _| c.attention = 3),
+        (CW_UNKNOWN, |c, _| c.reserved = 1),
+        // The blocks of the other attention have other names.
+        (CW_PARAMETER, |c, _| c.attention = CW_LIGHTNING),
         (CW_RANGE, |c, _| c.layer_norm_eps = f32::NAN),
         (CW_PARAMETER, |c, _| c.hidden_size += 1),
         (CW_PARAMETER, |c, _| c.final_norm = 0),
