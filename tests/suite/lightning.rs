@@ -470,7 +470,7 @@ fn threads_change_no_bit() {
 #[test]
 fn configurations_that_are_refused() {
     let shape = Shape::new(2, 3, 2, 4, 5);
-    let refused = |config| Lightning::new(config).err().expect("a configuration that is not legal");
+    let refused = |config| Lightning::new(config).expect_err("a configuration that is not legal");
     let config = lightning::Config::new(4, shape);
     for (what, config) in [
         ("heads", lightning::Config::new(4, Shape::new(2, 3, 0, 4, 5))),
