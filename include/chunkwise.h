@@ -224,8 +224,9 @@ cw_status cw_decode_range(const cw_attention *attention, const cw_call *call, ui
     (4 * (12 * CW_UP(key) + 2 * CW_UP(value) + ((value) % 16 == 0 ? 0 : 48 * CW_UP(key)) + 15))
 #define CW_UP(n) (((uint64_t)(n) + 15) / 16 * 16)
 
-/* ---- Models: Edifice's FlashLinearAttention, at inference ---- */
+/* ---- Models: Edifice's FlashLinearAttention and LightningAttention, at inference ---- */
 
+enum { CW_LINEAR = 1, CW_LIGHTNING = 2 };
 enum { CW_LAST_TIMESTEP = 1, CW_ALL = 2, CW_MEAN = 3 };
 
 /* The options, with the reference's names. */
@@ -235,19 +236,23 @@ typedef struct cw_model_config {
     uint64_t hidden_size;     /* elements of an output row */
     uint64_t num_heads;
     uint64_t num_layers;
-    uint64_t chunk_size;      /* tokens in a chunk, at most seq_len */
+    uint64_t chunk_size;      /* tokens in a chunk; of CW_LINEAR at most seq_len */
     uint64_t seq_len;         /* tokens the model was built for; it runs on any number */
-    uint32_t feature_map;     /* CW_ELU, CW_RELU, CW_IDENTITY */
+    uint32_t feature_map;     /* CW_ELU, CW_RELU, CW_IDENTITY; of CW_LINEAR */
     float feature_eps;        /* of CW_RELU */
     uint32_t output_mode;     /* CW_LAST_TIMESTEP, CW_ALL, CW_MEAN */
     uint32_t final_norm;      /* 1: there is one */
     float layer_norm_eps;
     uint32_t layer_norm_clip; /* 1: as Axon 0.8.0 normed, for models that ran on it */
+    uint32_t attention;       /* CW_LINEAR, CW_LIGHTNING: softmax inside a chunk, linear over the chunks before */
+    uint32_t reserved;
 } cw_model_config;
 
-/* The reference's defaults: hidden 256, 4 heads, 4 layers, chunks of 64, Elu, the last time step, a final norm. */
+/* The reference's defaults: hidden 256, 4 heads, 4 layers, chunks of 64, Elu, the last time step, a final norm, linear
+ * attention. */
 #define CW_MODEL_CONFIG(embed_dim) \
-    {CW_HEAD(cw_model_config), embed_dim, 256, 4, 4, 64, 64, CW_ELU, 1e-6f, CW_LAST_TIMESTEP, 1, 1e-5f, 0}
+    {CW_HEAD(cw_model_config), embed_dim, 256, 4, 4, 64, 64, CW_ELU, 1e-6f, CW_LAST_TIMESTEP, 1, 1e-5f, 0, \
+     CW_LINEAR, 0}
 
 /* A model, at the beginning of the memory it was made in. It is never changed: any number of threads may use it at once,
  * each with a call of its own. It must not be moved or copied. */
@@ -256,7 +261,8 @@ typedef struct cw_model cw_model;
 /* Memory for a model, in bytes, and its alignment, in bytes: its parameters are not in it. */
 cw_status cw_model_memory(const cw_model_config *config, uint64_t *bytes, uint64_t *align);
 
-/* A parameter by the reference's name, ended by a zero: "fla_block_1_attn_qkv.kernel". */
+/* A parameter by the reference's name, ended by a zero: "fla_block_1_attn_qkv.kernel", of CW_LIGHTNING
+ * "lightning_block_1_attn_qkv.kernel". */
 typedef struct cw_parameter {
     const char *name;
     cw_tensor tensor; /* contiguous; kernels have rank 2, [in, out], all others rank 1 */
@@ -264,9 +270,9 @@ typedef struct cw_parameter {
 
 /* Makes a model of a table of parameters, in any order, without allocating.
  *
- * Parameters are fla_block_N_attn_norm, _attn_qkv, _attn_out, _ffn_norm, _ffn_up and _ffn_down for each layer N from 1 on,
- * input_projection where embed_dim is not hidden_size, final_norm where there is one, and head, which is optional. Norms
- * have .gamma and .beta, all others .kernel and .bias.
+ * Parameters are fla_block_N_attn_norm, _attn_qkv, _attn_out, _ffn_norm, _ffn_up and _ffn_down for each layer N from 1 on
+ * (of CW_LIGHTNING lightning_block_N_...), input_projection where embed_dim is not hidden_size, final_norm where there is
+ * one, and head, which is optional. Norms have .gamma and .beta, all others .kernel and .bias.
  *
  * Borrowed until the model is used for the last time: memory, and the data of the tensors (which may be in flash). Not
  * borrowed: config, the table and the names. There is nothing to free. Where parameters do not fit nothing is written.

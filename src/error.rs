@@ -50,7 +50,7 @@ pub enum Error {
         /// The option.
         what: &'static str,
     },
-    /// The per-chunk normaliser counts its tokens in an f32: chunks end at 2^24.
+    /// The tokens of a chunk are counted in an f32: chunks end at 2^24.
     ChunkTooLong {
         /// Tokens asked for.
         chunk: usize,
@@ -121,7 +121,7 @@ impl fmt::Display for Error {
             }
             Error::NotPositive { what } => write!(f, "{what} must be a finite number above zero"),
             Error::ChunkTooLong { chunk } => {
-                write!(f, "a chunk of {chunk} tokens: the per-chunk normaliser allows at most {}", 1 << 24)
+                write!(f, "a chunk of {chunk} tokens: at most {} are allowed", 1 << 24)
             }
             Error::Width { width } => write!(f, "a convolution of {width} taps: at most 8 are possible"),
             Error::BadState => write!(f, "the state was not made by this configuration"),

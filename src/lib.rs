@@ -29,6 +29,8 @@
 //! # Ok::<(), chunkwise::Error>(())
 //! ```
 //!
+//! [`lightning`] is another attention: softmax inside a chunk of tokens, linear attention over the chunks before it.
+//!
 //! q, k, v, o and weights may each be f32, bf16 or f16 ([`Element`]); sums and states are f32.
 //!
 //! # Bits
@@ -90,6 +92,8 @@ pub mod attention;
 pub mod bench_support;
 mod parallel;
 mod scratch;
+// Another attention: softmax inside a chunk, linear over the chunks before.
+pub mod lightning;
 #[cfg(feature = "std")]
 pub mod stream;
 // The layers around attention, each a call of its own: the short convolution before it, and the gated norm behind it.
@@ -117,6 +121,7 @@ pub use element::Element;
 pub use error::{Error, Result};
 pub use gated_norm::GatedNorm;
 pub use isa::Isa;
+pub use lightning::Lightning;
 pub use rule::{BetaMap, FeatureMap, Gate, GateMap, Normaliser, Rule, Update};
 pub use shape::{HeadOrder, Heads, Shape, Strides};
 #[cfg(feature = "std")]

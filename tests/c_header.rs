@@ -258,7 +258,9 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
             output_mode,
             final_norm,
             layer_norm_eps,
-            layer_norm_clip
+            layer_norm_clip,
+            attention,
+            reserved
         } = "CW_MODEL_CONFIG(0)"
     );
     structure!(

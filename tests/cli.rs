@@ -186,7 +186,12 @@ fn check_fails_with_one() {
     assert_eq!(run.code, 1, "{}", run.out);
     assert!(run.err.is_empty(), "{}", run.err);
     // Unsupported kinds are neither.
-    let run = chunkwise(["check", text(&golden("lightning_a"))]);
+    let mut bytes = files::read(golden("k_lightning_s1")).unwrap();
+    let at = bytes.windows(16).position(|text| text == b"kernel_lightning").expect("its kind");
+    bytes[at..at + 16].copy_from_slice(b"kernel_thunder__");
+    let path = scratch_file("unsupported_kind.safetensors");
+    std::fs::write(&path, bytes).unwrap();
+    let run = chunkwise(["check", text(&path)]);
     fine(&run);
     assert!(run.out.contains("0 passed, 0 failed, 1 skipped"), "{}", run.out);
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use chunkwise::FeatureMap;
 use chunkwise::cuda::{self, Device, Precision};
 use chunkwise::files::{self, ModelFile, Tensors};
-use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
 use cli_common::{command, fine, finish, refused, scratch_file};
 use common::*;
 use cuda_common::{devices, emulator_path, explained, with_emulator};
@@ -120,6 +120,17 @@ fn options_types_and_sizes() {
             }
         }
     }
+}
+
+#[test]
+fn lightning_attention_is_refused() {
+    let attention = AttentionKind::Lightning;
+    let config =
+        ModelConfig { attention, hidden_size: 8, num_heads: 2, num_layers: 1, ..ModelConfig::new(4) };
+    with_model::<f32, _>(&config, |model| {
+        let error = cuda::Model::new(&devices()[0], model, Precision::F32).err().map(|e| e.to_string());
+        assert_eq!(error.as_deref(), Some("not on the GPU: models of lightning attention"));
+    });
 }
 
 #[test]

@@ -128,6 +128,8 @@ headed! {
         final_norm: u32 = 1,
         layer_norm_eps: f32 = 1e-5,
         layer_norm_clip: u32 = 0,
+        attention: u32 = CW_LINEAR,
+        reserved: u32 = 0,
     }
     /// What a model takes and gives.
     cw_model_sizes {

@@ -12,7 +12,7 @@ use super::status::*;
 use super::{Result, bytes, guard, isa, size};
 use crate::element::Elements;
 use crate::isa::Isa;
-use crate::nn::{BlockWeights, Linear, Model, ModelConfig, OutputMode, Weights};
+use crate::nn::{AttentionKind, BlockWeights, Linear, Model, ModelConfig, OutputMode, Weights};
 use crate::rule::FeatureMap;
 
 /// What a handle points to: at the beginning of the caller's memory, its blocks behind it.
@@ -335,7 +335,15 @@ pub(super) fn run_on(number: u32, threads: u32) -> Result<(Option<Isa>, usize)> 
 
 impl cw_model_config {
     fn checked(&self) -> Result<ModelConfig> {
+        if self.reserved != 0 {
+            return Err(Status(CW_UNKNOWN));
+        }
         let config = ModelConfig {
+            attention: match self.attention {
+                CW_LINEAR => AttentionKind::Linear,
+                CW_LIGHTNING => AttentionKind::Lightning,
+                _ => return Err(Status(CW_UNKNOWN)),
+            },
             hidden_size: size(self.hidden_size)?,
             num_heads: size(self.num_heads)?,
             num_layers: size(self.num_layers)?,
@@ -382,6 +390,10 @@ impl From<&ModelConfig> for cw_model_config {
             final_norm: config.final_norm.into(),
             layer_norm_eps: config.layer_norm_eps,
             layer_norm_clip: config.layer_norm_clip.into(),
+            attention: match config.attention {
+                AttentionKind::Linear => CW_LINEAR,
+                AttentionKind::Lightning => CW_LIGHTNING,
+            },
             ..Self::DEFAULT
         }
     }

@@ -71,6 +71,8 @@ choices! {
     CW_PER_CHUNK = 3;
     CW_PRODUCTS_F32 = 1;
     CW_PRODUCTS_BF16 = 2;
+    CW_LINEAR = 1;
+    CW_LIGHTNING = 2;
     CW_LAST_TIMESTEP = 1;
     CW_ALL = 2;
     CW_MEAN = 3;

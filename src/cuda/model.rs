@@ -9,14 +9,14 @@ use std::vec::Vec;
 use super::args::DenseArgs;
 use super::attention::{Attention, Forward, State};
 use super::device::{Device, Stream};
-use super::error::Result;
+use super::error::{Error as CudaError, Result};
 use super::kernels::{Kernel, Kind};
 use super::memory::{Buffer, Slice, SliceMut};
 use super::precision::Precision;
 use crate::attention::Config;
 use crate::element::Elements;
 use crate::error::{Error, check_len, check_room};
-use crate::nn::{BlockWeights, LayerNorm, Linear, Model as CpuModel, ModelConfig, OutputMode};
+use crate::nn::{AttentionKind, BlockWeights, LayerNorm, Linear, Model as CpuModel, ModelConfig, OutputMode};
 use crate::rule::Rule;
 use crate::shape::{Shape, Strides};
 
@@ -128,9 +128,12 @@ impl Model {
     /// [`Precision::Bf16Dot`] rounds rows and weights to bf16 for it.
     ///
     /// # Errors
-    /// Too little memory, those of the driver, and what [`Attention::new`] refuses.
+    /// A model of lightning attention, too little memory, those of the driver, and what [`Attention::new`] refuses.
     pub fn new(device: &Device, model: &CpuModel<'_>, precision: Precision) -> Result<Self> {
         let (config, weights) = (*model.config(), model.weights());
+        if config.attention != AttentionKind::Linear {
+            return Err(CudaError::Unsupported { what: "models of lightning attention" });
+        }
         let mut upload = Upload::default();
         let input_projection = weights.input_projection.as_ref().map(|layer| upload.dense(layer));
         let blocks: Vec<Block> = weights.blocks.iter().map(|block| upload.block(block)).collect();

@@ -197,7 +197,11 @@ impl fmt::Display for Error {
                 write!(f, "there is no tensor {name}; there are {}", have.join(", "))
             }
             Error::NotAModel => {
-                write!(f, "there are no parameters of the model here (fla_block_1_attn_norm.gamma, ...)")
+                write!(
+                    f,
+                    "there are no parameters of the model here (fla_block_1_attn_norm.gamma or \
+                 lightning_block_1_attn_norm.gamma, ...)"
+                )
             }
             Error::Elsewhere { file } => write!(f, "the parameters are not in this file but in {file}"),
             Error::Kind { kind } => write!(f, "its kind is {kind}, which is not supported"),

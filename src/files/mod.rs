@@ -13,7 +13,9 @@
 //!
 //! Options come, first found first, from the caller, from the JSON in the file's metadata (key `config`), from the
 //! shapes of the parameters, and from the reference's defaults. The shapes don't tell `num_heads`, `chunk_size`
-//! and `feature_map`, and a wrong one would be a silent mistake: without them a file is refused.
+//! and, of linear attention, `feature_map`, and a wrong one would be a silent mistake: without them a file is refused. Which
+//! attention a model has is said by the option `kind`, or by the names of its blocks' parameters: `fla_block_1_...` or
+//! `lightning_block_1_...`.
 //!
 //! Whatever a file holds, nothing here panics, and memory is asked for by what it holds, not by what it claims.
 

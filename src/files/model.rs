@@ -1,6 +1,7 @@
 //! A model in a file: its configuration completed and its parameters found.
 
 use std::collections::BTreeSet;
+use std::format;
 use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
@@ -8,7 +9,7 @@ use std::vec::Vec;
 use super::tensors::{Stored, Tensor, Tensors, is_parameter};
 use super::{Error, Options, Result};
 use crate::isa::Isa;
-use crate::nn::{BlockWeights, Linear, Model, ModelConfig, Weights};
+use crate::nn::{AttentionKind, BlockWeights, Linear, Model, ModelConfig, Weights};
 
 /// The layer after the output, which is no part of the configuration.
 const HEAD: [&str; 2] = ["head.kernel", "head.bias"];
@@ -34,10 +35,11 @@ impl<'a> ModelFile<'a> {
     pub fn parse(bytes: &'a [u8], options: &Options) -> Result<Self> {
         let tensors = Tensors::parse(bytes)?;
         let options = options.clone().or(tensors.options()?);
-        if let Some(kind) = options.kind.as_ref().filter(|kind| *kind != "fla") {
-            return Err(Error::Kind { kind: kind.clone() });
-        }
-        let config = complete(&options, &tensors)?;
+        let attention = match &options.kind {
+            None => Seen::attention(&tensors),
+            Some(kind) => AttentionKind::of_kind(kind).ok_or_else(|| Error::Kind { kind: kind.clone() })?,
+        };
+        let config = complete(attention, &options, &tensors)?;
         config.check()?;
         let mut expected = BTreeSet::new();
         let mut parameters = Vec::new();
@@ -129,9 +131,20 @@ impl<'a> ModelFile<'a> {
     }
 }
 
+impl AttentionKind {
+    /// The attention of a kind of file.
+    fn of_kind(kind: &str) -> Option<Self> {
+        match kind {
+            "fla" => Some(AttentionKind::Linear),
+            "lightning" => Some(AttentionKind::Lightning),
+            _ => None,
+        }
+    }
+}
+
 /// The configuration: from the options, else from the shapes, else the defaults.
-fn complete(options: &Options, tensors: &Tensors<'_>) -> Result<ModelConfig> {
-    let seen = Seen::new(tensors).ok_or_else(|| match &options.weights_from {
+fn complete(attention: AttentionKind, options: &Options, tensors: &Tensors<'_>) -> Result<ModelConfig> {
+    let seen = Seen::new(attention, tensors).ok_or_else(|| match &options.weights_from {
         Some(file) => Error::Elsewhere { file: file.clone() },
         None => Error::NotAModel,
     })?;
@@ -147,13 +160,18 @@ fn complete(options: &Options, tensors: &Tensors<'_>) -> Result<ModelConfig> {
     }
     let default = ModelConfig::new(embed_dim);
     Ok(ModelConfig {
+        attention,
         embed_dim,
         hidden_size,
         num_heads: options.num_heads.ok_or(known("num_heads", "--num-heads"))?,
         num_layers: options.num_layers.unwrap_or(seen.num_layers),
         chunk_size: options.chunk_size.ok_or(known("chunk_size", "--chunk-size"))?,
         seq_len: options.seq_len.unwrap_or(default.seq_len),
-        feature_map: options.feature_map.ok_or(known("feature_map", "--feature-map"))?,
+        feature_map: match attention {
+            // There is none, whatever a file says.
+            AttentionKind::Lightning => default.feature_map,
+            AttentionKind::Linear => options.feature_map.ok_or(known("feature_map", "--feature-map"))?,
+        },
         dropout: options.dropout.unwrap_or(default.dropout),
         output_mode: options.output_mode.unwrap_or(default.output_mode),
         final_norm: options.final_norm.unwrap_or(seen.final_norm),
@@ -172,14 +190,29 @@ struct Seen {
 }
 
 impl Seen {
+    /// What the names say: linear attention, unless there are only blocks of the other one.
+    fn attention(tensors: &Tensors<'_>) -> AttentionKind {
+        let has = |attention: AttentionKind| {
+            tensors.names().iter().any(|name| name.starts_with(attention.prefix()))
+        };
+        if has(AttentionKind::Lightning) && !has(AttentionKind::Linear) {
+            AttentionKind::Lightning
+        } else {
+            AttentionKind::Linear
+        }
+    }
+
     /// None where there is no block.
-    fn new(tensors: &Tensors<'_>) -> Option<Self> {
-        let block = |name: &String| name.strip_prefix("fla_block_")?.split_once('_')?.0.parse().ok();
+    fn new(attention: AttentionKind, tensors: &Tensors<'_>) -> Option<Self> {
+        let prefix = attention.prefix();
+        let block = |name: &String| name.strip_prefix(prefix)?.split_once('_')?.0.parse().ok();
         let num_layers = tensors.names().iter().filter_map(block).max()?;
-        let size = |name, at| tensors.shape(name).and_then(|shape: &[usize]| shape.get(at)).copied();
+        let size =
+            |name: &str, at: usize| tensors.shape(name).and_then(|shape: &[usize]| shape.get(at)).copied();
         Some(Self {
             embed_dim: size("input_projection.kernel", 0),
-            hidden_size: size("fla_block_1_attn_norm.gamma", 0).or(size("fla_block_1_attn_qkv.kernel", 0))?,
+            hidden_size: size(&format!("{prefix}1_attn_norm.gamma"), 0)
+                .or(size(&format!("{prefix}1_attn_qkv.kernel"), 0))?,
             num_layers,
             final_norm: tensors.names().iter().any(|name| name.starts_with("final_norm.")),
         })

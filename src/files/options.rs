@@ -16,6 +16,7 @@ pub struct Options {
     pub hidden_size: Option<usize>,
     pub num_heads: Option<usize>,
     pub num_layers: Option<usize>,
+    /// In JSON also `block_size`, as in the reference's LightningAttention.
     pub chunk_size: Option<usize>,
     /// In JSON also `window_size`, as in the reference.
     pub seq_len: Option<usize>,
@@ -26,7 +27,8 @@ pub struct Options {
     pub final_norm: Option<bool>,
     pub layer_norm_eps: Option<f32>,
     pub layer_norm_clip: Option<bool>,
-    /// What a file says it holds: `fla` is this model, and so is a file that says nothing.
+    /// What a file says it holds: `fla` is a model of linear attention, `lightning` one of lightning attention. Where it says
+    /// nothing the names of its parameters do.
     pub kind: Option<String>,
     /// The name of another file, which holds the parameters.
     pub weights_from: Option<String>,
@@ -45,14 +47,17 @@ impl Options {
         let Value::Object(json) = json::parse(text.as_bytes(), what)? else {
             return Err(Error::Json { what, reason: "it is not an object".into() });
         };
-        let seq_len = size(&json, "seq_len")?;
+        let either = |option, other| match size(&json, option)? {
+            None => size(&json, other),
+            given => Ok(given),
+        };
         Ok(Self {
             embed_dim: size(&json, "embed_dim")?,
             hidden_size: size(&json, "hidden_size")?,
             num_heads: size(&json, "num_heads")?,
             num_layers: size(&json, "num_layers")?,
-            chunk_size: size(&json, "chunk_size")?,
-            seq_len: if seq_len.is_some() { seq_len } else { size(&json, "window_size")? },
+            chunk_size: either("chunk_size", "block_size")?,
+            seq_len: either("seq_len", "window_size")?,
             feature_map: word(&json, "feature_map", FEATURE_MAPS, feature_map)?,
             dropout: number(&json, "dropout")?,
             output_mode: word(&json, "output_mode", OUTPUT_MODES, output_mode)?,

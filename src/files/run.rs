@@ -41,6 +41,7 @@ pub fn forward_on_gpu(model: &crate::cuda::Model, input: &Tensor<'_>) -> Result<
 /// An input of another shape, and those of [`Model::step`].
 pub fn stream(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> {
     let Sequences { batch, len, embed } = Sequences::new(model.config(), input)?;
+    let model = model.for_len(len);
     let ModelConfig { hidden_size, output_mode, .. } = *model.config();
     let all = output_mode == OutputMode::All;
     if batch == 0 || len == 0 {

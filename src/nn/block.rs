@@ -2,13 +2,11 @@
 
 use super::config::ModelConfig;
 use super::linear::{self, Epilogue, Product};
+use super::mixer::Mixer;
 use super::weights::{BlockWeights, Weights};
-use crate::attention::{Attention, Config, State};
 use crate::error::{Error, Result, check_len};
 use crate::isa::Isa;
-use crate::rule::Rule;
 use crate::scratch::{self, padded};
-use crate::shape::{Shape, Strides};
 use crate::tensors::Tensors;
 
 /// A block with its weights.
@@ -109,7 +107,7 @@ impl<'w> Block<'w> {
         let (isa, threads, weights) = (self.isa, self.threads, &self.weights);
         let (rows, hidden) = (batch * len, self.config.hidden_size);
         let sizes = Sizes::new(&self.config, rows);
-        let attention = attention(&self.config, isa, threads, batch, len)?;
+        let mixer = Mixer::new(&self.config, isa, threads, batch, len)?;
         let (normed, rest) = scratch.split_at_mut(padded(sizes.normed));
         let normed = &mut normed[..sizes.normed];
         let (wide, rest) = rest.split_at_mut(padded(sizes.wide));
@@ -137,12 +135,7 @@ impl<'w> Block<'w> {
             }
         }
         let (q, k, v) = (&qkv[..], &qkv[width.min(qkv.len())..], &qkv[(2 * width).min(qkv.len())..]);
-        let tensors = Tensors::new(q, k, v, &mut *mixed);
-        match pass {
-            Pass::Whole => attention.forward(tensors, State::Zero, rest)?,
-            Pass::Carried(state) => attention.forward(tensors, State::Carried(state), rest)?,
-            Pass::Step(state) => attention.decode(tensors, state, rest)?,
-        }
+        mixer.run(Tensors::new(q, k, v, &mut *mixed), pass, rest)?;
         let rows = match wanted {
             Wanted::All => rows,
             Wanted::Last => {
@@ -164,21 +157,6 @@ impl<'w> Block<'w> {
         weights.ffn_down.run(isa, threads, Product::new(inner, x, Epilogue::Add), rest);
         Ok(())
     }
-}
-
-/// The attention of a model over `[B, T]` tokens, on qkv rows.
-pub(super) fn attention(
-    config: &ModelConfig,
-    isa: Isa,
-    threads: usize,
-    batch: usize,
-    len: usize,
-) -> Result<Attention> {
-    let dim = config.head_dim();
-    let qkv = Strides::packed(len, 3 * config.hidden_size, dim);
-    let shape = Shape::new(batch, len, config.num_heads, dim, dim).with_inputs(qkv, qkv, qkv);
-    let rule = Rule::linear(config.normaliser()).feature_map(config.feature_map);
-    Attention::new(Config::new(rule, shape).isa(isa).threads(threads))
 }
 
 /// Elements of the pieces of a block's scratch.
@@ -206,10 +184,10 @@ pub(super) fn scratch_len(
     batch: usize,
     len: usize,
 ) -> Result<usize> {
-    let attention = attention(config, isa, threads, batch, len)?;
+    let mixer = Mixer::new(config, isa, threads, batch, len)?;
     let (rows, h, inner) = (batch * len, config.hidden_size, config.inner_size());
     let sizes = Sizes::new(config, rows);
-    let mut most = attention.scratch_len().max(attention.decode_scratch_len());
+    let mut most = mixer.scratch_len();
     // Of all rows, of the last one of each sequence, and of one: fewer rows can need more.
     for rows in [rows, batch, 1] {
         for (inputs, outputs) in [(h, 3 * h), (config.attention_width(), h), (h, inner), (inner, h)] {

@@ -17,22 +17,48 @@ pub enum OutputMode {
     Mean,
 }
 
-/// The options of Edifice's `FlashLinearAttention.build/1`, and those of the layer norms.
+/// The attention of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AttentionKind {
+    /// Linear attention, normalised per chunk: Edifice's FlashLinearAttention.
+    #[default]
+    Linear,
+    /// Softmax inside a chunk, linear attention over the chunks before it ([`crate::lightning`]): Edifice's
+    /// LightningAttention.
+    Lightning,
+}
+
+impl AttentionKind {
+    /// What the names of a block's parameters begin with, before the number of the block.
+    pub(crate) const fn prefix(self) -> &'static str {
+        match self {
+            AttentionKind::Linear => "fla_block_",
+            AttentionKind::Lightning => "lightning_block_",
+        }
+    }
+}
+
+/// The options of Edifice's `FlashLinearAttention.build/1` and `LightningAttention.build/1`, and those of the layer norms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// The attention; linear by default.
+    pub attention: AttentionKind,
     /// Elements of an input row.
     pub embed_dim: usize,
     /// Elements of a row inside; 256 by default.
     pub hidden_size: usize,
-    /// Heads; 4 by default. Need not divide `hidden_size`: what is left over of the qkv columns is not used.
+    /// Heads; 4 by default (of the reference's LightningAttention 8). Need not divide `hidden_size`: what is left over of the qkv columns is not used.
     pub num_heads: usize,
     /// Blocks; 4 by default.
     pub num_layers: usize,
-    /// Tokens in a chunk of the normaliser, 64 by default; see [`ModelConfig::chunk`].
+    /// Tokens in a chunk, 64 by default; see [`ModelConfig::chunk`]. The reference's LightningAttention calls it
+    /// `block_size`.
     pub chunk_size: usize,
-    /// Tokens the model was built for, 64 by default. It runs on any number of them; this only bounds the chunk.
+    /// Tokens the model was built for, 64 by default. It runs on any number of them; this only bounds the chunk of linear
+    /// attention.
     pub seq_len: usize,
-    /// The map on q and k; Elu by default.
+    /// The map on q and k; Elu by default. Lightning attention has none.
     pub feature_map: FeatureMap,
     /// Used in training only: kept, so that a configuration survives being read and written. 0.1 by default.
     pub dropout: f32,
@@ -50,6 +76,7 @@ impl ModelConfig {
     /// The reference's defaults.
     pub const fn new(embed_dim: usize) -> Self {
         Self {
+            attention: AttentionKind::Linear,
             embed_dim,
             hidden_size: 256,
             num_heads: 4,
@@ -89,12 +116,15 @@ impl ModelConfig {
         self.hidden_size.saturating_mul(4)
     }
 
-    /// Tokens in a chunk, as it takes effect: `min(chunk_size, seq_len)`.
+    /// Tokens in a chunk, as it takes effect: `min(chunk_size, seq_len)`; of lightning attention `chunk_size`.
     pub const fn chunk(&self) -> usize {
-        if self.chunk_size < self.seq_len { self.chunk_size } else { self.seq_len }
+        match self.attention {
+            AttentionKind::Linear if self.seq_len < self.chunk_size => self.seq_len,
+            _ => self.chunk_size,
+        }
     }
 
-    /// The normaliser of the attention: per chunk, eps 1e-8.
+    /// The normaliser of linear attention: per chunk, eps 1e-8.
     pub const fn normaliser(&self) -> Normaliser {
         Normaliser::per_chunk(self.chunk())
     }
@@ -154,19 +184,13 @@ impl ModelConfig {
     /// All parameters in their order in a flat model: the input projection if there is one, the blocks, the
     /// final norm if there is one. (A head is no part of the configuration.) Sizes saturate.
     pub fn parameters(&self) -> impl Iterator<Item = Parameter> {
-        let (h, w) = (self.hidden_size, self.attention_width());
+        let (h, w, attention) = (self.hidden_size, self.attention_width(), self.attention);
+        let parameter =
+            move |layer, field, shape, vector| Parameter { attention, layer, block: 0, field, shape, vector };
         let dense = |layer, rows, columns| {
-            [
-                Parameter { layer, block: 0, field: "kernel", shape: [rows, columns], vector: false },
-                Parameter { layer, block: 0, field: "bias", shape: [1, columns], vector: true },
-            ]
+            [parameter(layer, "kernel", [rows, columns], false), parameter(layer, "bias", [1, columns], true)]
         };
-        let norm = |layer| {
-            [
-                Parameter { layer, block: 0, field: "gamma", shape: [1, h], vector: true },
-                Parameter { layer, block: 0, field: "beta", shape: [1, h], vector: true },
-            ]
-        };
+        let norm = |layer| [parameter(layer, "gamma", [1, h], true), parameter(layer, "beta", [1, h], true)];
         let block = [
             norm("attn_norm"),
             dense("attn_qkv", h, h.saturating_mul(3)),
@@ -189,9 +213,12 @@ impl ModelConfig {
     }
 }
 
-/// One parameter of the model. Displays as its name in weight files, `fla_block_1_attn_qkv.kernel`.
+/// One parameter of the model. Displays as its name in weight files, `fla_block_1_attn_qkv.kernel` or
+/// `lightning_block_1_attn_qkv.kernel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameter {
+    /// The attention of the model, by which its blocks are named.
+    pub attention: AttentionKind,
     /// The layer, as it is called inside its block.
     pub layer: &'static str,
     /// The block, from 1 on; 0 outside the blocks.
@@ -221,7 +248,7 @@ impl fmt::Display for Parameter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.block {
             0 => write!(f, "{}.{}", self.layer, self.field),
-            block => write!(f, "fla_block_{block}_{}.{}", self.layer, self.field),
+            block => write!(f, "{}{block}_{}.{}", self.attention.prefix(), self.layer, self.field),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The small model the kernels were made for: Edifice's FlashLinearAttention, at inference.
+//! The small models the kernels were made for: Edifice's FlashLinearAttention and LightningAttention, at inference. They
+//! differ in the attention alone ([`AttentionKind`]).
 //!
 //! ```text
 //! x [B, T, embed] -> input_projection, only if embed != hidden
@@ -14,12 +15,13 @@ pub mod block;
 pub mod config;
 pub mod init;
 pub mod linear;
+mod mixer;
 pub mod model;
 pub mod norm;
 pub mod weights;
 
 pub use block::Block;
-pub use config::{ModelConfig, OutputMode, Parameter};
+pub use config::{AttentionKind, ModelConfig, OutputMode, Parameter};
 pub use init::init;
 pub use linear::Linear;
 pub use model::Model;

@@ -5,8 +5,9 @@
 //! last time step is returned, the last block computes no more than that takes: a fifth of the work of four blocks.
 
 use super::block::{self, Block, Pass, Tile, Wanted};
-use super::config::{ModelConfig, OutputMode};
+use super::config::{AttentionKind, ModelConfig, OutputMode};
 use super::linear::{self, Epilogue, Product};
+use super::mixer::Mixer;
 use super::weights::Weights;
 use crate::error::{Error, Result, check_len};
 use crate::isa::Isa;
@@ -82,17 +83,31 @@ impl<'w> Model<'w> {
     /// # Errors
     /// Sizes that overflow.
     pub fn state_len(&self, batch: usize) -> Result<usize> {
-        let layer = block::attention(&self.config, self.isa, 1, batch, 1)?.state_len();
+        let layer = self.layer_state_len(batch)?;
         let mean = if self.config.output_mode == OutputMode::Mean { 1 + self.config.hidden_size } else { 0 };
         let all = layer.checked_mul(self.config.num_layers).zip(batch.checked_mul(mean));
         all.and_then(|(a, b)| a.checked_add(b)).ok_or(Error::Overflow { what: "the state" })
     }
 
-    /// Elements of scratch that [`Model::forward`] needs: as many for any T beyond one tile.
+    /// The same model for no more than so many tokens. A chunk that they do not fill needs no room for more: without it
+    /// memory would depend on what the configuration claims, not on what is computed.
+    pub(crate) fn for_len(&self, len: usize) -> Self {
+        let mut model = *self;
+        if model.config.attention == AttentionKind::Lightning {
+            model.config.chunk_size = model.config.chunk_size.min(len.max(1));
+        }
+        model
+    }
+
+    /// Elements of scratch that [`Model::forward`] needs: as many for any T beyond one tile and one chunk.
     ///
     /// # Errors
     /// Sizes that overflow.
     pub fn scratch_len(&self, batch: usize, len: usize) -> Result<usize> {
+        self.for_len(len).forward_scratch_len(batch, len)
+    }
+
+    fn forward_scratch_len(&self, batch: usize, len: usize) -> Result<usize> {
         let tile = Tile::new(batch, len);
         let states =
             if len > tile.len { self.layer_state_len(tile.batch)? * self.config.num_layers } else { 0 };
@@ -116,7 +131,7 @@ impl<'w> Model<'w> {
     }
 
     fn layer_state_len(&self, batch: usize) -> Result<usize> {
-        Ok(block::attention(&self.config, self.isa, 1, batch, 1)?.state_len())
+        Ok(Mixer::new(&self.config, self.isa, 1, batch, 1)?.state_len())
     }
 
     fn tile_scratch_len(&self, tile: Tile) -> Result<usize> {
@@ -141,6 +156,17 @@ impl<'w> Model<'w> {
         output: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<()> {
+        self.for_len(len).run(batch, len, input, output, scratch)
+    }
+
+    fn run(
+        &self,
+        batch: usize,
+        len: usize,
+        input: &[f32],
+        output: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<()> {
         let ModelConfig { embed_dim, hidden_size, num_layers, output_mode, .. } = self.config;
         if len == 0 && output_mode != OutputMode::All {
             return Err(Error::Zero { what: "T, for an output of one row" });
@@ -149,7 +175,7 @@ impl<'w> Model<'w> {
         let input_len = rows.checked_mul(embed_dim).ok_or(Error::Overflow { what: "input" })?;
         check_len("input", input_len, input.len())?;
         check_len("output", self.output_len(batch, len), output.len())?;
-        scratch::check(scratch, self.scratch_len(batch, len)?)?;
+        scratch::check(scratch, self.forward_scratch_len(batch, len)?)?;
 
         let tile = Tile::new(batch, len);
         let carried = len > tile.len;
@@ -244,11 +270,11 @@ impl<'w> Model<'w> {
         if batch == 0 {
             return Ok(());
         }
-        let attention = block::attention(&self.config, self.isa, 1, batch, 1)?;
-        let layer = attention.state_len();
+        let mixer = Mixer::new(&self.config, self.isa, 1, batch, 1)?;
+        let layer = mixer.state_len();
         let (layers, means) = state.split_at_mut(layer * num_layers);
         for state in layers.chunks_exact(layer) {
-            attention.check_state(state, 0..attention.all_heads())?;
+            mixer.check_state(state)?;
         }
 
         let (x, scratch) = scratch.split_at_mut(padded(batch * hidden_size));

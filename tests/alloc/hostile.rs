@@ -224,3 +224,23 @@ fn inputs_that_claim() {
         }
     }
 }
+
+/// Lightning attention keeps the tokens of a chunk: room is made for those that there are, however long a chunk is said to be.
+#[test]
+fn a_chunk_that_claims() {
+    let file = File::lightning();
+    let results = |chunk: usize| {
+        let bytes = file.clone().config(&format!(r#"{{"num_heads": 2, "chunk_size": {chunk}}}"#)).bytes();
+        let parsed = ModelFile::parse(&bytes, &Options::default()).expect("a good file");
+        let mut blocks = Vec::new();
+        let model = parsed.model(&mut blocks, None, 1).expect("a good file");
+        let input = parsed.tensor("input").expect("an input");
+        let what = format!("chunks of {chunk}");
+        let (results, most) =
+            measured(&what, || [files::forward(&model, &input), files::stream(&model, &input)]);
+        assert!(most <= HELD_BESIDE, "{what}: held {most} bytes");
+        results.map(|result| result.expect("a good input"))
+    };
+    assert_eq!(results(1 << 24), results(10));
+    assert_ne!(results(1 << 24), results(9));
+}

@@ -3,8 +3,8 @@
 
 use chunkwise::conv::{self, Activation, CausalConv};
 use chunkwise::gated_norm::{self, GatedNorm};
-use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
-use chunkwise::{Attention, Config, Isa, Rule, Shape, State, Tensors};
+use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::{Attention, Config, Isa, Lightning, Rule, Shape, State, Tensors, lightning};
 
 use crate::CALLS;
 use crate::common::*;
@@ -92,10 +92,43 @@ fn layers_around_attention() {
 }
 
 #[test]
-fn model() {
+fn lightning_attention() {
     for isa in Isa::available() {
-        for output_mode in [OutputMode::LastTimestep, OutputMode::All, OutputMode::Mean] {
+        for chunk in [1, 5, 20, 1000] {
+            let shape = Shape::new(2, 50, 3, 20, 70);
+            let config = lightning::Config::new(chunk, shape).isa(isa);
+            let lightning =
+                without_allocating("new", || Lightning::new(config)).expect("a legal configuration");
+            let (x, o) = (normals(1, 2 * 50 * 3 * 70), &mut vec![0.0; 2 * 50 * 3 * 70][..]);
+            let initial = &mut vec![0.0; lightning.state_len()];
+            let last = &mut vec![0.0; lightning.state_len()];
+            let scratch = &mut vec![0.0; lightning.scratch_len().max(lightning.decode_scratch_len())];
+            let mut forward = |what: &str, state: State<'_>| {
+                let run = || lightning.forward(Tensors::new(&x, &x, &x, &mut *o), state, scratch);
+                without_allocating(what, run).expect("legal arguments");
+            };
+            forward("Zero", State::Zero);
+            forward("Initial", State::Initial(initial));
+            forward("Final", State::Final(last));
+            forward("InitialFinal", State::InitialFinal(initial, last));
+            forward("Carried", State::Carried(initial));
+            let run = || lightning.decode(Tensors::new(&x, &x, &x, &mut *o), initial, scratch);
+            without_allocating("decode", run).expect("legal arguments");
+            let run = || lightning.forward(Tensors::new(&x, &x, &x, &mut *o), State::Zero, &mut []);
+            without_allocating("an error", run).expect_err("no scratch");
+        }
+    }
+}
+
+#[test]
+fn model() {
+    let modes = [OutputMode::LastTimestep, OutputMode::All, OutputMode::Mean]
+        .map(|mode| (mode, AttentionKind::Linear));
+    for isa in Isa::available() {
+        for (output_mode, attention) in modes.into_iter().chain([(OutputMode::All, AttentionKind::Lightning)])
+        {
             let config = ModelConfig {
+                attention,
                 hidden_size: 50,
                 num_heads: 3,
                 num_layers: 2,

@@ -6,17 +6,18 @@ use chunkwise::files::{self, ModelFile, Options, Tensor};
 use crate::weights::{File, JSON};
 
 pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
-    match u.int_in_range(0..=7)? {
+    match u.int_in_range(0..=9)? {
         0 => open(u.bytes(u.len())?),
         1 => {
             let _ = Options::from_json(&String::from_utf8_lossy(u.bytes(u.len())?));
         }
-        _ => {
+        kind => {
+            let file = if kind < 8 { File::good() } else { File::lightning() };
             let mut config = JSON.to_string();
             for _ in 0..u.int_in_range(0..=2)? {
                 config = replaced(u, &config)?;
             }
-            open(&damaged(u, File::good().config(&config))?);
+            open(&damaged(u, file.config(&config))?);
         }
     }
     Ok(())

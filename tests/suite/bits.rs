@@ -6,8 +6,8 @@
 
 use chunkwise::conv::{self, Activation, CausalConv};
 use chunkwise::gated_norm::{self, Gate, GatedNorm};
-use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
-use chunkwise::{Config, Isa, Normaliser, Rule, Shape, State, Tensors, isa};
+use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::{Config, Isa, Lightning, Normaliser, Rule, Shape, State, Tensors, isa, lightning};
 use half::{bf16, f16};
 
 use crate::common::*;
@@ -56,6 +56,17 @@ const COMPENSATED: [u64; 18] = [
     0x978e_b54a_df5b_feb1,
 ];
 
+/// Of lightning attention in f32, bf16 and f16, for each of [`CHUNKS`].
+const LIGHTNING: [[u64; 3]; 4] = [
+    [0x029a_ce5a_0e3e_ba59, 0x06d5_d075_2d86_0455, 0x179b_3257_4b4b_e3ff],
+    [0x5837_ce64_1476_e822, 0x821e_f58a_08ab_a825, 0xf985_5177_4f58_288d],
+    [0x043b_1ef4_1e8b_f852, 0x22d7_60ef_9cb9_d3fe, 0x1fc0_b2ba_c0a1_366f],
+    [0xf380_7393_6050_418b, 0x17e2_7ad5_13e9_6b90, 0x7877_5bc5_3356_fdb8],
+];
+
+/// Of models of lightning attention: one of odd sizes for the last time step, and of all.
+const LIGHTNING_MODELS: [u64; 2] = [0x8522_fc55_3c74_0eec, 0x7cd4_e4de_915a_b231];
+
 /// Of models: one of odd sizes in each output mode, and the default one.
 const MODELS: [u64; 4] =
     [0xb5e3_4ed5_c745_0a79, 0x8efb_fba2_7e5f_d1f1, 0xc147_5eb3_eb5a_c31f, 0xa732_487f_12b3_4050];
@@ -84,6 +95,9 @@ const NORMALISERS: [Normaliser; 6] = [
     Normaliser::per_chunk(27),
     Normaliser::per_chunk(1000),
 ];
+
+/// Chunks of one token, shorter than a vector and longer, never full.
+const CHUNKS: [usize; 4] = [1, 7, 27, 1000];
 
 /// B, T, H, K, V: below every vector; above one and two groups of K and a panel of V; one more than decode's eight vectors
 /// of 16 lanes, and a turn of tokens; whole vectors.
@@ -365,6 +379,53 @@ fn of_convolutions() {
     });
 }
 
+/// Outputs and last state, at once and token by token, which are the same.
+fn lightning_attention<E: Number>(case: &Case, chunk: usize, hash: &mut Hash) {
+    let Config { shape, execution, .. } = case.config;
+    let mut config = lightning::Config::new(chunk, shape);
+    config.execution = execution;
+    let lightning = Lightning::new(config).expect("a legal configuration");
+    let (q, k, v) = (narrow::<E>(&case.q), narrow::<E>(&case.k), narrow::<E>(&case.v));
+    let scratch = &mut vec![f32::NAN; lightning.scratch_len().max(lightning.decode_scratch_len())];
+    let (mut o, mut last) = (narrow::<E>(&case.output()), vec![0.0; lightning.state_len()]);
+    let tensors = Tensors::new(&q[..], &k[..], &v[..], &mut o[..]);
+    lightning.forward(tensors, State::Final(&mut last), scratch).expect("legal arguments");
+    hash.add(&widen(&o));
+    hash.add(&last);
+    let (mut decoded, mut state) = (narrow::<E>(&case.output()), vec![0.0; last.len()]);
+    for t in 0..shape.len {
+        let (q, k) = (&q[t * shape.q_strides.token..], &k[t * shape.k_strides.token..]);
+        let (v, o) = (&v[t * shape.v_strides.token..], &mut decoded[t * shape.o_strides.token..]);
+        lightning.decode(Tensors::new(q, k, v, o), &mut state, scratch).expect("legal arguments");
+    }
+    assert_eq!(first_difference(&widen(&decoded), &widen(&o)), None, "decode is forward: {config:?}");
+    assert_eq!(first_difference(&state, &last), None, "decode is forward: {config:?}");
+}
+
+#[test]
+fn of_lightning_attention() {
+    let hashes = |isa| {
+        CHUNKS.map(|chunk| {
+            let mut three = [Hash::new(), Hash::new(), Hash::new()];
+            for (seed, [batch, len, heads, key, value]) in (1..).zip(SIZES) {
+                let rule = Rule::linear(Normaliser::None);
+                let config = Config::new(rule, Shape::new(batch, len, heads, key, value)).isa(isa);
+                for special in [false, true] {
+                    let case = case(config, seed, special);
+                    lightning_attention::<f32>(&case, chunk, &mut three[0]);
+                    lightning_attention::<bf16>(&case, chunk, &mut three[1]);
+                    lightning_attention::<f16>(&case, chunk, &mut three[2]);
+                }
+            }
+            three.map(|hash| hash.0)
+        })
+    };
+    check("LIGHTNING", &LIGHTNING, hashes, |all| {
+        let rows = all.map(|row| format!("    [{}],\n", row.map(literal).join(", ")));
+        format!(": [[u64; 3]; 4] = [\n{}];", rows.concat())
+    });
+}
+
 #[test]
 fn of_gated_norms() {
     fn norm<E: Number>(config: gated_norm::Config, random: &mut Random, hash: &mut Hash) {
@@ -393,6 +454,23 @@ fn of_gated_norms() {
         })
     };
     check("GATED_NORM", &GATED_NORM, hashes, |all| {
+        format!(": [u64; 2] = [\n{}];", all.map(|hash| format!("    {},\n", literal(hash))).concat())
+    });
+}
+
+#[test]
+fn of_lightning_models() {
+    let odd = ModelConfig {
+        attention: AttentionKind::Lightning,
+        hidden_size: 50,
+        num_heads: 3,
+        num_layers: 2,
+        chunk_size: 20,
+        ..ModelConfig::new(7)
+    };
+    let modes = [OutputMode::LastTimestep, OutputMode::All];
+    let hashes = |isa| modes.map(|output_mode| model(isa, ModelConfig { output_mode, ..odd }, 3, 70));
+    check("LIGHTNING_MODELS", &LIGHTNING_MODELS, hashes, |all| {
         format!(": [u64; 2] = [\n{}];", all.map(|hash| format!("    {},\n", literal(hash))).concat())
     });
 }

@@ -609,7 +609,7 @@ fn messages() {
         (Error::NotPositive { what: "layer_norm_eps" }, "layer_norm_eps must be a finite number above zero"),
         (
             Error::ChunkTooLong { chunk: 16_777_217 },
-            "a chunk of 16777217 tokens: the per-chunk normaliser allows at most 16777216",
+            "a chunk of 16777217 tokens: at most 16777216 are allowed",
         ),
         (Error::BadState, "the state was not made by this configuration"),
         (Error::Isa { name: "neon" }, "the instruction set neon is unknown or not available on this machine"),

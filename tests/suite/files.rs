@@ -5,7 +5,7 @@ use std::path::Path;
 use chunkwise::FeatureMap;
 use chunkwise::element::Elements;
 use chunkwise::files::{self, Error, ModelFile, Options, Tensor, Tensors};
-use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
 
 use crate::weights::{CONFIG, File, JSON, numbers};
 
@@ -436,10 +436,42 @@ fn options_that_make_no_sense() {
 fn kinds_and_other_files() {
     let with = |more: &str| JSON.replace('}', &format!(", {more}}}"));
     load(&File::good().config(&with(r#""kind": "fla""#)).bytes()).unwrap();
-    refused(load(&File::good().config(&with(r#""kind": "lightning""#)).bytes()), &["lightning"]);
+    refused(load(&File::good().config(&with(r#""kind": "thunder""#)).bytes()), &["kind is thunder"]);
+    // Blocks are named by the attention they have.
+    refused(load(&File::good().config(&with(r#""kind": "lightning""#)).bytes()), &["lightning_block_1_"]);
     let mut file = File::good().config(&with(r#""weights_from": "other.safetensors""#));
     file.tensors.retain(|tensor| tensor.0 == "input");
     refused(load(&file.bytes()), &["other.safetensors"]);
+}
+
+/// Which attention is said by the names, or by the kind; a feature map is not asked for.
+#[test]
+fn files_of_lightning_attention() {
+    let file = File::lightning();
+    let want = ModelConfig { attention: AttentionKind::Lightning, ..CONFIG };
+    let by_names = r#"{"num_heads": 2, "block_size": 4, "seq_len": 12}"#;
+    let by_kind = r#"{"num_heads": 2, "chunk_size": 4, "block_size": 5, "seq_len": 12, "kind": "lightning"}"#;
+    for json in [by_names, by_kind] {
+        assert_eq!(*load(&file.clone().config(json).bytes()).unwrap().config(), want, "{json}");
+    }
+    let bytes = file.clone().config(by_names).bytes();
+    assert_ne!(run(&bytes), run(&File::good().bytes()));
+    let all = load(&bytes).unwrap();
+    let mut blocks = Vec::new();
+    let model = all.model(&mut blocks, None, 1).unwrap();
+    let input = all.tensor("input").unwrap();
+    assert_eq!(files::stream(&model, &input).unwrap(), files::forward(&model, &input).unwrap());
+
+    refused(load(&file.clone().config(r#"{"num_heads": 2, "seq_len": 12}"#).bytes()), &["chunk_size"]);
+    let fla = r#"{"num_heads": 2, "chunk_size": 4, "feature_map": "elu", "kind": "fla"}"#;
+    refused(load(&file.clone().config(fla).bytes()), &["no parameters", "fla_block_1_attn_norm.gamma"]);
+    // Blocks of both kinds: those of the other one have no place.
+    let both = file.with("fla_block_1_attn_norm.gamma", &[8]);
+    refused(load(&both.clone().config(by_kind).bytes()), &["fla_block_1_attn_norm.gamma", "no place"]);
+    refused(load(&both.config(JSON).bytes()), &["fla_block_1_attn_norm.beta", "missing"]);
+    // A chunk is never cut short by the length built for.
+    let long = ModelConfig { chunk_size: 99, seq_len: 12, ..want };
+    assert_eq!((long.chunk(), ModelConfig { attention: AttentionKind::Linear, ..long }.chunk()), (99, 12));
 }
 
 #[test]

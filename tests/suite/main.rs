@@ -21,6 +21,7 @@ mod weights;
 // Attention: what it computes, ...
 mod compensated;
 mod family;
+mod lightning;
 mod long;
 mod oracle;
 mod special;

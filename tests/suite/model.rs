@@ -1,7 +1,9 @@
 //! The model and its layers: layers against f64, step against forward, and what must not change a result: the
 //! batch around a sequence, threads, poisoned memory. That the numbers are the reference's is `golden.rs`'s part.
 
-use chunkwise::nn::{Block, BlockWeights, LayerNorm, Linear, Model, ModelConfig, OutputMode, Weights, init};
+use chunkwise::nn::{
+    AttentionKind, Block, BlockWeights, LayerNorm, Linear, Model, ModelConfig, OutputMode, Weights, init,
+};
 use chunkwise::{Error, FeatureMap, Isa};
 
 use crate::common::{norm_error, normals};
@@ -81,6 +83,15 @@ fn configs() -> Vec<ModelConfig> {
         ModelConfig { feature_map: FeatureMap::RELU, chunk_size: 1, layer_norm_clip: true, ..small },
         // A head of one element, one layer, a chunk cut short by the length built for.
         ModelConfig { hidden_size: 5, num_heads: 5, num_layers: 1, seq_len: 9, ..ModelConfig::new(1) },
+        // The other attention, in chunks that end within a tile and within a block of tokens.
+        ModelConfig { attention: AttentionKind::Lightning, chunk_size: 22, ..small },
+        ModelConfig {
+            attention: AttentionKind::Lightning,
+            hidden_size: 50,
+            num_heads: 3,
+            chunk_size: 1,
+            ..ModelConfig::new(7)
+        },
     ]
 }
 
@@ -569,6 +580,30 @@ fn no_tokens_and_no_sequences() {
             assert_eq!(forward(model, batch, len, &[]), [0.0; 0]);
         }
         assert_eq!(steps(model, 0, 2, &[]), [[0.0; 0], [0.0; 0]]);
+    });
+}
+
+/// A state of lightning attention whose count is impossible, in any layer: refused before anything is written.
+#[test]
+fn a_state_that_lightning_attention_did_not_make() {
+    let attention = AttentionKind::Lightning;
+    let built =
+        Built::new(ModelConfig { attention, chunk_size: 4, output_mode: OutputMode::All, ..configs()[0] });
+    built.with(Isa::best(), 1, |model| {
+        let input = built.input(1, 1);
+        let state = vec![0.0; model.state_len(1).unwrap()];
+        let scratch = &mut vec![0.0; model.step_scratch_len(1).unwrap()];
+        // Two layers of four heads.
+        let head = state.len() / 8;
+        for at in 0..8 {
+            let (mut bad, mut output) = (state.clone(), vec![f32::NAN; 32]);
+            bad[(at + 1) * head - 16] = 4.0;
+            let before = bad.clone();
+            assert_eq!(model.step(1, &input, &mut bad, &mut output, scratch), Err(Error::BadState), "{at}");
+            assert!(bits(&bad) == bits(&before) && output.iter().all(|x| x.is_nan()), "{at}: written");
+            bad[(at + 1) * head - 16] = 3.0;
+            assert_eq!(model.step(1, &input, &mut bad, &mut output, scratch), Ok(()), "{at}");
+        }
     });
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use chunkwise::Isa;
 use chunkwise::files::{self, Error, ModelFile, Options, Tensor, Tensors};
+use chunkwise::nn::AttentionKind;
 use comfy_table::{Table, presets};
 
 use super::compare::Distance;
@@ -12,7 +13,7 @@ use super::load::Source;
 use super::machine::{self, Isas, Threads};
 use super::out::Out;
 use super::recompute::{self, Kernel, Recomputed};
-use super::tolerance::Allowed;
+use super::tolerance::{Allowed, Denominators, Inside};
 use super::{Outcome, Verdict, exact};
 
 #[derive(clap::Args)]
@@ -114,11 +115,17 @@ fn check(path: &Path, args: &Args) -> files::Result<Vec<Row>> {
     let in_file = |error: Error| error.in_file(path);
     let options = Tensors::parse(&bytes).and_then(|tensors| tensors.options()).map_err(in_file)?;
     let rows = match options.kind.as_deref() {
-        None | Some("fla") => {
+        None | Some("fla" | "lightning") => {
             let source = Source::new(path, bytes, args.weights.as_deref(), Options::default())?;
             model(&source.tensors()?, &source.model()?, &file, args).map_err(in_file)?
         }
-        Some("kernel_fla") => kernel(&Tensors::parse(&bytes)?, &file, &options, args).map_err(in_file)?,
+        Some("kernel_fla") => {
+            kernel(AttentionKind::Linear, &Tensors::parse(&bytes)?, &file, &options, args).map_err(in_file)?
+        }
+        Some("kernel_lightning") => {
+            kernel(AttentionKind::Lightning, &Tensors::parse(&bytes)?, &file, &options, args)
+                .map_err(in_file)?
+        }
         Some(kind) => {
             let why = format!("kind {kind} is not supported");
             return Ok(vec![Row {
@@ -148,7 +155,7 @@ fn model(
     let [_, len] = recompute::sizes(&input);
     let mut blocks = Vec::new();
     let weights = model_file.weights(&mut blocks)?;
-    // Seconds for a large model, and only the identity map asks.
+    // Seconds for a large model, and only signed denominators ask.
     let exact = std::cell::LazyCell::new(|| exact::run(config, &weights, len, &input.data));
 
     let mut rows = Vec::new();
@@ -161,9 +168,10 @@ fn model(
             let Some(stored) = stored(tensors, name)? else { continue };
             let inside = || {
                 let exact = exact.iter().find(|(exact, _)| exact == name);
-                exact.map_or(Distance::ZERO, |(_, exact)| Distance::new(&stored.data, exact))
+                exact.map_or(Inside::UNKNOWN, |(_, exact)| Inside::new(&stored, exact))
             };
-            let allowed = || Allowed::new(file, config.feature_map, name, config.final_norm, inside);
+            let denominators = Denominators::of(config.attention, config.feature_map);
+            let allowed = || Allowed::new(file, denominators, name, config.final_norm, inside);
             rows.push(row(file, isa, name, how, compared(tensor, &stored, allowed)));
         }
     }
@@ -177,11 +185,17 @@ fn model(
     Ok(rows)
 }
 
-fn kernel(tensors: &Tensors<'_>, file: &str, options: &Options, args: &Args) -> files::Result<Vec<Row>> {
+fn kernel(
+    attention: AttentionKind,
+    tensors: &Tensors<'_>,
+    file: &str,
+    options: &Options,
+    args: &Args,
+) -> files::Result<Vec<Row>> {
     let (qkv, stored) = (tensors.tensor("qkv")?, tensors.tensor("out")?);
     let mut rows = Vec::new();
     for &isa in &args.isa.0 {
-        let Some(kernel) = Kernel::of_file(options, &qkv, isa, args.threads.count()) else {
+        let Some(kernel) = Kernel::of_file(attention, options, &qkv, isa, args.threads.count()) else {
             let want =
                 "num_heads, chunk_size and feature_map in the metadata, and qkv [b, t, 3 heads head_dim]";
             let value = format!("{:?} of qkv", qkv.shape);
@@ -190,12 +204,13 @@ fn kernel(tensors: &Tensors<'_>, file: &str, options: &Options, args: &Args) -> 
         for Recomputed { name, how, tensor } in kernel.outputs(&qkv.data)? {
             let inside = || {
                 let qkv: Vec<f64> = qkv.data.iter().copied().map(f64::from).collect();
-                let Kernel { len, heads, dim, row, chunk, feature_map, .. } = kernel;
-                let exact = exact::Attention { len, heads, dim, row, chunk, feature_map }.run(&qkv);
-                Distance::new(&stored.data, &exact)
+                let Kernel { attention: kind, len, heads, dim, row, chunk, feature_map, .. } = kernel;
+                let exact = exact::Attention { kind, len, heads, dim, row, chunk, feature_map }.run(&qkv);
+                Inside::new(&stored, &exact)
             };
             // Token by token attention has the same bits, so that the same is allowed.
-            let allowed = || Allowed::new(file, kernel.feature_map, &name, false, inside);
+            let denominators = Denominators::of(attention, kernel.feature_map);
+            let allowed = || Allowed::new(file, denominators, &name, false, inside);
             rows.push(row(file, isa, &name, how, compared(&tensor, &stored, allowed)));
         }
     }

@@ -12,8 +12,6 @@ pub(crate) struct Distance {
 }
 
 impl Distance {
-    pub(crate) const ZERO: Distance = Distance { max_abs: 0.0, norm: 0.0 };
-
     /// Of equally many elements. A NaN on either side is infinitely far away.
     pub(crate) fn new<T: Copy + Into<f64>, U: Copy + Into<f64>>(got: &[T], want: &[U]) -> Self {
         assert_eq!(got.len(), want.len(), "compared element by element");

@@ -1,7 +1,7 @@
 //! The model in f64 and by its definition, to be read by eye: no chunks are carried on, no tiles, no state.
 
 use chunkwise::FeatureMap;
-use chunkwise::nn::{LayerNorm, Linear, ModelConfig, OutputMode, Weights};
+use chunkwise::nn::{AttentionKind, LayerNorm, Linear, ModelConfig, OutputMode, Weights};
 
 /// Every intermediate tensor that golden files store, and the output, by name.
 pub(crate) fn run(
@@ -90,6 +90,7 @@ fn output(config: &ModelConfig, len: usize, x: &[f64]) -> Vec<f64> {
 
 /// The attention on rows of q | k | v, whatever else a row holds.
 pub(crate) struct Attention {
+    pub(crate) kind: AttentionKind,
     pub(crate) len: usize,
     pub(crate) heads: usize,
     pub(crate) dim: usize,
@@ -101,6 +102,7 @@ pub(crate) struct Attention {
 impl Attention {
     fn of(config: &ModelConfig, len: usize) -> Self {
         Self {
+            kind: config.attention,
             len,
             heads: config.num_heads,
             dim: config.head_dim(),
@@ -113,6 +115,7 @@ impl Attention {
     /// ```text
     /// w_s = phi(q_t) . phi(k_s)
     /// o_t = sum_s w_s v_s / (sum_s w_s + 1e-8), over s <= t of t's chunk, plus the same over all s before it
+    /// lightning: phi(x) = x, and in t's chunk w_s = exp(q_t . k_s / sqrt(dim) - the largest of these)
     /// ```
     pub(crate) fn run(&self, qkv: &[f64]) -> Vec<f64> {
         let Self { len, heads, dim, row, chunk, .. } = *self;
@@ -123,12 +126,20 @@ impl Attention {
             let sequence = &qkv[at / heads / len * len * row..];
             let part = |s: usize, which: usize| &sequence[s * row + which * width + head * dim..][..dim];
             let begin = t - t % chunk;
-            for range in [begin..t + 1, 0..begin] {
+            for (range, own) in [(begin..t + 1, true), (0..begin, false)] {
+                let mut weights: Vec<f64> = range
+                    .clone()
+                    .map(|s| {
+                        part(t, 0).iter().zip(part(s, 1)).map(|(q, k)| self.phi(*q) * self.phi(*k)).sum()
+                    })
+                    .collect();
+                if own && self.kind == AttentionKind::Lightning {
+                    let largest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    weights.iter_mut().for_each(|w| *w = ((*w - largest) / (dim as f64).sqrt()).exp());
+                }
                 let mut sum = 0.0;
                 let mut mixed = vec![0.0; dim];
-                for s in range {
-                    let w: f64 =
-                        part(t, 0).iter().zip(part(s, 1)).map(|(q, k)| self.phi(*q) * self.phi(*k)).sum();
+                for (s, w) in range.zip(weights) {
                     sum += w;
                     mixed.iter_mut().zip(part(s, 2)).for_each(|(mixed, v)| *mixed += w * v);
                 }
@@ -140,6 +151,7 @@ impl Attention {
 
     fn phi(&self, x: f64) -> f64 {
         match self.feature_map {
+            _ if self.kind == AttentionKind::Lightning => x,
             FeatureMap::Relu { eps } => x.max(0.0) + f64::from(eps),
             FeatureMap::Identity => x,
             _ if x > 0.0 => 1.0 + x,

@@ -27,13 +27,13 @@ pub(crate) struct Flags {
     /// Blocks [default: from the names]
     #[arg(long, value_name = "N")]
     num_layers: Option<String>,
-    /// Tokens in a chunk of the normaliser
+    /// Tokens in a chunk
     #[arg(long, value_name = "N")]
     chunk_size: Option<String>,
     /// Tokens the model was built for; no chunk is longer [default: 64]
     #[arg(long, value_name = "N", visible_alias = "window-size")]
     seq_len: Option<String>,
-    /// elu, relu or identity
+    /// elu, relu or identity; lightning attention has none
     #[arg(long, value_name = "MAP")]
     feature_map: Option<String>,
     /// last_timestep, all or mean [default: last_timestep]

@@ -3,8 +3,11 @@
 use std::borrow::Cow;
 
 use chunkwise::files::{self, Error, Options, Result, Tensor};
-use chunkwise::nn::{Block, Linear, Model, ModelConfig};
-use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors};
+use chunkwise::nn::{AttentionKind, Block, Linear, Model, ModelConfig};
+use chunkwise::{
+    Attention, Config, FeatureMap, Isa, Lightning, Normaliser, Rule, Shape, State, Strides, Tensors,
+    lightning,
+};
 
 use super::memory;
 
@@ -112,6 +115,7 @@ fn dense(layer: &Linear<'_>, isa: Isa, threads: usize, x: &[f32]) -> Result<Vec<
 
 /// The attention alone, on packed rows of q | k | v.
 pub(crate) struct Kernel {
+    pub(crate) attention: AttentionKind,
     pub(crate) batch: usize,
     pub(crate) len: usize,
     pub(crate) heads: usize,
@@ -127,6 +131,7 @@ pub(crate) struct Kernel {
 impl Kernel {
     fn of(config: &ModelConfig, batch: usize, len: usize, isa: Isa, threads: usize) -> Self {
         Self {
+            attention: config.attention,
             batch,
             len,
             heads: config.num_heads,
@@ -140,12 +145,19 @@ impl Kernel {
     }
 
     /// Of a kernel file, whose rows are q, k and v and nothing else.
-    pub(crate) fn of_file(options: &Options, qkv: &Tensor<'_>, isa: Isa, threads: usize) -> Option<Self> {
+    pub(crate) fn of_file(
+        attention: AttentionKind,
+        options: &Options,
+        qkv: &Tensor<'_>,
+        isa: Isa,
+        threads: usize,
+    ) -> Option<Self> {
         let [batch, len, row] = qkv.shape[..] else { return None };
         let whole = |heads: &usize| heads.checked_mul(3).is_some_and(|parts| row.is_multiple_of(parts));
         let heads = options.num_heads.filter(|heads| row > 0 && whole(heads))?;
         let dim = row / 3 / heads;
         Some(Self {
+            attention,
             batch,
             len,
             heads,
@@ -178,42 +190,87 @@ impl Kernel {
 
     /// That there is memory for the state: it grows with the square of a row.
     fn fits(&self) -> Result<()> {
-        let attention = self.attention(self.len)?;
-        let scratch = attention.scratch_len().max(attention.decode_scratch_len());
-        let elements = attention.state_len().checked_add(scratch);
+        let attention = self.build(self.len)?;
+        let elements = attention.state_len().checked_add(attention.scratch_len());
         memory::check(elements.and_then(|elements| elements.checked_mul(4))).map_err(Error::Io)
     }
 
-    fn attention(&self, len: usize) -> Result<Attention> {
+    fn build(&self, len: usize) -> Result<Built> {
         // The strides of the whole tensor, whatever part of the tokens one call takes.
         let packed = Strides::packed(self.len, self.row, self.dim);
         let shape = Shape::new(self.batch, self.len, self.heads, self.dim, self.dim)
             .with_inputs(packed, packed, packed)
             .with_len(len);
-        let rule = Rule::linear(Normaliser::per_chunk(self.chunk)).feature_map(self.feature_map);
-        Ok(Attention::new(Config::new(rule, shape).isa(self.isa).threads(self.threads))?)
+        Ok(match self.attention {
+            AttentionKind::Lightning => {
+                let config = lightning::Config::new(self.chunk, shape).isa(self.isa).threads(self.threads);
+                Built::Lightning(Lightning::new(config)?)
+            }
+            _ => {
+                let rule = Rule::linear(Normaliser::per_chunk(self.chunk)).feature_map(self.feature_map);
+                let config = Config::new(rule, shape).isa(self.isa).threads(self.threads);
+                Built::Linear(Attention::new(config)?)
+            }
+        })
     }
 
     fn forward(&self, qkv: &[f32]) -> Result<Vec<f32>> {
-        let attention = self.attention(self.len)?;
+        let attention = self.build(self.len)?;
         let width = self.heads * self.dim;
         let mut o = vec![0.0; self.out_shape().iter().product()];
         let scratch = &mut vec![0.0; attention.scratch_len()];
         let [q, k, v] = [0, 1, 2].map(|which| &qkv[(which * width).min(qkv.len())..]);
-        attention.forward(Tensors::new(q, k, v, &mut o), State::Zero, scratch)?;
+        attention.forward(Tensors::new(q, k, v, &mut o), scratch)?;
         Ok(o)
     }
 
     fn decode(&self, qkv: &[f32]) -> Result<Vec<f32>> {
-        let attention = self.attention(1)?;
+        let attention = self.build(1)?;
         let width = self.heads * self.dim;
         let mut o = vec![0.0; self.out_shape().iter().product()];
-        let scratch = &mut vec![0.0; attention.decode_scratch_len()];
+        let scratch = &mut vec![0.0; attention.scratch_len()];
         let state = &mut vec![0.0; attention.state_len()];
         for t in 0..self.len {
             let [q, k, v] = [0, 1, 2].map(|which| &qkv[t * self.row + which * width..]);
             attention.decode(Tensors::new(q, k, v, &mut o[t * width..]), state, scratch)?;
         }
         Ok(o)
+    }
+}
+
+/// An attention of either kind.
+enum Built {
+    Linear(Attention),
+    Lightning(Lightning),
+}
+
+impl Built {
+    fn state_len(&self) -> usize {
+        match self {
+            Built::Linear(attention) => attention.state_len(),
+            Built::Lightning(lightning) => lightning.state_len(),
+        }
+    }
+
+    /// Of both calls.
+    fn scratch_len(&self) -> usize {
+        match self {
+            Built::Linear(attention) => attention.scratch_len().max(attention.decode_scratch_len()),
+            Built::Lightning(lightning) => lightning.scratch_len().max(lightning.decode_scratch_len()),
+        }
+    }
+
+    fn forward(&self, tensors: Tensors<'_>, scratch: &mut [f32]) -> chunkwise::Result<()> {
+        match self {
+            Built::Linear(attention) => attention.forward(tensors, State::Zero, scratch),
+            Built::Lightning(lightning) => lightning.forward(tensors, State::Zero, scratch),
+        }
+    }
+
+    fn decode(&self, tensors: Tensors<'_>, state: &mut [f32], scratch: &mut [f32]) -> chunkwise::Result<()> {
+        match self {
+            Built::Linear(attention) => attention.decode(tensors, state, scratch),
+            Built::Lightning(lightning) => lightning.decode(tensors, state, scratch),
+        }
     }
 }

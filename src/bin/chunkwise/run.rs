@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use chunkwise::files::{self, Options, Tensor, Tensors};
-use chunkwise::nn::{Model, ModelConfig};
+use chunkwise::nn::{AttentionKind, Model, ModelConfig};
 
 use super::compare::Distance;
 use super::gpu::{Ran, on_gpu};
@@ -93,7 +93,11 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
 }
 
 fn describe(config: &ModelConfig, given: &Options) -> String {
-    let ModelConfig { embed_dim, hidden_size, num_heads, num_layers, feature_map, output_mode, .. } = config;
+    let ModelConfig { embed_dim, hidden_size, num_heads, num_layers, output_mode, .. } = config;
+    let attention = match config.attention {
+        AttentionKind::Lightning => "Lightning".into(),
+        _ => format!("{:?}", config.feature_map),
+    };
     let chunk = config.chunk();
     let bounded = match given.chunk_size {
         Some(size) if size != chunk => format!(" (chunk_size {size}, but seq_len {chunk})"),
@@ -101,7 +105,7 @@ fn describe(config: &ModelConfig, given: &Options) -> String {
     };
     format!(
         "embed {embed_dim}, hidden {hidden_size}, {num_heads} heads, {num_layers} layers, chunk {chunk}{bounded}, \
-         {feature_map:?}, {output_mode:?}, {} parameters",
+         {attention}, {output_mode:?}, {} parameters",
         config.parameters_len()
     )
 }

@@ -1,0 +1,125 @@
+//! Where the pieces of a head's state and of its scratch lie.
+
+use super::head::BLOCK;
+use crate::error::{Error, Result};
+use crate::math::GROUP;
+use crate::scratch::round_up;
+
+/// The sizes of a head, from which all others follow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    pub(super) key: usize,
+    pub(super) value: usize,
+    /// Tokens in a chunk.
+    pub(super) chunk: usize,
+}
+
+/// The pieces of a state.
+pub(super) struct State<'a> {
+    /// `[K, V16]`
+    pub(super) s: &'a mut [f32],
+    /// `[K16]`
+    pub(super) z: &'a mut [f32],
+    /// `[K, C16]`
+    pub(super) keys: &'a mut [f32],
+    /// `[C, V16]`
+    pub(super) values: &'a mut [f32],
+    /// `[16]`, of which the first is the number of tokens in the current chunk.
+    pub(super) count: &'a mut [f32],
+}
+
+/// The rows of a block of tokens in scratch.
+pub(super) struct Rows<'a> {
+    /// `[BLOCK, K16]`
+    pub(super) q: &'a mut [f32],
+    /// `[BLOCK, C16]`, scores and then weights.
+    pub(super) weights: &'a mut [f32],
+    /// `[BLOCK, V16]`, what comes from inside the chunk.
+    pub(super) inside: &'a mut [f32],
+    /// `[BLOCK, V16]`, what comes from the chunks before.
+    pub(super) before: &'a mut [f32],
+}
+
+impl Layout {
+    /// K rounded up to whole groups.
+    #[inline(always)]
+    pub(super) const fn key_row(&self) -> usize {
+        round_up(self.key, GROUP)
+    }
+
+    /// V rounded up to whole groups.
+    #[inline(always)]
+    pub(super) const fn value_row(&self) -> usize {
+        round_up(self.value, GROUP)
+    }
+
+    /// The chunk length rounded up to whole groups.
+    #[inline(always)]
+    pub(super) const fn chunk_row(&self) -> usize {
+        round_up(self.chunk, GROUP)
+    }
+
+    /// Elements of a state, where they can be counted.
+    pub(super) fn checked_len(&self) -> Option<usize> {
+        let s = self.key.checked_mul(self.value_row())?;
+        let keys = self.key.checked_mul(self.chunk_row())?;
+        let values = self.chunk.checked_mul(self.value_row())?;
+        let all = s.checked_add(keys)?.checked_add(values)?;
+        all.checked_add(self.key_row())?.checked_add(GROUP)
+    }
+
+    /// Elements of a state, once checked.
+    #[inline(always)]
+    pub(super) fn len(&self) -> usize {
+        self.count_offset() + GROUP
+    }
+
+    /// Where the number of tokens lies.
+    #[inline(always)]
+    fn count_offset(&self) -> usize {
+        let Self { key, chunk, .. } = self;
+        key * (self.value_row() + self.chunk_row()) + chunk * self.value_row() + self.key_row()
+    }
+
+    /// Elements of scratch for [`Rows`]; saturating, as a state that is that long is refused.
+    pub(super) const fn rows_len(&self) -> usize {
+        let row = self.key_row().saturating_add(self.chunk_row());
+        row.saturating_add(2usize.saturating_mul(self.value_row())).saturating_mul(BLOCK)
+    }
+
+    /// Elements of scratch for [`Rows`] and for a state that nobody brings.
+    pub(super) fn forward_scratch_len(&self) -> usize {
+        self.len().saturating_add(self.rows_len())
+    }
+
+    /// The pieces of a state.
+    #[inline(always)]
+    pub(super) fn state<'a>(&self, state: &'a mut [f32]) -> State<'a> {
+        let (s, rest) = state.split_at_mut(self.key * self.value_row());
+        let (z, rest) = rest.split_at_mut(self.key_row());
+        let (keys, rest) = rest.split_at_mut(self.key * self.chunk_row());
+        let (values, count) = rest.split_at_mut(self.chunk * self.value_row());
+        State { s, z, keys, values, count }
+    }
+
+    /// The rows of a block.
+    #[inline(always)]
+    pub(super) fn rows<'a>(&self, scratch: &'a mut [f32]) -> Rows<'a> {
+        let (q, rest) = scratch.split_at_mut(BLOCK * self.key_row());
+        let (weights, rest) = rest.split_at_mut(BLOCK * self.chunk_row());
+        let (inside, rest) = rest.split_at_mut(BLOCK * self.value_row());
+        Rows { q, weights, inside, before: &mut rest[..BLOCK * self.value_row()] }
+    }
+
+    /// Checks the counts of tokens of all heads: whole numbers below the chunk length.
+    pub(super) fn check(&self, states: &[f32]) -> Result<()> {
+        for state in states.chunks_exact(self.len()) {
+            let count = state[self.count_offset()];
+            let whole = count >= 0.0 && count < self.chunk as f32 && count as usize as f32 == count;
+            if !whole {
+                return Err(Error::BadState);
+            }
+        }
+        Ok(())
+    }
+}
