@@ -11,15 +11,15 @@ pub(crate) const GROUP: usize = 16;
 /// The sum of a group, as a fixed tree: halves are added, then halves of these.
 #[inline(always)]
 pub(crate) fn sum_group(x: &[f32; GROUP]) -> f32 {
-    let mut x = *x;
-    let mut half = GROUP / 2;
-    while half > 0 {
-        for i in 0..half {
-            x[i] += x[i + half];
-        }
-        half /= 2;
+    // Loops of fixed lengths over arrays of their own, for then they become vectors.
+    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
+    for i in 0..8 {
+        eight[i] = x[i] + x[i + 8];
     }
-    x[0]
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// max(x, 0), and NaN for NaN.

@@ -11,6 +11,7 @@
 //!
 //! A scalar gate and a key gate take the same steps; a scalar one has the same decay for all K. Dot products have sixteen
 //! partial sums, which are added as a fixed tree.
+#![allow(unsafe_code, reason = "vectors of rows are taken without a check for each of them")]
 
 use pulp::{Simd, WithSimd};
 
@@ -69,7 +70,7 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
             let token = i * T;
             let [k, q] = self.rows(simd, token, [&mut *k, &mut *q]);
             let decay = self.decays(simd, token, gates, decays, bias);
-            let block = Block::<T> { k, q, decays, decay };
+            let block = Block::<T>::new(k, q, decays, decay);
             match (rule.gate, delta) {
                 (Gate::Key, true) => block.multiply::<S, true, true>(simd, operands, &mut sums),
                 (Gate::Key, false) => block.multiply::<S, true, false>(simd, operands, &mut sums),
@@ -213,7 +214,38 @@ impl<const T: usize> Decays<'_, '_, T> {
     }
 }
 
-impl<const T: usize> Block<'_, T> {
+impl<'a, const T: usize> Block<'a, T> {
+    /// Rows of as many elements each, a multiple of a group.
+    fn new(k: [&'a [f32]; T], q: [&'a [f32]; T], decays: &'a [f32], decay: [f32; T]) -> Self {
+        let key = k[0].len();
+        let same = k.iter().chain(&q).all(|row| row.len() == key) && decays.len() == T * key;
+        assert!(same && key.is_multiple_of(GROUP), "rows of a block");
+        Self { k, q, decays, decay }
+    }
+
+    /// Vectors of q, of k and of the decays of all tokens; those that are not used cost nothing.
+    ///
+    /// # Safety
+    /// A whole vector begins at `at` in rows of K rounded up to whole groups.
+    #[inline(always)]
+    unsafe fn vectors<S: Simd, const KEY: bool>(&self, simd: S, at: usize) -> [[S::f32s; T]; 3] {
+        let zero = simd.splat_f32s(0.0);
+        let [mut q, mut k, mut a] = [[zero; T]; 3];
+        for t in 0..T {
+            // SAFETY: rows are as long as the first one, and there are T of decays, by the check of `new`.
+            unsafe {
+                q[t] = vector::<S>(self.q[t], at);
+                k[t] = vector::<S>(self.k[t], at);
+                a[t] = if KEY {
+                    vector::<S>(self.decays, t * self.k[0].len() + at)
+                } else {
+                    simd.splat_f32s(self.decay[t])
+                };
+            }
+        }
+        [q, k, a]
+    }
+
     /// Operands of a block, and the partial sums of its dot products, P and M; `KEY`: its decays are rows.
     #[inline(always)]
     fn multiply<S: Simd, const KEY: bool, const DELTA: bool>(
@@ -222,6 +254,7 @@ impl<const T: usize> Block<'_, T> {
         operands: &mut [f32],
         sums: &mut [[[[f32; GROUP]; 4]; 4]; 2],
     ) {
+        assert_eq!(operands.len(), operand_rows(T, DELTA) * self.k[0].len(), "operands of a block");
         self.column::<S, KEY, DELTA>(simd, 0, operands, sums);
         if T == 4 {
             self.column::<S, KEY, DELTA>(simd, 1, operands, sums);
@@ -229,16 +262,6 @@ impl<const T: usize> Block<'_, T> {
             self.column::<S, KEY, DELTA>(simd, 3, operands, sums);
         }
         self.from_begin::<S, KEY, DELTA>(simd, operands);
-    }
-
-    /// A vector of the decays of token t.
-    #[inline(always)]
-    fn decay<S: Simd, const KEY: bool>(&self, simd: S, t: usize, at: usize) -> S::f32s {
-        if KEY {
-            vector::<S>(self.decays, t * (self.decays.len() / T) + at)
-        } else {
-            simd.splat_f32s(self.decay[t])
-        }
     }
 
     /// What token s gives to those behind it in the block, and to the state.
@@ -256,13 +279,15 @@ impl<const T: usize> Block<'_, T> {
             let (mut p, mut m) = ([zero; T], [zero; T]);
             for (group, operands) in operands.chunks_exact_mut(rows * GROUP).enumerate() {
                 let at = group * GROUP + lane;
-                let mut w = vector::<S>(self.k[s], at);
-                p[s] = simd.mul_add_e_f32s(vector::<S>(self.q[s], at), w, p[s]);
+                // SAFETY: operands have as many groups as the rows, by the check of `multiply`.
+                let [q, k, a] = unsafe { self.vectors::<S, KEY>(simd, at) };
+                let mut w = k[s];
+                p[s] = simd.mul_add_e_f32s(q[s], w, p[s]);
                 for t in s + 1..T {
-                    w = simd.mul_f32s(self.decay::<S, KEY>(simd, t, at), w);
-                    p[t] = simd.mul_add_e_f32s(vector::<S>(self.q[t], at), w, p[t]);
+                    w = simd.mul_f32s(a[t], w);
+                    p[t] = simd.mul_add_e_f32s(q[t], w, p[t]);
                     if DELTA {
-                        m[t] = simd.mul_add_e_f32s(vector::<S>(self.k[t], at), w, m[t]);
+                        m[t] = simd.mul_add_e_f32s(k[t], w, m[t]);
                     }
                 }
                 set(simd, operands, s * GROUP + lane, w);
@@ -281,20 +306,16 @@ impl<const T: usize> Block<'_, T> {
         for (group, operands) in operands.chunks_exact_mut(rows * GROUP).enumerate() {
             let operands = operands.as_chunks_mut::<GROUP>().0;
             for lane in (0..GROUP).step_by(S::F32_LANES) {
-                let at = group * GROUP + lane;
-                let mut b = self.decay::<S, KEY>(simd, 0, at);
+                // SAFETY: operands have as many groups as the rows, by the check of `multiply`.
+                let [q, k, a] = unsafe { self.vectors::<S, KEY>(simd, group * GROUP + lane) };
+                let mut b = a[0];
                 for t in 0..T {
                     if t > 0 {
-                        b = simd.mul_f32s(b, self.decay::<S, KEY>(simd, t, at));
+                        b = simd.mul_f32s(b, a[t]);
                     }
-                    set(simd, &mut operands[T + 1 + t], lane, simd.mul_f32s(b, vector::<S>(self.q[t], at)));
+                    set(simd, &mut operands[T + 1 + t], lane, simd.mul_f32s(b, q[t]));
                     if DELTA {
-                        set(
-                            simd,
-                            &mut operands[2 * T + 1 + t],
-                            lane,
-                            simd.mul_f32s(b, vector::<S>(self.k[t], at)),
-                        );
+                        set(simd, &mut operands[2 * T + 1 + t], lane, simd.mul_f32s(b, k[t]));
                     }
                 }
                 set(simd, &mut operands[T], lane, b);
@@ -305,20 +326,24 @@ impl<const T: usize> Block<'_, T> {
     /// `phi(q_t) . z_t` of the first `count` tokens, which z takes in.
     #[inline(always)]
     fn norms<S: Simd>(&self, simd: S, count: usize, key_gate: bool, z: &mut Normalisers<'_>) -> [f32; T] {
+        assert_eq!(z.z.len(), self.k[0].len(), "elements of z");
         let mut norms = [0.0; T];
         for (t, norm) in norms.iter_mut().enumerate().take(count) {
             let mut group = [0.0; GROUP];
             for lane in (0..GROUP).step_by(S::F32_LANES) {
                 let mut sum = simd.splat_f32s(0.0);
                 for at in (lane..z.z.len()).step_by(GROUP) {
-                    let a = if key_gate {
-                        self.decay::<S, true>(simd, t, at)
-                    } else {
-                        self.decay::<S, false>(simd, t, at)
+                    // SAFETY: z has as many elements as the rows, by the check above.
+                    let [q, k, a] = unsafe {
+                        if key_gate {
+                            self.vectors::<S, true>(simd, at)
+                        } else {
+                            self.vectors::<S, false>(simd, at)
+                        }
                     };
                     let z = &mut S::as_mut_simd_f32s(&mut z.z[at..][..S::F32_LANES]).0[0];
-                    *z = simd.mul_add_e_f32s(a, *z, vector::<S>(self.k[t], at));
-                    sum = simd.mul_add_e_f32s(vector::<S>(self.q[t], at), *z, sum);
+                    *z = simd.mul_add_e_f32s(a[t], *z, k[t]);
+                    sum = simd.mul_add_e_f32s(q[t], *z, sum);
                 }
                 set(simd, &mut group, lane, sum);
             }
@@ -329,9 +354,14 @@ impl<const T: usize> Block<'_, T> {
 }
 
 /// The vector of a row that begins at an element.
+///
+/// # Safety
+/// All of it lies in the row.
 #[inline(always)]
-fn vector<S: Simd>(row: &[f32], at: usize) -> S::f32s {
-    S::as_simd_f32s(&row[at..][..S::F32_LANES]).0[0]
+unsafe fn vector<S: Simd>(row: &[f32], at: usize) -> S::f32s {
+    // SAFETY: in bounds by the caller's promise.
+    let part = unsafe { row.get_unchecked(at..at + S::F32_LANES) };
+    S::as_simd_f32s(part).0[0]
 }
 
 /// Replaces the vector of a row that begins at an element.

@@ -24,20 +24,27 @@ impl Decay {
     #[inline(always)]
     pub(crate) fn apply<S: Simd>(self, simd: S, g: &mut [f32], bias: &[f32]) {
         let rate = simd.splat_f32s(self.rate);
-        let biases = S::as_simd_f32s(bias).0;
-        for (x, bias) in S::as_mut_simd_f32s(g).0.iter_mut().zip(biases) {
-            *x = match self.map {
-                GateMap::Log => exp(simd, *x),
-                GateMap::Linear => *x,
-                GateMap::Softplus => {
+        let pairs = S::as_mut_simd_f32s(g).0.iter_mut().zip(S::as_simd_f32s(bias).0);
+        // A loop for each map: a choice for each vector costs half of an exponential.
+        match self.map {
+            GateMap::Log => {
+                for (x, _) in pairs {
+                    *x = exp(simd, *x);
+                }
+            }
+            GateMap::Linear => {}
+            GateMap::Softplus => {
+                for (x, bias) in pairs {
                     let g = simd.mul_f32s(rate, softplus(simd, simd.add_f32s(*x, *bias)));
-                    exp(simd, simd.neg_f32s(g))
+                    *x = exp(simd, simd.sub_f32s(simd.splat_f32s(0.0), g));
                 }
-                GateMap::Bounded { lower } => {
-                    let x = simd.mul_f32s(rate, simd.add_f32s(*x, *bias));
-                    exp(simd, simd.mul_f32s(simd.splat_f32s(lower), sigmoid(simd, x)))
+            }
+            GateMap::Bounded { lower } => {
+                for (x, bias) in pairs {
+                    let g = sigmoid(simd, simd.mul_f32s(rate, simd.add_f32s(*x, *bias)));
+                    *x = exp(simd, simd.mul_f32s(simd.splat_f32s(lower), g));
                 }
-            };
+            }
         }
     }
 }
