@@ -6,6 +6,8 @@
 //! o_t = scale phi(q_t)^T S_t / norm_t   [V]      norm_t = 1, or phi(q_t) . z_t + eps
 //! ```
 //!
+//! [`Rule`] says which linear attention it is: with constant decays, gates or the delta rule as well.
+//!
 //! Letters: B batch (sequences), T tokens, H heads, K elements of a row of q and k, V elements of a row of v and o.
 //! In code they are words: `batch, len, heads, key, value`. All sizes, lengths and strides are in elements.
 //!
@@ -37,7 +39,8 @@
 //!
 //! A result has the same bits for any number of threads, any batch around the sequence, any strides, and wherever a
 //! sequence is cut: one `forward`, any pieces of it and one `decode` for each token agree bit for bit. With
-//! [`Rule::compensated`] pieces must be multiples of 4 tokens for that. The bits are also the same on every instruction set
+//! [`Rule::compensated`], a gate or the delta rule pieces must be multiples of 4 tokens for that, and `decode` of gated and delta
+//! rules agrees with `forward` within their accuracy. The bits are also the same on every instruction set
 //! that has a fused multiply-add: AVX2, AVX-512 and Neon. The scalar code and WebAssembly's `simd128` round products
 //! before they add them, so they only agree with themselves. The payload of a NaN is not specified.
 //!
@@ -114,6 +117,11 @@ pub mod cuda;
 #[cfg(all(doctest, feature = "files"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The examples of the page about the family of rules.
+#[cfg(all(doctest, feature = "files"))]
+#[doc = include_str!("../docs/family.md")]
+struct Family;
 
 pub use attention::{Attention, Config, Execution, Part, State};
 pub use conv::CausalConv;
