@@ -119,11 +119,11 @@ fn text(report: &Report, markdown: bool) -> String {
 }
 
 const NOTE: &str = "
-GFLOP/s and GB/s are by the best time. Recurrent flops are 4 K V for each token and head of the state, 6 K V of the delta rule,
-whatever is executed: speeds of attention are published in them, and so is the first percentage, of the FMA ceiling. Executed
-flops count what runs: with chunks, which read a second state, up to 6 K V; of a model, its dense layers and attention
-without the rows that are left out. bound is the ceiling that binds executed flops and bytes, followed by how much of it is reached, best by best and
-median by median. update: reading, changing and writing in place, bytes counted both ways.
+GFLOP/s and GB/s are by the best time. Recurrent flops are 4 K V for each token and head of the state, 6 K V of the delta
+rule, whatever is executed: speeds of attention are published in them, and so is the first percentage, of the FMA ceiling.
+Executed flops count what runs: with chunks, which read a second state, up to 6 K V; of a model, its dense layers and
+attention without the rows that are left out. bound is the ceiling that binds executed flops and bytes, followed by how much
+of it is reached, best by best and median by median. update: reading, changing and writing in place, bytes counted both ways.
 ";
 
 /// The first `left` columns are words.
