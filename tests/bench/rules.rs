@@ -133,7 +133,7 @@ fn rules_are_shown() {
     let plot = scratch_file("bench_rules.svg");
     let run = chunkwise(words.into_iter().chain(["--plot", text(&plot)]));
     fine(&run);
-    for part in ["rule, map, norm", "kda", "1,2,4,20,8,8", "6 K V of the delta rule"] {
+    for part in ["rule, map, norm", "kda", "1,2,4,20,8,8", "6 K V of the delta"] {
         assert!(run.out.contains(part), "{part} in {}", run.out);
     }
     let svg = std::fs::read_to_string(&plot).unwrap();
