@@ -1,13 +1,20 @@
 //! What the benches share: the work, which `chunkwise bench` measures too, and the sizes at which they measure it.
-#![allow(dead_code, reason = "each bench uses its part")]
+#![allow(dead_code, unused_imports, reason = "each bench uses its part")]
 
+#[path = "../../src/bin/chunkwise/bench/inputs.rs"]
+mod inputs;
 #[path = "../../src/bin/chunkwise/bench/memory.rs"]
 mod memory;
+#[path = "../../src/bin/chunkwise/bench/numbers.rs"]
+mod numbers;
+#[path = "../../src/bin/chunkwise/bench/untrained.rs"]
+mod untrained;
 #[path = "../../src/bin/chunkwise/bench/work.rs"]
 mod work;
 
 use chunkwise::{Config, Isa, Normaliser, Rule, Shape};
 
+pub(crate) use untrained::*;
 pub(crate) use work::*;
 
 /// The shapes of the targets, `[B, H, T, D]`.

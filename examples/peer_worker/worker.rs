@@ -7,14 +7,19 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use chunkwise::Isa;
 use chunkwise::bench_support::start_threads;
-use chunkwise::element::Element;
 use chunkwise::files::{self, ModelFile, Options};
 use chunkwise::nn::{BlockWeights, Model};
-use chunkwise::{Attention, Config, Isa, Normaliser, Rule, Shape, State, Strides, Tensors};
 use cpu_time::ProcessTime;
 use half::{bf16, f16};
 use serde_json::{Value, json};
+
+use self::case::{Case, Load};
+
+// By its path: main.rs and a test include this file from different folders.
+#[path = "case.rs"]
+mod case;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -52,15 +57,12 @@ fn answer(dtype: &str, peers: &mut Peers, words: &[&str]) -> Result<Value> {
                 .into_iter()
                 .find(|dtype| name.ends_with(&format!("_{dtype}")))
                 .unwrap_or(dtype);
+            let load = Load { folder: Path::new(path), mode, threads };
             let mut peer: Box<dyn Peer> = match (*mode, dtype) {
                 ("e2e", _) => Box::new(EndToEnd::load(Path::new(path), threads)?),
-                (_, "" | "f32") => Box::new(Case::load(Path::new(path), mode, threads, |x| x, |x: f32| x)?),
-                (_, "bf16") => {
-                    Box::new(Case::load(Path::new(path), mode, threads, bf16::from_f32, bf16::to_f32)?)
-                }
-                (_, "f16") => {
-                    Box::new(Case::load(Path::new(path), mode, threads, f16::from_f32, f16::to_f32)?)
-                }
+                (_, "" | "f32") => Box::new(Case::load(&load, |x| x, |x: f32| x)?),
+                (_, "bf16") => Box::new(Case::load(&load, bf16::from_f32, bf16::to_f32)?),
+                (_, "f16") => Box::new(Case::load(&load, f16::from_f32, f16::to_f32)?),
                 (_, other) => return Err(format!("no type {other}; there are f32, bf16 and f16").into()),
             };
             peer.run();
@@ -111,85 +113,6 @@ fn pool(threads: usize) -> Result<usize> {
         }
     }
     Ok(threads)
-}
-
-/// Attention on `[B, H, T, D]`, all tokens at once or one by one.
-struct Case<E> {
-    attention: Attention,
-    decode: bool,
-    load: fn(E) -> f32,
-    q: Vec<E>,
-    k: Vec<E>,
-    v: Vec<E>,
-    o: Vec<E>,
-    state: Vec<f32>,
-    scratch: Vec<f32>,
-}
-
-impl<E: Element> Case<E> {
-    fn load(
-        folder: &Path,
-        mode: &str,
-        threads: usize,
-        store: fn(f32) -> E,
-        load: fn(E) -> f32,
-    ) -> Result<Self> {
-        let (decode, normaliser) = match mode {
-            "norm" => (false, Normaliser::Global { eps: 1e-8 }),
-            "unnorm" => (false, Normaliser::None),
-            "decode_norm" => (true, Normaliser::Global { eps: 1e-8 }),
-            "decode_unnorm" => (true, Normaliser::None),
-            _ => return Err(format!("no mode {mode} here").into()),
-        };
-        let meta: Value = serde_json::from_slice(&files::read(folder.join("meta.json"))?)?;
-        let size = |name: &str| meta[name].as_u64().ok_or_else(|| format!("no size {name} in meta.json"));
-        let [batch, heads, len, dim] =
-            [size("B")?, size("H")?, size("T")?, size("D")?].map(|size| size as usize);
-        let strides = Strides::bhtd(len, heads, dim);
-        let shape = Shape::new(batch, len, heads, dim, dim);
-        let shape = shape.with_inputs(strides, strides, strides).with_output(strides);
-        let attention = Attention::new(Config::new(Rule::linear(normaliser), shape).threads(threads))?;
-        let tensor = |name: &str| -> Result<Vec<E>> {
-            let bytes = files::read(folder.join(name))?;
-            let (numbers, rest) = bytes.as_chunks::<4>();
-            if !rest.is_empty() || numbers.len() != batch * heads * len * dim {
-                return Err(format!("{name} has {} bytes, not those of [B, H, T, D]", bytes.len()).into());
-            }
-            Ok(numbers.iter().map(|bytes| store(f32::from_le_bytes(*bytes))).collect())
-        };
-        Ok(Self {
-            attention,
-            decode,
-            load,
-            q: tensor("q.bin")?,
-            k: tensor("k.bin")?,
-            v: tensor("v.bin")?,
-            o: vec![E::default(); batch * heads * len * dim],
-            state: vec![0.0; attention.state_len()],
-            scratch: vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())],
-        })
-    }
-}
-
-impl<E: Element> Peer for Case<E> {
-    fn run(&mut self) {
-        let Self { attention, decode, q, k, v, o, state, scratch, .. } = self;
-        if !*decode {
-            let tensors = Tensors::new(&*q, &*k, &*v, o);
-            attention.forward(tensors, State::Zero, scratch).expect("lengths that fit");
-            return;
-        }
-        state.fill(0.0);
-        let Shape { len, key, .. } = attention.config().shape;
-        for first in (0..len).map(|t| t * key) {
-            let tensors = Tensors::new(&q[first..], &k[first..], &v[first..], &mut o[first..]);
-            attention.decode(tensors, state, scratch).expect("lengths that fit");
-        }
-    }
-
-    fn output(&self) -> Vec<f32> {
-        self.o.iter().copied().map(self.load).collect()
-    }
 }
 
 /// The whole model on the input of its file.

@@ -6,7 +6,11 @@ mod worker;
 use std::path::{Path, PathBuf};
 
 use chunkwise::files::{self, Tensors};
+use chunkwise::{Config, Gate, Heads, Rule, Shape};
 use serde_json::Value;
+
+use crate::common::family::FamilyCase;
+use crate::common::norm_error;
 
 fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peer_worker");
@@ -72,6 +76,60 @@ fn a_case_by_hand() {
     }
 }
 
+/// The rules of layers: o and behind it the last state are those of the recurrence, with heads of v that share a head of q and
+/// k, at once and token by token.
+#[test]
+fn layers() {
+    let modes = [
+        ("ret", Rule::gated(Gate::Scalar)),
+        ("sg", Rule::gated(Gate::Scalar)),
+        ("gla", Rule::gated(Gate::Key)),
+        ("delta", Rule::delta(Gate::None)),
+        ("gdn", Rule::delta(Gate::Scalar)),
+        ("kda", Rule::delta(Gate::Key)),
+    ];
+    let [batch, len, key_heads, heads, key, value] = [2, 7, 2, 4, 12, 5];
+    let meta = r#"{"B": 2, "T": 7, "H": 2, "HV": 4, "K": 12, "V": 5, "rule": "", "decay": ""}"#;
+    for (mode, rule) in modes {
+        let shape = Shape::grouped(batch, len, Heads::new(key_heads, key_heads, heads), key, value);
+        let mut case = FamilyCase::new(Config::new(rule.scale_by_key(key), shape), 6);
+        // Short keys, so that the state stays small, and the zero state.
+        case.k.iter_mut().for_each(|k| *k *= 0.3);
+        case.initial.fill(0.0);
+        let folder = folder().join(mode);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("meta.json"), meta).unwrap();
+        let mut g = case.g.clone();
+        if mode == "ret" {
+            // One decay for each head, repeated for the oracle.
+            g.truncate(heads);
+            case.g = g.repeat(batch * len);
+        }
+        // There for every rule, even where it is not looked at.
+        let unused = vec![f32::NAN; batch * len * heads];
+        let beta = if case.beta.is_empty() { &unused } else { &case.beta };
+        for (name, numbers) in [("q", &case.q), ("k", &case.k), ("v", &case.v), ("g", &g), ("beta", beta)] {
+            write(&folder.join(format!("{name}.bin")), numbers);
+        }
+        let (want, want_state) = case.oracle();
+        for way in ["", "decode_"] {
+            let out = folder.join(format!("{way}out.bin"));
+            let commands = [
+                format!("load chunkwise {} {way}{mode} 1", folder.display()),
+                format!("out chunkwise {}", out.display()),
+            ];
+            for answer in answers("", &commands) {
+                assert_eq!(answer["ok"], 1, "{way}{mode}: {answer}");
+            }
+            let got = read(&out);
+            let (o, state) = got.split_at(batch * len * heads * value);
+            assert_eq!(state.len(), batch * heads * key * value, "{way}{mode}");
+            let off = [norm_error(o, &want), norm_error(state, &want_state)];
+            assert!(off.iter().all(|off| *off <= 3e-6), "{way}{mode}: o and the state are off by {off:?}");
+        }
+    }
+}
+
 #[test]
 fn a_type_is_rounded_to() {
     let (folder, out) = (case("rounded"), folder().join("rounded.bin"));
@@ -116,6 +174,8 @@ fn mistakes_are_answered() {
     let load =
         |folder: &Path, mode: &str, threads: &str| format!("load p {} {mode} {threads}", folder.display());
     let commands = [
+        load(&folder, "bwd", "1"),
+        // No meta.json of a layer.
         load(&folder, "gla", "1"),
         load(&folder.join("nowhere"), "norm", "1"),
         load(&short, "norm", "1"),
@@ -134,7 +194,8 @@ fn mistakes_are_answered() {
     ];
     let answers = answers("", &commands);
     let says = [
-        "mode gla",
+        "mode bwd",
+        "no size HV",
         "nowhere",
         "k.bin",
         "threads",
@@ -153,5 +214,5 @@ fn mistakes_are_answered() {
         assert!(error.contains(part) && error.is_empty() == part.is_empty(), "{part} in {answer}");
         assert_eq!(answer["ok"] == 1, part.is_empty(), "{answer}");
     }
-    assert!(answers[12]["error"].as_str().unwrap().contains("not loaded"));
+    assert!(answers[13]["error"].as_str().unwrap().contains("not loaded"));
 }

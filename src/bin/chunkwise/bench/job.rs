@@ -3,13 +3,16 @@
 use std::time::Instant;
 
 use chunkwise::nn::{Model, ModelConfig};
-use chunkwise::{Attention, Config, Isa, Rule};
+use chunkwise::{Attention, Config, Gate, Isa, Rule, Strides};
 use half::{bf16, f16};
 
 use super::super::{exact, memory};
 use super::ceiling::{Level, What, level_of};
-use super::spec::{Dtype, Map, Norm, Op, Packing, Shape, Spec};
-use super::work::{Case, Error, ModelFlops, Number, Run, Untrained, norm_error};
+use super::numbers::{Error, Number, norm_error};
+use super::shape::Shape;
+use super::spec::{Dtype, Map, Norm, Op, Packing, RuleName, Spec};
+use super::untrained::{ModelFlops, Run, Untrained};
+use super::work::Case;
 
 pub(super) struct Job {
     pub(super) spec: Spec,
@@ -18,7 +21,7 @@ pub(super) struct Job {
     pub(super) times: usize,
     /// That one run executes.
     pub(super) flops: f64,
-    /// Of the recurrence, 4 K V for each token and head, of one run of attention.
+    /// Of the recurrence, 4 K V for each token and head, 6 K V of the delta rule, of one run of attention.
     pub(super) recurrent_flops: Option<f64>,
     /// That one run can't do without moving.
     pub(super) bytes: f64,
@@ -61,8 +64,10 @@ pub(super) fn check(spec: &Spec) -> Made<()> {
 fn attention_fits(config: &Config) -> Made<()> {
     let (attention, chunkwise::Shape { batch, len, heads, key, value, .. }) =
         (Attention::new(*config)?, config.shape);
+    // Of a key gate as many elements as of q, if that had all heads.
+    let rows = if config.rule.gate == Gate::Key { 3 } else { 2 };
     let tensors =
-        key.checked_add(value).and_then(|dims| memory::product([batch, len, heads, dims, 2, BYTES]));
+        key.checked_add(value).and_then(|dims| memory::product([batch, len, heads, dims, rows, BYTES]));
     // The state, and as much that the ceiling of memory changes.
     let scratch = attention.scratch_len().max(attention.decode_scratch_len());
     let own =
@@ -183,21 +188,27 @@ impl Job {
 /// The attention of a shape, on so many tokens.
 fn config(spec: &Spec, len: usize) -> Made<Config> {
     let Shape { batch, heads, key, value, .. } = spec.shape;
-    let rule = Rule::linear(spec.normaliser()).feature_map(spec.map.unwrap_or(Map::Identity).into());
-    let rule = match spec.norm {
-        // fla's scale where nothing divides the outputs, which f16 could not hold otherwise.
-        Some(Norm::None) => rule.scale((key as f32).sqrt().recip()),
-        _ => rule,
+    let linear = || {
+        let rule = Rule::linear(spec.normaliser()).feature_map(spec.map.unwrap_or(Map::Identity).into());
+        match spec.norm {
+            // fla's scale where nothing divides the outputs, which f16 could not hold otherwise.
+            Some(Norm::None) => rule.scale((key as f32).sqrt().recip()),
+            _ => rule,
+        }
     };
-    let shape = chunkwise::Shape::new(batch, len, heads, key, value);
+    let rule = spec.rule.map_or_else(linear, |name| name.rule().scale_by_key(key));
+    let mut shape = chunkwise::Shape::grouped(batch, len, spec.shape.groups(), key, value);
+    if spec.rule == Some(RuleName::Decay) {
+        shape = shape.with_gates(Strides::PER_HEAD, Strides::bthd(len, heads, 1));
+    }
     Ok(Config::new(rule, shape).isa(Isa::from_name(&spec.isa)?).threads(spec.threads))
 }
 
 /// The model of a shape, the rest of it by default; without an input projection.
 fn model_config(spec: &Spec) -> Made<ModelConfig> {
-    let Shape { heads, key, value, .. } = spec.shape;
-    if key != value {
-        return Err("a model has K = V".into());
+    let Shape { heads, key_heads, key, value, .. } = spec.shape;
+    if key != value || key_heads.is_some() {
+        return Err("a model has K = V, and as many heads of q and k as of v".into());
     }
     let hidden_size = heads.checked_mul(key).ok_or("the shape is too large")?;
     let mut config = ModelConfig { hidden_size, num_heads: heads, ..ModelConfig::new(hidden_size) };

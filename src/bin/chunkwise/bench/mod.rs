@@ -2,14 +2,18 @@
 //! machine slows both.
 
 mod ceiling;
+mod inputs;
 mod job;
 mod machine;
 mod memory;
+mod numbers;
 mod plot;
 mod report;
+mod shape;
 mod show;
 mod spec;
 mod stats;
+mod untrained;
 mod work;
 
 use std::io::{IsTerminal, Write};
@@ -26,8 +30,9 @@ use self::job::Job;
 use self::machine::Machine;
 use self::memory::{Aligned, LINE};
 use self::report::{Limit, Measurement, Report};
+use self::shape::Shapes;
 use self::show::Format;
-use self::spec::{Dtype, Map, Norm, Op, Packing, Shape, Spec, Words};
+use self::spec::{Dtype, Map, Norm, Op, Packing, RuleName, Spec, Words};
 use super::machine::{Isas, isas};
 use super::out::Out;
 use super::target::Target;
@@ -38,16 +43,20 @@ pub(crate) struct Args {
     /// Operations
     #[arg(long, value_delimiter = ',', default_value = "prefill", value_name = "OP,..")]
     op: Vec<Op>,
-    /// Sizes; may be given more than once [default: some for each operation]
-    #[arg(long, value_name = "B,H,T,K,V")]
-    shape: Vec<Shape>,
+    /// Rules of prefill and decode [default: that of a layer named by --shape, else linear]
+    #[arg(long, value_delimiter = ',', value_name = "RULE,..")]
+    rule: Vec<RuleName>,
+    /// Sizes B,H,T,K,V; or B,H,T,D where K = V = D; or B,H,HV,T,K,V where q and k have H heads and v has HV. Or the name of a
+    /// layer, such as qwen3.5-4b, and layers for all of them. May be given more than once [default: some for each operation]
+    #[arg(long, value_name = "B,H,T,K,V|LAYER")]
+    shape: Vec<Shapes>,
     /// Types of q, k, v and o, or of a model's weights
     #[arg(long, value_delimiter = ',', default_value = "f32", value_name = "TYPE,..")]
     dtype: Vec<Dtype>,
-    /// Feature maps
+    /// Feature maps of the linear rule and of models
     #[arg(long, value_delimiter = ',', default_value = "elu", value_name = "MAP,..")]
     map: Vec<Map>,
-    /// Normalisers of prefill and decode; a model's is per-chunk
+    /// Normalisers of the linear rule; a model's is per-chunk
     #[arg(long, value_delimiter = ',', default_value = "global", value_name = "NORM,..")]
     norm: Vec<Norm>,
     /// Tokens in a chunk of the normaliser per-chunk
@@ -160,7 +169,8 @@ impl Args {
         };
         let words = Words {
             ops: self.op.clone(),
-            shapes: self.shape.clone(),
+            rules: self.rule.clone(),
+            shapes: self.shape.iter().flat_map(|Shapes(shapes)| shapes).copied().collect(),
             dtypes: self.dtype.clone(),
             maps: self.map.clone(),
             norms: self.norm.clone(),

@@ -6,8 +6,9 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::report::{Limit, Measurement, Report};
+use super::shape::Shape;
 use super::show::digits;
-use super::spec::{Shape, Spec};
+use super::spec::Spec;
 
 const INK: RGBColor = RGBColor(40, 44, 52);
 const PALE: RGBColor = RGBColor(120, 126, 138);
@@ -161,9 +162,9 @@ struct Point {
 fn points(all: &[Measurement], variants: &Variants) -> Vec<Point> {
     let point = |measurement: &Measurement| {
         let Measurement { spec, flops, bytes, gflops, bound, .. } = measurement;
-        let Spec { op, shape, isa, threads, .. } = spec;
-        let label =
-            format!("{op} {shape}{}: {:.0} % of {}", variants.words(spec), bound.best_percent, bound.ceiling);
+        let Spec { shape, isa, threads, .. } = spec;
+        let (work, words) = (spec.work(), variants.words(spec));
+        let label = format!("{work} {shape}{words}: {:.0} % of {}", bound.best_percent, bound.ceiling);
         Point { at: (flops / bytes, gflops.best), label, colour: variants.colour(isa, *threads) }
     };
     all.iter().map(point).collect()
@@ -314,12 +315,12 @@ impl Axis {
 
     /// What the others of a series share.
     fn label(self, spec: &Spec) -> String {
-        let Shape { batch, heads, len, key, value } = spec.shape;
-        match self {
-            Axis::Len => format!("{} {batch},{heads},T,{key},{value}", spec.op),
-            Axis::Dim => format!("{} {batch},{heads},{len},K,V", spec.op),
-            Axis::Chunk => format!("{} {}", spec.op, spec.shape),
-        }
+        let words = match self {
+            Axis::Len => [Some("T"), None, None],
+            Axis::Dim => [None, Some("K"), Some("V")],
+            Axis::Chunk => [None; 3],
+        };
+        format!("{} {}", spec.work(), spec.shape.with_words(words))
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) struct Measurement {
     /// That one run executes: those of a second state that the per-chunk normaliser reads count, those of rows that a model
     /// leaves out don't.
     pub(super) flops: f64,
-    /// Of one run of attention: 4 K V for each token and head, whatever is executed.
+    /// Of one run of attention: 4 K V for each token and head of the state, 6 K V of the delta rule, whatever is executed.
     #[serde(default)]
     pub(super) recurrent_flops: Option<f64>,
     /// Of one run: the state read and written, a model's weights read, else each tensor once.

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::report::{Against, Bound, Limit, Measurement, Report};
-use super::spec::{Dtype, Map, Norm, Packing, Spec};
+use super::spec::{Dtype, Map, Norm, Packing, RuleName, Spec};
 use super::stats::Summary;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,7 +63,7 @@ fn text(report: &Report, markdown: bool) -> String {
         "op",
         "B,H,T,K,V",
         "type",
-        "map, norm",
+        "rule, map, norm",
         "isa",
         "threads",
         "median",
@@ -119,11 +119,11 @@ fn text(report: &Report, markdown: bool) -> String {
 }
 
 const NOTE: &str = "
-GFLOP/s and GB/s are by the best time. Recurrent flops are 4 K V for each token and head, whatever is executed: speeds of
-attention are published in them, and so is the first percentage, of the FMA ceiling. Executed flops count what runs: with
-chunks, which read a second state, up to 6 K V; of a model, its dense layers and attention without the rows that are left
-out. bound is the ceiling that binds executed flops and bytes, followed by how much of it is reached, best by best and
-median by median. update: reading, changing and writing in place, bytes counted both ways.
+GFLOP/s and GB/s are by the best time. Recurrent flops are 4 K V for each token and head of the state, 6 K V of the delta
+rule, whatever is executed: speeds of attention are published in them, and so is the first percentage, of the FMA ceiling.
+Executed flops count what runs: with chunks, which read a second state, up to 6 K V; of a model, its dense layers and
+attention without the rows that are left out. bound is the ceiling that binds executed flops and bytes, followed by how much
+of it is reached, best by best and median by median. update: reading, changing and writing in place, bytes counted both ways.
 ";
 
 /// The first `left` columns are words.
@@ -146,7 +146,8 @@ fn how(spec: &Spec) -> String {
     let chunk = spec.chunk.map(|chunk| format!("chunk {chunk}"));
     let norm = spec.norm.filter(|norm| *norm != Norm::PerChunk).map(|norm| norm.to_string());
     let weights = spec.weights.map(|weights| weights.to_string());
-    let words = [spec.map.map(|map| map.to_string()), norm, chunk, weights, spec.state_words()];
+    let (rule, map) = (spec.rule.map(|rule| rule.to_string()), spec.map.map(|map| map.to_string()));
+    let words = [rule, map, norm, chunk, weights, spec.state_words()];
     words.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
@@ -196,7 +197,9 @@ struct Line<'a> {
     kind: &'a str,
     /// The operation, or the ceiling's name.
     op: String,
+    rule: Option<RuleName>,
     batch: Option<usize>,
+    key_heads: Option<usize>,
     heads: Option<usize>,
     len: Option<usize>,
     key: Option<usize>,
@@ -273,13 +276,15 @@ fn csv(report: &Report) -> Shown {
         let Measurement { spec, flops, bytes, tokens, repeats, seconds, readings, .. } = measurement;
         let Measurement { tokens_per_s, gflops, gbs, bound, error, allowed_error, against, .. } = measurement;
         let Measurement { recurrent_flops, recurrent_gflops, recurrent_bound, .. } = measurement;
-        let Spec { op, shape, dtype, map, norm, chunk, weights, state_offset, isa, threads } = spec;
+        let Spec { op, rule, shape, dtype, map, norm, chunk, weights, state_offset, isa, threads } = spec;
         let recurrent = |of: fn(&Bound) -> f64| recurrent_bound.as_ref().map(of);
         let against = against.as_ref();
         writer.serialize(Line {
             kind: "measurement",
             op: op.to_string(),
+            rule: *rule,
             batch: Some(shape.batch),
+            key_heads: shape.key_heads,
             heads: Some(shape.heads),
             len: Some(shape.len),
             key: Some(shape.key),

@@ -1,11 +1,12 @@
 //! What a measurement is of: the words of the command line, and every combination that makes sense.
 
 use std::fmt;
-use std::str::FromStr;
 
-use chunkwise::{FeatureMap, Normaliser};
+use chunkwise::{FeatureMap, Gate, Normaliser, Rule};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+use super::shape::{Shape, Sizes, usual};
 
 /// Words that are the same on the command line, in tables and in JSON.
 macro_rules! words {
@@ -35,6 +36,23 @@ words! {
         /// One time step of that model
         Step
     }
+    /// What a token does to the state. All but linear have the identity map, no normaliser, the scale K^-1/2, and q and k of length 1.
+    RuleName {
+        /// Adds k v^T; with --map and --norm
+        Linear,
+        /// The same on a state that decays by one constant for each head (RetNet)
+        Decay,
+        /// The same with a decay for each token and head (Mamba-2, simple GLA)
+        ScalarGate,
+        /// The same with a decay for each token, head and row of the state (GLA)
+        KeyGate,
+        /// The delta rule (DeltaNet)
+        Delta,
+        /// The delta rule with a decay for each token and head (Qwen3.5)
+        GatedDelta,
+        /// The delta rule with a decay for each token, head and row of the state (Kimi Delta Attention)
+        Kda
+    }
     /// The type of q, k, v and o, or of the model's weights.
     Dtype { F32, Bf16, F16 }
     /// The map on q and k.
@@ -56,6 +74,20 @@ words! {
     }
 }
 
+impl RuleName {
+    /// The update and the gate.
+    pub(super) fn rule(self) -> Rule {
+        match self {
+            RuleName::Linear => Rule::linear(Normaliser::None),
+            RuleName::Decay | RuleName::ScalarGate => Rule::gated(Gate::Scalar),
+            RuleName::KeyGate => Rule::gated(Gate::Key),
+            RuleName::Delta => Rule::delta(Gate::None),
+            RuleName::GatedDelta => Rule::delta(Gate::Scalar),
+            RuleName::Kda => Rule::delta(Gate::Key),
+        }
+    }
+}
+
 impl From<Map> for FeatureMap {
     fn from(map: Map) -> Self {
         match map {
@@ -66,47 +98,13 @@ impl From<Map> for FeatureMap {
     }
 }
 
-/// Sizes, B,H,T,K,V.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Shape {
-    pub(super) batch: usize,
-    pub(super) heads: usize,
-    pub(super) len: usize,
-    pub(super) key: usize,
-    pub(super) value: usize,
-}
-
-impl Shape {
-    const fn new([batch, heads, len, key, value]: [usize; 5]) -> Self {
-        Self { batch, heads, len, key, value }
-    }
-}
-
-impl FromStr for Shape {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let sizes: Option<Vec<usize>> = text.split(',').map(|size| size.trim().parse().ok()).collect();
-        let sizes: Option<[usize; 5]> = sizes.and_then(|sizes| sizes.try_into().ok());
-        match sizes {
-            Some(sizes) if !sizes.contains(&0) => Ok(Self::new(sizes)),
-            _ => Err("five whole numbers B,H,T,K,V, none of them 0".into()),
-        }
-    }
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { batch, heads, len, key, value } = self;
-        f.pad(&format!("{batch},{heads},{len},{key},{value}"))
-    }
-}
-
 /// One measurement's. What plays no part in an operation is left out, or 1; so are weights as they are stored and a state
 /// that begins on a cache line, for older reports don't name them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(super) op: Op,
+    /// Left out where it is linear, for older reports don't name it.
+    pub(super) rule: Option<RuleName>,
     pub(super) shape: Shape,
     pub(super) dtype: Dtype,
     pub(super) map: Option<Map>,
@@ -131,8 +129,8 @@ impl Spec {
 
     /// All but the instruction set and the threads, short.
     pub(super) fn label(&self) -> String {
-        let Self { op, shape, dtype, map, norm, chunk, weights, .. } = self;
-        let mut label = format!("{op} {shape} {dtype}");
+        let Self { shape, dtype, map, norm, chunk, weights, .. } = self;
+        let mut label = format!("{} {shape} {dtype}", self.work());
         for word in [
             map.map(|map| map.to_string()),
             norm.map(|norm| norm.to_string()),
@@ -145,6 +143,14 @@ impl Spec {
         label
     }
 
+    /// The operation, and its rule if that is not linear.
+    pub(super) fn work(&self) -> String {
+        match self.rule {
+            Some(rule) => format!("{} {rule}", self.op),
+            None => self.op.to_string(),
+        }
+    }
+
     /// Where the state lies, if not on a cache line.
     pub(super) fn state_words(&self) -> Option<String> {
         self.state_offset.map(|bytes| format!("state off by {bytes} bytes"))
@@ -154,8 +160,10 @@ impl Spec {
 /// Words to be combined.
 pub(super) struct Words {
     pub(super) ops: Vec<Op>,
-    /// Empty for those of [`shapes`].
-    pub(super) shapes: Vec<Shape>,
+    /// Empty for those of the shapes.
+    pub(super) rules: Vec<RuleName>,
+    /// Empty for the [`usual`] ones.
+    pub(super) shapes: Vec<Sizes>,
     pub(super) dtypes: Vec<Dtype>,
     pub(super) maps: Vec<Map>,
     pub(super) norms: Vec<Norm>,
@@ -166,37 +174,16 @@ pub(super) struct Words {
     pub(super) threads: Vec<usize>,
 }
 
-/// The shapes that an operation is measured at where none is asked for.
-fn shapes(op: Op) -> &'static [Shape] {
-    const PREFILL: [Shape; 5] = [
-        Shape::new([1, 4, 4096, 64, 64]),
-        Shape::new([1, 8, 2048, 128, 128]),
-        Shape::new([4, 4, 1024, 64, 64]),
-        Shape::new([1, 1, 16384, 64, 64]),
-        Shape::new([1, 4, 64, 64, 64]),
-    ];
-    const DECODE: [Shape; 3] =
-        [Shape::new([1, 4, 1, 64, 64]), Shape::new([1, 16, 1, 128, 128]), Shape::new([8, 16, 1, 128, 128])];
-    const MODEL: [Shape; 3] =
-        [Shape::new([1, 4, 64, 64, 64]), Shape::new([8, 4, 64, 64, 64]), Shape::new([1, 4, 1024, 64, 64])];
-    match op {
-        Op::Prefill => &PREFILL,
-        Op::Decode => &DECODE,
-        Op::Model => &MODEL,
-        Op::Step => &MODEL[..1],
-    }
-}
-
 impl Words {
     /// Every combination once.
     pub(super) fn specs(&self) -> Result<Vec<Spec>, String> {
         self.check_number()?;
         let mut specs = Vec::new();
         for &op in &self.ops {
-            let shapes = if self.shapes.is_empty() { shapes(op) } else { &self.shapes };
-            let first = |shape: &Shape| Spec {
+            let first = |(rule, shape): (RuleName, Shape)| Spec {
                 op,
-                shape: *shape,
+                rule: Some(rule),
+                shape,
                 dtype: Dtype::F32,
                 map: None,
                 norm: None,
@@ -206,7 +193,7 @@ impl Words {
                 isa: String::new(),
                 threads: 1,
             };
-            let mut all: Vec<Spec> = shapes.iter().map(first).collect();
+            let mut all: Vec<Spec> = self.rules_and_shapes(op).into_iter().map(first).collect();
             all = each(all, &self.dtypes, |spec, dtype| spec.dtype = *dtype);
             all = each(all, &self.maps, |spec, map| spec.map = Some(*map));
             all = each(all, &self.norms, |spec, norm| spec.norm = Some(*norm));
@@ -224,11 +211,28 @@ impl Words {
         Ok(specs)
     }
 
+    fn rules_and_shapes(&self, op: Op) -> Vec<(RuleName, Shape)> {
+        let linear = [RuleName::Linear];
+        let rules = if self.rules.is_empty() { &linear[..] } else { &self.rules };
+        let pair = |rule: RuleName| -> Vec<(RuleName, Shape)> {
+            match &self.shapes[..] {
+                [] => usual(op, rule).into_iter().map(|shape| (rule, shape)).collect(),
+                shapes if self.rules.is_empty() => {
+                    shapes.iter().map(|sizes| (sizes.rule.unwrap_or(rule), sizes.shape)).collect()
+                }
+                shapes => shapes.iter().map(|sizes| (rule, sizes.shape)).collect(),
+            }
+        };
+        rules.iter().copied().flat_map(pair).collect()
+    }
+
     /// A command line is soon written that has more combinations than a lifetime has rounds.
     fn check_number(&self) -> Result<(), String> {
         const MOST: usize = 30_000;
-        let Self { ops, shapes, dtypes, maps, norms, chunks, weights, state_offsets, isas, threads } = self;
-        let lists = [ops.len(), shapes.len().max(1), dtypes.len(), maps.len(), norms.len(), chunks.len()];
+        let Self { ops, rules, shapes, dtypes, maps, norms, chunks, weights, state_offsets, isas, threads } =
+            self;
+        let sizes = rules.len().max(1).saturating_mul(shapes.len().max(1));
+        let lists = [ops.len(), sizes, dtypes.len(), maps.len(), norms.len(), chunks.len()];
         let all = lists.into_iter().chain([weights.len(), state_offsets.len(), isas.len(), threads.len()]);
         match all.fold(1, usize::saturating_mul) {
             ..=MOST => Ok(()),
@@ -253,14 +257,18 @@ fn each<T>(specs: Vec<Spec>, words: &[T], set: impl Fn(&mut Spec, &T)) -> Vec<Sp
 impl Spec {
     fn without_the_rest(self) -> Self {
         let one = Shape { len: 1, ..self.shape };
-        let chunk = self.chunk.filter(|_| self.norm == Some(Norm::PerChunk));
+        let rule = self.rule.filter(|rule| *rule != RuleName::Linear);
         let weights = self.weights.filter(|weights| *weights != Packing::Stored);
         let state_offset = self.state_offset.filter(|bytes| *bytes != 0);
+        let (map, norm) = if rule.is_some() { (None, None) } else { (self.map, self.norm) };
+        let chunk = self.chunk.filter(|_| norm == Some(Norm::PerChunk));
+        let attention = Self { rule, map, norm, chunk, weights: None, ..self.clone() };
+        let model = Self { rule: None, norm: None, weights, state_offset: None, ..self };
         match self.op {
-            Op::Prefill => Self { chunk, weights: None, state_offset: None, ..self },
-            Op::Decode => Self { shape: one, chunk, weights: None, state_offset, ..self },
-            Op::Model => Self { norm: None, weights, state_offset: None, ..self },
-            Op::Step => Self { norm: None, weights, state_offset: None, shape: one, ..self },
+            Op::Prefill => Self { state_offset: None, ..attention },
+            Op::Decode => Self { shape: one, state_offset, ..attention },
+            Op::Model => model,
+            Op::Step => Self { shape: one, ..model },
         }
     }
 }
