@@ -116,9 +116,8 @@ unsafe fn run(
     // SAFETY: each span was asked about: not null, aligned, inside the address space, and what is written apart from all
     // else. That the memory is there, and that no other thread writes it, is the caller's promise; other ranges of the same
     // call have other rows of o and other parts of the state.
-    let (tensors, states, scratch): (Tensors<'_>, States<'_>, &mut [f32]) = unsafe {
-        (lengths.tensors(&call), memory.states(), slice_mut(call.scratch.cast(), scratch_len))
-    };
+    let (tensors, states, scratch): (Tensors<'_>, States<'_>, &mut [f32]) =
+        unsafe { (lengths.tensors(&call), memory.states(), slice_mut(call.scratch.cast(), scratch_len)) };
     attention.check_tensors(op, &tensors)?;
     if let Some(initial) = states.initial {
         attention.check_state(initial, heads.clone())?;

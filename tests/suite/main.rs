@@ -25,6 +25,7 @@ mod long;
 mod oracle;
 mod special;
 mod types;
+mod value_major;
 mod zeros;
 // ... that nothing else changes a bit of it, ...
 mod bits;
