@@ -389,6 +389,10 @@ fn what_is_refused_has_written_nothing() {
         let got = unsafe { cw_forward(&attention, &call) };
         assert_eq!(got, *want, "refusal {at}");
         assert!(memory.written(got) == before, "refusal {at}");
+        let mut sizes = cw_sizes::DEFAULT;
+        // SAFETY: structures of this test.
+        let got = unsafe { cw_attention_sizes(&attention, &call, &mut sizes) };
+        assert!(*want != CW_CONFLICT || got == CW_CONFLICT, "refusal {at}: sizes are said: {got}");
     }
     // SAFETY: likewise.
     unsafe {
