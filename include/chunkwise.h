@@ -41,8 +41,8 @@
  * goes on working: where a structure is smaller than the library's, the missing fields have the values that the library's
  * own macro gives them, and a structure that the library writes is written up to its size and no further. CW_SIZE is
  * returned for a structure that is larger than the library's, one smaller than its first two fields, and one whose size
- * ends within a field. The choices of fields that were added later start at 0, which means what the library did before it
- * had the field.
+ * ends within a field. Choices that start at 0 were added later: 0 means what the library did before it had the field.
+ * Fields called reserved are 0.
  */
 #ifndef CHUNKWISE_H
 #define CHUNKWISE_H
@@ -69,7 +69,7 @@ enum {
     CW_OVERFLOW = 5,     /* sizes or strides reach beyond the address space */
     CW_ZERO = 6,         /* a size is zero that must be at least one */
     CW_RANGE = 7,        /* a number is not finite, negative, or out of its range */
-    CW_UNKNOWN = 8,      /* a choice has a value that is none of its constants */
+    CW_UNKNOWN = 8,      /* a choice has a value that is none of its constants, a reserved field is not 0 */
     CW_SIZE = 9,         /* a structure is larger than this library knows, or its size ends within a field */
     CW_ABI = 10,         /* a structure was filled by a header of another ABI version */
     CW_SHAPE = 11,       /* the dimensions or strides of tensors, or the sequences, do not fit together */
