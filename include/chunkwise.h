@@ -1,10 +1,14 @@
 /* chunkwise: causal linear attention on CPUs. C99 and C++11.
  *
- *     S_t = S_{t-1} + phi(k_t) v_t^T        [K, V]   state
- *     z_t = z_{t-1} + phi(k_t)              [K]      normaliser state
+ *     S'  = a_t S_{t-1}                     [K, V]   a_t = 1, or a decay: one number, or one for each row of S
+ *     u   = v_t                             [V]      CW_UPDATE_LINEAR
+ *     u   = beta_t (v_t - S'^T phi(k_t))    [V]      CW_UPDATE_DELTA
+ *     S_t = S' + phi(k_t) u^T               [K, V]   state
+ *     z_t = a_t z_{t-1} + phi(k_t)          [K]      normaliser state
  *     o_t = scale phi(q_t)^T S_t / norm_t   [V]      norm_t = 1, or phi(q_t) . z_t + eps
  *
- * Letters: B batch (sequences), T tokens, H heads, K elements of a row of q and k, V elements of a row of v and o.
+ * Letters: B batch (sequences), T tokens, H heads of the state, K elements of a row of q and k, V elements of a row of v
+ * and o; Hq, Hk, Hv and Ho are the numbers of heads of q, k, v and o, which are H unless it is said otherwise.
  *
  * Units. Dimensions and strides are in elements, memory is in bytes, and every name ends in what it counts.
  *
@@ -26,17 +30,19 @@
  * Memory. The caller brings it; a call that allocates says so. After a call the library keeps no pointer, but for models,
  * which say how long their memory is borrowed.
  *
- * Bits. Outputs and states have the same bits for any batch, strides, threads and ranges of heads, and wherever a sequence is
- * cut into calls of cw_forward and cw_decode. They are also the same on AVX2, AVX-512 and NEON; CW_ISA_SCALAR and
- * CW_ISA_SIMD128 have bits of their own, because they do not fuse multiplications and additions. With `compensated`, this holds
- * for cuts at multiples of 4 tokens. The payload of a NaN is not specified.
+ * Bits. Outputs and states have the same bits for any batch, strides, threads and ranges of heads, and wherever a sequence
+ * is cut into calls of cw_forward and cw_decode. They are also the same on AVX2, AVX-512 and NEON; CW_ISA_SCALAR and
+ * CW_ISA_SIMD128 have bits of their own, because they do not fuse multiplications and additions. With `compensated`, this
+ * holds for cuts at multiples of 4 tokens. With a gate or the delta rule it holds for calls of cw_forward that are cut at
+ * multiples of 4 tokens; cw_decode agrees with cw_forward within rounding then. The payload of a NaN is not specified.
  *
- * Growth. Structures begin with their size and the ABI version, which the macros named after them (CW_CALL of cw_call) fill in
- * together with the defaults. Fields are only ever added at the end, so a program that was compiled with an older header goes
- * on working: where a structure is smaller than the library's, the missing fields have the values that the library's own macro
- * gives them, and a structure that the library writes is written up to its size and no further. CW_SIZE is returned for a
- * structure that is larger than the library's, one smaller than its first two fields, and one whose size ends within a
- * field. Fields called reserved are 0.
+ * Growth. Structures begin with their size and the ABI version, which the macros named after them (CW_CALL of cw_call) fill
+ * in together with the defaults. Fields are only ever added at the end, so a program that was compiled with an older header
+ * goes on working: where a structure is smaller than the library's, the missing fields have the values that the library's
+ * own macro gives them, and a structure that the library writes is written up to its size and no further. CW_SIZE is
+ * returned for a structure that is larger than the library's, one smaller than its first two fields, and one whose size
+ * ends within a field. Choices that start at 0 were added later: 0 means what the library did before it had the field.
+ * Fields called reserved are 0.
  */
 #ifndef CHUNKWISE_H
 #define CHUNKWISE_H
@@ -66,7 +72,7 @@ enum {
     CW_UNKNOWN = 8,      /* a choice has a value that is none of its constants, a reserved field is not 0 */
     CW_SIZE = 9,         /* a structure is larger than this library knows, or its size ends within a field */
     CW_ABI = 10,         /* a structure was filled by a header of another ABI version */
-    CW_SHAPE = 11,       /* the dimensions or strides of tensors do not fit together */
+    CW_SHAPE = 11,       /* the dimensions or strides of tensors, or the sequences, do not fit together */
     CW_STATE = 12,       /* the state was not made by this configuration */
     CW_UNAVAILABLE = 13, /* this machine, or this build, does not have what was asked for */
     CW_PARAMETER = 14,   /* a parameter of the model is missing, misshapen or has no place */
@@ -75,7 +81,8 @@ enum {
     CW_IO = 17,          /* the file can not be read */
     CW_MODEL = 18,       /* the pointer is not to a model, or not to one that can be closed */
     CW_PANIC = 19,       /* a bug of the library: outputs and states are not to be used */
-    CW_GPU = 20          /* the GPU or its driver refused, see chunkwise_cuda.h */
+    CW_GPU = 20,         /* the GPU or its driver refused, see chunkwise_cuda.h */
+    CW_CONFLICT = 21     /* options or tensors that do not go together */
 };
 
 /* A sentence for each, never null, never freed. */
@@ -138,8 +145,37 @@ static inline cw_tensor cw_bthd(const void *data, uint32_t dtype, uint64_t batch
 enum { CW_ELU = 1, CW_RELU = 2, CW_IDENTITY = 3 };
 enum { CW_NONE = 1, CW_GLOBAL = 2, CW_PER_CHUNK = 3 };
 enum { CW_PRODUCTS_F32 = 1, CW_PRODUCTS_BF16 = 2 };
+enum { CW_UPDATE_LINEAR = 0, CW_UPDATE_DELTA = 1 };
+enum { CW_GATE_NONE = 0, CW_GATE_SCALAR = 1, CW_GATE_KEY = 2 };
+enum { CW_GATE_MAP_LOG = 0, CW_GATE_MAP_LINEAR = 1, CW_GATE_MAP_SOFTPLUS = 2, CW_GATE_MAP_BOUNDED = 3 };
+enum { CW_BETA_GIVEN = 0, CW_BETA_SIGMOID = 1, CW_BETA_TWICE_SIGMOID = 2 };
+enum { CW_HEADS_INTERLEAVED = 0, CW_HEADS_TILED = 1 };
 
-/* What to compute. */
+/* What to compute.
+ *
+ * Gates. gate says how S (and z) decays before each token, and so what the tensor g of a call holds. CW_GATE_NONE: it does
+ * not, and there is no g. CW_GATE_SCALAR: a token and head has one decay, g is [B, T, H] (RetNet, simple GLA, Mamba-2,
+ * gated DeltaNet). CW_GATE_KEY: each row of S has its own, g is [B, T, H, K] (GLA, Kimi Delta Attention). gate_map says how
+ * a decay a is made of an element x of g, with r = exp(A_log) of the head and b = dt_bias of the head (and row); where they
+ * are not given, r = 1 and b = 0:
+ *
+ *     CW_GATE_MAP_LOG        a = exp(x)                          x may be minus infinity, which resets the state
+ *     CW_GATE_MAP_LINEAR     a = x
+ *     CW_GATE_MAP_SOFTPLUS   a = exp(-r softplus(x + b))         Mamba-2, Qwen3-Next, Qwen3.5, Kimi Linear
+ *     CW_GATE_MAP_BOUNDED    a = exp(gate_lower sigmoid(r (x + b)))
+ *
+ * Delta rule. With CW_UPDATE_DELTA a token corrects the state towards its v instead of adding v. beta_map says how beta_t
+ * is made of an element x of the tensor beta [B, T, H]. CW_BETA_GIVEN: x; CW_BETA_SIGMOID: sigmoid(x);
+ * CW_BETA_TWICE_SIGMOID: 2 sigmoid(x).
+ *
+ * Heads. Where the numbers of heads differ, head_order says which head of the tensor with few heads a head of the one with
+ * many takes. CW_HEADS_INTERLEAVED: h / (many / few), as in fla, transformers and ONNX; CW_HEADS_TILED: h % few, as in
+ * GGUF.
+ *
+ * What goes together. Every gate goes with both updates, with every feature map and with qk_norm. A gate goes with CW_NONE
+ * and CW_GLOBAL, the delta rule with CW_NONE only; neither goes with `compensated`. gate_map needs a gate, and beta_map the
+ * delta rule. not_causal goes with CW_NONE and CW_GLOBAL, without a gate, the delta rule and `compensated`, and not with
+ * cw_decode. Grouped heads and ragged batches go with everything. CW_CONFLICT is returned for all else. */
 typedef struct cw_attention {
     uint32_t size, abi;
     uint32_t feature_map;  /* phi. CW_ELU: x > 0 ? 1 + x : 1 + (exp(x) - 1); CW_RELU: max(x, 0) + feature_eps; CW_IDENTITY */
@@ -152,32 +188,72 @@ typedef struct cw_attention {
     uint32_t products;     /* CW_PRODUCTS_BF16: of cw_cuda_* only, see chunkwise_cuda.h; for others it is CW_UNAVAILABLE */
     uint32_t isa;          /* CW_ISA_DEFAULT or one of cw_isas() */
     uint32_t threads;      /* at most, at least 1; in builds without std it is always 1 */
-    uint32_t reserved;
+    uint32_t not_causal;   /* 1: each output sees all tokens of the call, as in encoders; 0: those up to its own */
+    uint32_t update;       /* CW_UPDATE_LINEAR, CW_UPDATE_DELTA */
+    uint32_t gate;         /* CW_GATE_NONE, CW_GATE_SCALAR, CW_GATE_KEY */
+    uint32_t gate_map;     /* CW_GATE_MAP_LOG, CW_GATE_MAP_LINEAR, CW_GATE_MAP_SOFTPLUS, CW_GATE_MAP_BOUNDED */
+    float gate_lower;      /* of CW_GATE_MAP_BOUNDED: the least logarithm of a decay, -5 in fla */
+    uint32_t beta_map;     /* CW_BETA_GIVEN, CW_BETA_SIGMOID, CW_BETA_TWICE_SIGMOID */
+    uint32_t head_order;   /* CW_HEADS_INTERLEAVED, CW_HEADS_TILED */
+    uint32_t qk_norm;      /* 1: rows of phi(q) and phi(k) are divided by sqrt(sum x^2 + qk_norm_eps) */
+    float qk_norm_eps;     /* of qk_norm; 1e-6 in fla and transformers */
 } cw_attention;
 
-/* Elu, scale 1, products in f32, the default instruction set, one thread. */
-#define CW_ATTENTION(normaliser, eps, chunk) \
-    {CW_HEAD(cw_attention), CW_ELU, normaliser, 1e-6f, eps, chunk, 1.0f, 0, CW_PRODUCTS_F32, CW_ISA_DEFAULT, 1, 0}
+/* Linear attention without a gate: Elu, scale 1, products in f32, the default instruction set, one thread. */
+#define CW_ATTENTION(normaliser, eps, chunk) CW_RULE(CW_ELU, normaliser, eps, chunk, CW_UPDATE_LINEAR, CW_GATE_NONE)
+
+/* Linear attention with this gate, and the delta rule with this gate: the identity map, no normaliser, the rest as above. The
+ * models' scale is mostly K^-1/2, which is to be set, as is qk_norm where the model has one. */
+#define CW_GATED(gate) CW_RULE(CW_IDENTITY, CW_NONE, 0, 0, CW_UPDATE_LINEAR, gate)
+#define CW_DELTA(gate) CW_RULE(CW_IDENTITY, CW_NONE, 0, 0, CW_UPDATE_DELTA, gate)
+
+#define CW_RULE(feature_map, normaliser, eps, chunk, update, gate)                                              \
+    {CW_HEAD(cw_attention), feature_map, normaliser, 1e-6f, eps, chunk, 1.0f, 0, CW_PRODUCTS_F32, CW_ISA_DEFAULT, 1, 0, \
+     update, gate, CW_GATE_MAP_LOG, -5.0f, CW_BETA_GIVEN, CW_HEADS_INTERLEAVED, 0, 1e-6f}
 
 /* On what. Where there are no elements (B or T is 0), and for the pure queries, pointers may be null.
  *
  * State: f32, contiguous [B, H, state of one head], cw_sizes.state_bytes of it. All zeros is the state before the first
- * token. A copy by memcpy is a snapshot, and copying it back rewinds: so one speculates and takes it back. */
+ * token. A copy by memcpy is a snapshot, and copying it back rewinds: so one speculates and takes it back. The state of a
+ * head is S [K, V] where there is no normaliser, and z [K] behind it with CW_GLOBAL.
+ *
+ * Heads. Each tensor says how many it has. The state has as many as the larger of Hk and Hv, and o as many as the larger of
+ * Hq and H; each of Hk and Hv divides H, and each of Hq and H divides Ho. So more of q is grouped-query attention, and more
+ * of v grouped-value attention (Qwen3.5, Mamba-2). CW_CONFLICT: they do not divide each other.
+ *
+ * g and beta are CW_NO_TENSOR where the rule has no use for them. [B, T, H] has rank 3, or rank 4 with a last dimension of
+ * 1. The dims are always these, but strides may be 0: a constant decay is g with batch and token strides of 0, of which H
+ * elements are read. A row of g of CW_GATE_KEY is contiguous. CW_CONFLICT: one is missing, or is given to a rule that has
+ * no use for it.
+ *
+ * Ragged batches. N sequences of different lengths lie behind each other along T: sequence_count is N, and sequences holds
+ * the N tokens at which they begin, then T (`cu_seqlens`), so it starts at 0 and never decreases. The dims of all tensors
+ * have B = 1, the state is [N, H, state of one head], and everywhere else N takes the place of B. The state of an empty
+ * sequence is kept. A cw_decode takes one token of each sequence: T = N, and it does not look at sequences, which may be
+ * null. CW_SHAPE: they are none. */
 typedef struct cw_call {
     uint32_t size, abi;
-    cw_tensor q;            /* [B, T, H, K] */
-    cw_tensor k;            /* [B, T, H, K] */
-    cw_tensor v;            /* [B, T, H, V] */
-    cw_tensor o;            /* [B, T, H, V], written; strides must keep its rows apart */
+    cw_tensor q;            /* [B, T, Hq, K] */
+    cw_tensor k;            /* [B, T, Hk, K] */
+    cw_tensor v;            /* [B, T, Hv, V] */
+    cw_tensor o;            /* [B, T, Ho, V], written; strides must keep its rows apart */
     const float *state_in;  /* the state before; null: zeros */
     float *state_out;       /* where the state after goes; null: dropped; may be state_in: it is replaced */
     uint64_t state_bytes;   /* in each of them, at least cw_sizes.state_bytes */
     void *scratch;          /* of any content, before and after */
     uint64_t scratch_bytes; /* at least cw_sizes' */
+    cw_tensor g;            /* of a gate: [B, T, H] of CW_GATE_SCALAR, [B, T, H, K] of CW_GATE_KEY */
+    cw_tensor beta;         /* of the delta rule: [B, T, H] */
+    const float *a_log;     /* A_log [H] of CW_GATE_MAP_SOFTPLUS and CW_GATE_MAP_BOUNDED; null: there is none */
+    const float *dt_bias;   /* likewise dt_bias, [H] of CW_GATE_SCALAR, [H, K] of CW_GATE_KEY; null: there is none */
+    const uint32_t *sequences; /* of a ragged batch: where its sequences begin, sequence_count + 1 numbers; else null */
+    uint64_t sequence_count;   /* N of a ragged batch; else 0 */
 } cw_call;
 
 /* Zeros, to be filled. */
-#define CW_CALL {CW_HEAD(cw_call), CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, 0, 0, 0, 0, 0}
+#define CW_CALL                                                                                                         \
+    {CW_HEAD(cw_call), CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, 0, 0, 0, 0, 0, CW_NO_TENSOR, CW_NO_TENSOR, 0, 0, \
+     0, 0}
 #define CW_NO_TENSOR {0, 0, 0, {0, 0, 0, 0}, {0, 0, 0, 0}}
 
 typedef struct cw_sizes {
@@ -191,28 +267,38 @@ typedef struct cw_sizes {
 
 #define CW_SIZES {CW_HEAD(cw_sizes), 0, 0, 0, 0, 0}
 
-/* What to bring. Of the call it looks at types, dimensions and strides only: it may be asked before there is memory. */
+/* What to bring. It reads no memory but the structures, and may be asked before there is any: of the call it looks at types,
+ * dimensions, strides, sequence_count, and at which of a_log, dt_bias and sequences are null. */
 cw_status cw_attention_sizes(const cw_attention *attention, const cw_call *call, cw_sizes *sizes);
 
 /* Sets a state to zeros, as memset does. CW_RANGE: bytes that are no multiple of 4. */
 cw_status cw_state_init(float *state, uint64_t bytes);
+
+/* Copies the states of heads side by side, [.., K, V], to [.., V, K], and the other way round: ONNX Runtime, ggml and vLLM
+ * hold states so. key is K and value is V, in elements; bytes are those of each of from and to, which must not overlap.
+ * They are states without a normaliser that are not compensated: nothing but S. CW_RANGE: bytes that are no multiple of
+ * 4 K V. */
+cw_status cw_state_to_value_major(uint64_t key, uint64_t value, const float *from, float *to, uint64_t bytes);
+cw_status cw_state_from_value_major(uint64_t key, uint64_t value, const float *from, float *to, uint64_t bytes);
 
 /* All tokens of all heads; on `threads` threads, the caller's among them, where the work is worth it (which starts a pool of
  * threads for the process the first time, and allocates). Outputs do not depend on how many threads there are. */
 cw_status cw_forward(const cw_attention *attention, const cw_call *call);
 
 /* One token of all heads: what cw_forward computes for T = 1, and faster. state_in must be state_out and hold a state. It is
- * updated where it lies, which is fastest where it begins on a boundary of 64 bytes. */
+ * updated where it lies, which is fastest where it begins on a boundary of 64 bytes. CW_CONFLICT: not_causal. */
 cw_status cw_decode(const cw_attention *attention, const cw_call *call);
 
-/* The same for `count` heads of all sequences counted through, b H + h, from `first` on, on the calling thread, whatever
- * `threads` is: for a pool of threads of the caller's own. Tensors and states are those of the whole call, scratch is each
- * thread's own. Ranges that do not share a head may run at once. */
+/* The same for `count` heads of the state, of all sequences counted through, b H + h, from `first` on, with all outputs
+ * that share them, on the calling thread, whatever `threads` is: for a pool of threads of the caller's own. Tensors and
+ * states are those of the whole call, scratch is each thread's own. Ranges that do not share a head may run at once. */
 cw_status cw_forward_range(const cw_attention *attention, const cw_call *call, uint64_t first, uint64_t count);
 cw_status cw_decode_range(const cw_attention *attention, const cw_call *call, uint64_t first, uint64_t count);
 
-/* Sizes at compile time, for static arrays. The state's is exact (for a compensated one see cw_attention_sizes), the others
- * are upper bounds for any normaliser, layout and instruction set, on one thread; they leave room for later versions. */
+/* Sizes at compile time, for static arrays, of H heads of the state. The state's is exact (for a compensated one see
+ * cw_attention_sizes), the others are upper bounds for any rule, layout and instruction set, on one thread; they leave room
+ * for later versions. Where o has more heads than the state, ask the bound of cw_forward for H + 1 heads, and add the bytes
+ * of one head's state, rounded up to a multiple of 64, to the bound of cw_decode. */
 #define CW_STATE_BYTES(batch, heads, key, value, normaliser)                                                    \
     (4 * (uint64_t)(batch) * (heads) *                                                                          \
      ((normaliser) == CW_NONE     ? (uint64_t)(key) * (value)                                                   \

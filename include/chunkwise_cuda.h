@@ -4,8 +4,10 @@
  * Structures and contracts are those of chunkwise.h, with these differences. Every data, state and scratch pointer of a cw_call
  * is a device address in the memory of that GPU, of its primary context: the one that torch, candle and CUDA's runtime use. All
  * four tensors are of one dtype. Work is queued on a stream and not waited for: what goes wrong on the device is told by a later
- * call. isa and threads of a cw_attention play no part, compensated must be 0, K is at most 256. The count of tokens in a state
- * is not checked: one that is not possible is taken for the nearest that is. The caller's current context is left as it was.
+ * call. isa and threads of a cw_attention play no part, compensated must be 0, K is at most 256. There are no gates, no delta rule,
+ * no qk_norm, no not_causal, no grouped heads and no ragged batches yet: CW_UNAVAILABLE, and the message says which. The count of
+ * tokens in a state is not checked: one that is not possible is taken for the nearest that is. The caller's current context is left
+ * as it was.
  *
  * Precision. CW_PRODUCTS_F32 multiplies as precisely as f32 does. CW_PRODUCTS_BF16 rounds phi, v, scores and the state to bf16
  * for the products of cw_cuda_forward, whose sums stay f32: errors are as large as those of rounding q, k, v and o.

@@ -13,7 +13,7 @@
 //! With [`crate::Rule::compensated`] the first S and z are followed by as many elements more: their rounding errors so
 //! far.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::rule::{Normaliser, Rule};
 
 /// Where the pieces of one head's state lie, in elements from its beginning.
@@ -123,5 +123,70 @@ impl Layout {
             before = Some(count);
         }
         Ok(())
+    }
+}
+
+/// Transposes the states of any number of heads, `[.., K, V]`, into `[.., V, K]`: the layout of ONNX Runtime's GatedDeltaNet, of ggml and of
+/// vLLM.
+///
+/// `from` and `to` are as long as each other, in elements, a multiple of K V. They are states of rules without a normaliser and
+/// not compensated, which are nothing but S.
+///
+/// # Errors
+/// K or V of 0, a product of both that overflows, or another length. `to` is left untouched then.
+///
+/// ```
+/// use chunkwise::state::{from_value_major, to_value_major};
+///
+/// // One head, K = 2, V = 3.
+/// let state = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+/// let (mut theirs, mut ours) = ([0.0; 6], [0.0; 6]);
+/// to_value_major(2, 3, &state, &mut theirs)?;
+/// assert_eq!(theirs, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+/// from_value_major(2, 3, &theirs, &mut ours)?;
+/// assert_eq!(ours, state);
+/// # Ok::<(), chunkwise::Error>(())
+/// ```
+pub fn to_value_major(key: usize, value: usize, from: &[f32], to: &mut [f32]) -> Result<()> {
+    let matrix = check_matrices(key, value, from, to)?;
+    for (from, to) in from.chunks_exact(matrix).zip(to.chunks_exact_mut(matrix)) {
+        transpose(value, from, to);
+    }
+    Ok(())
+}
+
+/// Transposes the states of any number of heads, `[.., V, K]`, into this crate's `[.., K, V]`: what [`to_value_major`] undoes.
+///
+/// # Errors
+/// As for [`to_value_major`].
+pub fn from_value_major(key: usize, value: usize, from: &[f32], to: &mut [f32]) -> Result<()> {
+    let matrix = check_matrices(key, value, from, to)?;
+    for (from, to) in from.chunks_exact(matrix).zip(to.chunks_exact_mut(matrix)) {
+        transpose(key, from, to);
+    }
+    Ok(())
+}
+
+/// Elements of a matrix, of which both slices hold the same whole number.
+fn check_matrices(key: usize, value: usize, from: &[f32], to: &[f32]) -> Result<usize> {
+    for (size, what) in [(key, "key"), (value, "value")] {
+        if size == 0 {
+            return Err(Error::Zero { what });
+        }
+    }
+    let overflow = Error::Overflow { what: "the state" };
+    let matrix = key.checked_mul(value).ok_or(overflow)?;
+    check_len("the state", from.len().checked_next_multiple_of(matrix).ok_or(overflow)?, from.len())?;
+    check_len("the transposed state", from.len(), to.len())?;
+    Ok(matrix)
+}
+
+/// Rows of so many elements become columns.
+fn transpose(columns: usize, from: &[f32], to: &mut [f32]) {
+    let rows = from.len() / columns;
+    for (j, to) in to.chunks_exact_mut(rows).enumerate() {
+        for (to, from) in to.iter_mut().zip(from.chunks_exact(columns)) {
+            *to = from[j];
+        }
     }
 }

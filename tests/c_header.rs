@@ -13,9 +13,10 @@ use chunkwise::capi::cuda::*;
 #[cfg(feature = "files")]
 use chunkwise::capi::file::*;
 use chunkwise::capi::model::*;
+use chunkwise::capi::state::*;
 use chunkwise::capi::status::*;
 use chunkwise::capi::*;
-use chunkwise::{Attention, Config, Isa, Normaliser, Rule, Shape};
+use chunkwise::{Attention, Config, Gate, Heads, Isa, Normaliser, Rule, Shape};
 
 /// What a type is called in C, around a name.
 trait C {
@@ -221,13 +222,54 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
             products,
             isa,
             threads,
-            reserved
+            not_causal,
+            update,
+            gate,
+            gate_map,
+            gate_lower,
+            beta_map,
+            head_order,
+            qk_norm,
+            qk_norm_eps
         } = "CW_ATTENTION(0, 0, 0)"
     );
+    // Other rules than the default.
+    for (initialiser, update) in [("CW_GATED", "CW_UPDATE_LINEAR"), ("CW_DELTA", "CW_UPDATE_DELTA")] {
+        let (name, cpp) = (initialiser.to_lowercase(), &mut code.cpp);
+        writeln!(cpp, "constexpr cw_attention of_{name} = {initialiser}(CW_GATE_KEY);").unwrap();
+        for (field, value) in [
+            ("feature_map", "CW_IDENTITY"),
+            ("normaliser", "CW_NONE"),
+            ("scale", "1.0f"),
+            ("threads", "1"),
+            ("update", update),
+            ("gate", "CW_GATE_KEY"),
+            ("qk_norm", "0"),
+        ] {
+            writeln!(cpp, "static_assert(of_{name}.{field} == {value}, \"{name}, {field}\");").unwrap();
+        }
+    }
     structure!(
         code,
-        cw_call { size, abi, q, k, v, o, state_in, state_out, state_bytes, scratch, scratch_bytes } =
-            "CW_CALL"
+        cw_call {
+            size,
+            abi,
+            q,
+            k,
+            v,
+            o,
+            state_in,
+            state_out,
+            state_bytes,
+            scratch,
+            scratch_bytes,
+            g,
+            beta,
+            a_log,
+            dt_bias,
+            sequences,
+            sequence_count
+        } = "CW_CALL"
     );
     structure!(
         code,
@@ -317,6 +359,8 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
         cw_isa_name(_);
         cw_attention_sizes(_, _, _);
         cw_state_init(_, _);
+        cw_state_to_value_major(_, _, _, _, _);
+        cw_state_from_value_major(_, _, _, _, _);
         cw_forward(_, _);
         cw_decode(_, _);
         cw_forward_range(_, _, _, _);
@@ -353,33 +397,50 @@ fn cuda_assertions() -> (String, BTreeSet<&'static str>) {
     (code, functions)
 }
 
-/// The header's sizes at compile time: of states exactly, of scratch at least.
+/// The header's sizes at compile time: of states exactly, of scratch at least. Those of outputs that share a head of the state are
+/// bounded as the header says.
 fn sizes(code: &mut String) {
     let shapes = [1, 3, 8].into_iter().flat_map(|heads| [1, 16, 17, 100].map(|key| (heads, key)));
     for (heads, key, value) in shapes.flat_map(|(h, k)| [1, 8, 16, 17, 64, 130].map(|v| (h, k, v))) {
         let mut assert = |what: String| writeln!(code, "_Static_assert({what}, \"{what}\");").unwrap();
-        let shape = Shape::new(2, 100, heads, key, value);
-        let kinds = [
-            ("CW_NONE", Normaliser::None),
-            ("CW_GLOBAL", Normaliser::Global { eps: 1e-6 }),
-            ("CW_PER_CHUNK", Normaliser::per_chunk(64)),
-        ];
-        let (mut forward, mut decode) = (Attention::scratch_bound(heads, key, value), 0);
-        for (name, normaliser) in kinds {
-            let rule = Rule::linear(normaliser);
-            let state = Attention::new(Config::new(rule, shape)).unwrap().state_len();
+        let shape = |queries| Shape::grouped(2, 100, Heads::new(queries * heads, heads, heads), key, value);
+        let linear = Attention::scratch_bound(heads, key, value);
+        let gated = Attention::gated_scratch_bound(heads, key, value);
+        let (mut forward, mut decode) = ([linear.max(gated), 0], [0; 2]);
+        // Elements of a head's state, rounded up: a decode of outputs that share it computes on a copy.
+        let mut head = 0;
+        for (name, rules) in rules() {
+            let state = Attention::new(Config::new(rules[0], shape(1))).unwrap().state_len();
             assert(format!("CW_STATE_BYTES(2, {heads}, {key}, {value}, {name}) == {}", 4 * state));
-            for isa in Isa::available() {
-                for rule in [rule, rule.compensated(true)] {
-                    let attention = Attention::new(Config::new(rule, shape).isa(isa)).unwrap();
-                    forward = forward.max(attention.scratch_len());
-                    decode = decode.max(attention.decode_scratch_len());
+            for (isa, rule) in Isa::available().flat_map(|isa| rules.iter().map(move |rule| (isa, *rule))) {
+                for (i, queries) in [1, 3].into_iter().enumerate() {
+                    let attention = Attention::new(Config::new(rule, shape(queries)).isa(isa)).unwrap();
+                    forward[i] = forward[i].max(attention.scratch_len());
+                    decode[i] = decode[i].max(attention.decode_scratch_len());
+                    head = head.max((attention.state_len() / (2 * heads)).next_multiple_of(16));
                 }
             }
         }
-        assert(format!("CW_FORWARD_SCRATCH_BYTES_MAX({heads}, {key}, {value}) >= {}", 4 * forward));
-        assert(format!("CW_DECODE_SCRATCH_BYTES_MAX({key}, {value}) >= {}", 4 * decode));
+        for (heads, forward) in [(heads, forward[0]), (heads + 1, forward[1])] {
+            assert(format!("CW_FORWARD_SCRATCH_BYTES_MAX({heads}, {key}, {value}) >= {}", 4 * forward));
+        }
+        for (decode, head) in [(decode[0], 0), (decode[1], head)] {
+            let bound = format!("CW_DECODE_SCRATCH_BYTES_MAX({key}, {value}) + {}", 4 * head);
+            assert(format!("{bound} >= {}", 4 * decode));
+        }
     }
+}
+
+/// Rules by their normalisers, the first of each with a state that is not compensated.
+fn rules() -> [(&'static str, Vec<Rule>); 3] {
+    let with = |rule: Rule| [rule, rule.compensated(true)];
+    let global = Normaliser::Global { eps: 1e-6 };
+    let gated = [Gate::Scalar, Gate::Key].map(Rule::gated);
+    let delta = [Gate::None, Gate::Scalar, Gate::Key].map(Rule::delta);
+    let none = with(Rule::linear(Normaliser::None)).into_iter().chain(gated).chain(delta);
+    let global = with(Rule::linear(global)).into_iter().chain(gated.map(|rule| rule.normaliser(global)));
+    let per_chunk = with(Rule::linear(Normaliser::per_chunk(64)));
+    [("CW_NONE", none.collect()), ("CW_GLOBAL", global.collect()), ("CW_PER_CHUNK", per_chunk.into())]
 }
 
 fn constants() -> impl Iterator<Item = (&'static str, i64)> {
@@ -470,4 +531,16 @@ fn nothing_is_in_one_of_them_only() {
     let enums = header.split("enum {").skip(1).map(|rest| rest.split_once('}').unwrap().0);
     let in_header: BTreeSet<_> = enums.flat_map(|body| body.split(',').filter_map(numbered)).collect();
     assert_eq!(in_header, constants().map(|(name, value)| (name.to_string(), value)).collect());
+}
+
+/// The examples of docs/c.md are C.
+#[test]
+fn the_documentation_s_examples_compile() {
+    let text = include_str!("../docs/c.md");
+    let examples: Vec<&str> =
+        text.split("```c\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    assert!(!examples.is_empty());
+    for example in examples {
+        compiles(example, "documentation.c", ["c", "-std=c99"]);
+    }
 }

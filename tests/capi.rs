@@ -4,13 +4,14 @@
 mod capi_common;
 mod common;
 
-use std::mem::size_of_val;
+use std::mem::{offset_of, size_of_val};
 use std::ops::Range;
 use std::ptr::{null, null_mut};
 
 use capi_common::*;
 use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
+use chunkwise::capi::state::cw_state_init;
 use chunkwise::capi::status::*;
 use chunkwise::capi::*;
 use chunkwise::{Attention, Config, Normaliser, Rule, Shape, State, Tensors};
@@ -268,7 +269,8 @@ fn what_is_refused_has_written_nothing() {
         (CW_UNKNOWN, |a, _| a.products = 3),
         (CW_UNAVAILABLE, |a, _| a.products = CW_PRODUCTS_BF16),
         (CW_UNKNOWN, |a, _| a.isa = 6),
-        (CW_UNKNOWN, |a, _| a.reserved = 1),
+        (CW_UNKNOWN, |a, _| a.not_causal = 2),
+        (CW_CONFLICT, |a, _| a.not_causal = 1),
         (CW_UNKNOWN, |_, c| c.q.dtype = 0),
         (CW_UNKNOWN, |_, c| c.o.dtype = 9),
         (CW_ZERO, |a, _| a.threads = 0),
@@ -416,18 +418,18 @@ fn structures_of_other_sizes() {
         let want = forward(&good, &|call| older(&call, size).1);
         assert!(got == want, "of {size} bytes: {}, and as a whole {}", got.0, want.0);
     }
-    // The scratch's size is the last field: without it there is none.
-    let without = size_of::<cw_call>() - 8;
+    // Without the scratch's size there is none.
+    let without = offset_of!(cw_call, scratch_bytes);
     assert_eq!(forward(&good, &|call| older(&call, without).0), (CW_TOO_SMALL, fresh.written(CW_SIZE)));
     for size in refused::<cw_call>() {
         let got = forward(&good, &|call| cw_call { size: size as u32, ..call });
         assert_eq!(got, (CW_SIZE, fresh.written(CW_SIZE)), "of {size} bytes");
     }
-    // Without `reserved`, and without `threads`: the defaults.
-    for fields in [1, 2] {
-        let size = cw_attention::FIELDS[cw_attention::FIELDS.len() - fields][0];
+    // Without `not_causal`, and without `threads`: the defaults.
+    for (size, threads) in [(offset_of!(cw_attention, not_causal), 2), (offset_of!(cw_attention, threads), 1)]
+    {
         let (short, long) = older(&good, size);
-        assert_eq!((long.threads, long.reserved), (if fields == 1 { 2 } else { 1 }, 0));
+        assert_eq!((long.threads, long.not_causal), (threads, 0));
         assert_eq!(forward(&short, &|call| call).0, CW_OK);
     }
 

@@ -6,7 +6,7 @@ mod common;
 mod cuda_common;
 
 use chunkwise::cuda::{self, Buffer, Precision, Stream};
-use chunkwise::{Config, Error, FeatureMap, Normaliser, Shape, Strides};
+use chunkwise::{Config, Error, FeatureMap, Gate, Heads, Normaliser, Rule, Shape, Strides};
 use common::*;
 use cuda_common::{Emulator, Target, config, devices, explained, precise, targets, with_emulator};
 use half::{bf16, f16};
@@ -609,6 +609,25 @@ fn errors() {
         refused(with(good, |c| c.rule.compensated = true)),
         Some(cuda::Error::Unsupported { what: "the compensated state" })
     ));
+    for rule in [
+        Rule::gated(Gate::Scalar),
+        Rule::gated(Gate::Key),
+        Rule::delta(Gate::None),
+        Rule::linear(Normaliser::None).qk_norm(1e-6),
+        Rule::linear(Normaliser::None).causal(false),
+    ] {
+        let refused = refused(Config::new(rule, good.shape));
+        assert!(matches!(refused, Some(cuda::Error::Unsupported { .. })), "{rule:?}: {refused:?}");
+    }
+    for shape in [
+        Shape::grouped(1, 8, Heads::new(4, 2, 2), 4, 4),
+        Shape::grouped(1, 8, Heads::new(2, 1, 2), 4, 4),
+        Shape::grouped(1, 8, Heads::new(2, 2, 1), 4, 4),
+        good.shape.with_sequences(3),
+    ] {
+        let refused = refused(Config::new(good.rule, shape));
+        assert!(matches!(refused, Some(cuda::Error::Unsupported { .. })), "{shape:?}: {refused:?}");
+    }
     let too_wide = config([1, 8, 2, 257, 4], Normaliser::None);
     assert!(matches!(refused(too_wide), Some(cuda::Error::Unsupported { .. })));
     let huge = with(good, |c| (c.shape.batch, c.shape.len) = (1 << 31, 0));

@@ -26,9 +26,11 @@ class Headed(ctypes.Structure):
 
 
 class Attention(Headed):
+    """Fields of the header from `update` on are left out, as are those of a call from `g` on: they have their defaults."""
+
     _fields_ = [("size", u32), ("abi", u32), ("feature_map", u32), ("normaliser", u32), ("feature_eps", f32),
                 ("normaliser_eps", f32), ("chunk", u64), ("scale", f32), ("compensated", u32), ("products", u32),
-                ("isa", u32), ("threads", u32), ("reserved", u32)]
+                ("isa", u32), ("threads", u32), ("not_causal", u32)]
 
 
 class Call(Headed):

@@ -92,7 +92,15 @@ headed! {
         products: u32 = CW_PRODUCTS_F32,
         isa: u32 = CW_ISA_DEFAULT,
         threads: u32 = 1,
-        reserved: u32 = 0,
+        not_causal: u32 = 0,
+        update: u32 = CW_UPDATE_LINEAR,
+        gate: u32 = CW_GATE_NONE,
+        gate_map: u32 = CW_GATE_MAP_LOG,
+        gate_lower: f32 = -5.0,
+        beta_map: u32 = CW_BETA_GIVEN,
+        head_order: u32 = CW_HEADS_INTERLEAVED,
+        qk_norm: u32 = 0,
+        qk_norm_eps: f32 = 1e-6,
     }
     /// On what.
     cw_call {
@@ -105,6 +113,12 @@ headed! {
         state_bytes: u64 = 0,
         scratch: *mut c_void = null_mut(),
         scratch_bytes: u64 = 0,
+        g: cw_tensor = cw_tensor::NONE,
+        beta: cw_tensor = cw_tensor::NONE,
+        a_log: *const f32 = null(),
+        dt_bias: *const f32 = null(),
+        sequences: *const u32 = null(),
+        sequence_count: u64 = 0,
     }
     /// What to bring.
     cw_sizes {
@@ -233,9 +247,15 @@ impl<T: Headed> Output<T> {
 }
 
 impl cw_tensor {
-    /// The memory of so many elements of its type.
+    /// Whether it is `CW_NO_TENSOR`, whose dims and strides play no part.
+    pub(super) fn is_none(&self) -> bool {
+        self.data.is_null() && self.dtype == 0 && self.rank == 0
+    }
+
+    /// The memory of so many elements of its type; none where none are meant, whatever it says.
     pub(super) fn span(&self, len: usize) -> Result<Span> {
         match self.dtype {
+            _ if self.is_none() && len == 0 => Ok(Span::default()),
             CW_F32 => span::of(self.data.cast::<f32>(), len),
             CW_BF16 => span::of(self.data.cast::<bf16>(), len),
             CW_F16 => span::of(self.data.cast::<f16>(), len),

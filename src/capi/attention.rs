@@ -2,14 +2,12 @@
 
 use core::ops::Range;
 
-use super::args::{Headed, Output, cw_attention, cw_call, cw_sizes, cw_tensor, slice, slice_mut};
-use super::span::{Span, apart, needed};
+use super::args::{Headed, Output, cw_attention, cw_call, cw_sizes, slice, slice_mut};
+use super::span::{self, Span, apart, needed};
 use super::status::*;
-use super::{Result, arguments, bytes, guard, isa, size};
-use crate::attention::{Attention, Config, Execution, Op, Part, States};
-use crate::element::Elements;
-use crate::rule::{FeatureMap, Normaliser, Rule};
-use crate::shape::{Shape, Strides};
+use super::{Result, arguments, bytes, guard, size};
+use crate::attention::{Attention, Config, Op, Part, States};
+use crate::rule::{Gate, Update};
 use crate::tensors::{Disjoint, Tensors};
 
 /// What to bring. Neither data nor state nor scratch of the call is looked at.
@@ -89,7 +87,8 @@ unsafe fn run(
         if call.state_in.is_null() || call.state_out.is_null() {
             return Err(Status(CW_NULL));
         }
-        if call.q.dims[1] != 1 || call.state_in != call.state_out.cast_const() {
+        let shape = &whole.config().shape;
+        if shape.len != shape.one_token().len || call.state_in != call.state_out.cast_const() {
             return Err(Status(CW_SHAPE));
         }
     }
@@ -106,32 +105,19 @@ unsafe fn run(
         Op::Decode => attention.decode_scratch_len(),
     };
 
-    let [q, k, v, o] = attention.config().shape.reach()?;
+    let lengths = Lengths::new(op, &call, attention.config())?;
     let memory = Memory::new(&call, &attention, heads.clone())?;
     let scratch = needed(call.scratch.cast::<f32>(), call.scratch_bytes, scratch_len)?;
-    let read = [call.q.span(q)?, call.k.span(k)?, call.v.span(v)?, memory.read];
-    apart(&[call.o.span(o)?, memory.written, scratch], &read)?;
+    let [q, k, v, g, beta] = lengths.inputs(&call)?;
+    let [a_log, dt_bias, sequences] = lengths.parameters(&call)?;
+    let read = [q, k, v, g, beta, a_log, dt_bias, sequences, memory.read];
+    apart(&[call.o.span(lengths.o)?, memory.written, scratch], &read)?;
 
     // SAFETY: each span was asked about: not null, aligned, inside the address space, and what is written apart from all
     // else. That the memory is there, and that no other thread writes it, is the caller's promise; other ranges of the same
     // call have other rows of o and other parts of the state.
-    let (tensors, states, scratch): (Tensors<'_>, States<'_>, &mut [f32]) = unsafe {
-        (
-            Tensors {
-                q: call.q.elements(q),
-                k: call.k.elements(k),
-                v: call.v.elements(v),
-                o: call.o.outputs(o),
-                g: Elements::default(),
-                beta: Elements::default(),
-                a_log: &[],
-                dt_bias: &[],
-                sequences: None,
-            },
-            memory.states(),
-            slice_mut(call.scratch.cast(), scratch_len),
-        )
-    };
+    let (tensors, states, scratch): (Tensors<'_>, States<'_>, &mut [f32]) =
+        unsafe { (lengths.tensors(&call), memory.states(), slice_mut(call.scratch.cast(), scratch_len)) };
     attention.check_tensors(op, &tensors)?;
     if let Some(initial) = states.initial {
         attention.check_state(initial, heads.clone())?;
@@ -146,6 +132,80 @@ unsafe fn run(
         (None, Op::Decode) => attention.run::<true>(&tensors, states, scratch),
     }
     Ok(())
+}
+
+/// Elements of each array of a call.
+struct Lengths {
+    q: usize,
+    k: usize,
+    v: usize,
+    o: usize,
+    g: usize,
+    beta: usize,
+    a_log: usize,
+    dt_bias: usize,
+    sequences: usize,
+}
+
+impl Lengths {
+    fn new(op: Op, call: &cw_call, config: &Config) -> Result<Self> {
+        let Config { rule, shape, .. } = config;
+        let [q, k, v, o] = shape.reach()?;
+        let row = rule.gate_row(shape.key);
+        let given = |parameter: *const f32, len| if parameter.is_null() { 0 } else { len };
+        Ok(Self {
+            q,
+            k,
+            v,
+            o,
+            g: if rule.gate == Gate::None { 0 } else { shape.reach_g(row)? },
+            beta: if rule.update == Update::Linear { 0 } else { shape.reach_beta()? },
+            a_log: given(call.a_log, shape.heads),
+            dt_bias: given(call.dt_bias, shape.heads.saturating_mul(row)),
+            // A decode takes one token of each sequence, wherever they begin.
+            sequences: if shape.ragged && op == Op::Forward { shape.batch.saturating_add(1) } else { 0 },
+        })
+    }
+
+    /// The memory of q, k, v, g and beta.
+    fn inputs(&self, call: &cw_call) -> Result<[Span; 5]> {
+        Ok([
+            call.q.span(self.q)?,
+            call.k.span(self.k)?,
+            call.v.span(self.v)?,
+            call.g.span(self.g)?,
+            call.beta.span(self.beta)?,
+        ])
+    }
+
+    /// The memory of A_log, dt_bias and the beginnings of sequences.
+    fn parameters(&self, call: &cw_call) -> Result<[Span; 3]> {
+        Ok([
+            span::of(call.a_log, self.a_log)?,
+            span::of(call.dt_bias, self.dt_bias)?,
+            span::of(call.sequences, self.sequences)?,
+        ])
+    }
+
+    /// # Safety
+    /// All spans have been asked about; for 'a they can be read and are not written, and rows of o can be written by nobody
+    /// else.
+    unsafe fn tensors<'a>(&self, call: &cw_call) -> Tensors<'a> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Tensors {
+                q: call.q.elements(self.q),
+                k: call.k.elements(self.k),
+                v: call.v.elements(self.v),
+                o: call.o.outputs(self.o),
+                g: call.g.elements(self.g),
+                beta: call.beta.elements(self.beta),
+                a_log: slice(call.a_log, self.a_log),
+                dt_bias: slice(call.dt_bias, self.dt_bias),
+                sequences: (self.sequences > 0).then(|| slice(call.sequences, self.sequences)),
+            }
+        }
+    }
 }
 
 /// Where the states of some heads lie.
@@ -198,81 +258,4 @@ impl Memory {
             }
         }
     }
-}
-
-impl cw_attention {
-    /// With the shapes of a call, on the CPU.
-    fn with(&self, call: &cw_call) -> Result<Attention> {
-        let config = self.config(call)?;
-        if self.products == CW_PRODUCTS_BF16 {
-            // Only GPUs have them.
-            return Err(Status(CW_UNAVAILABLE));
-        }
-        Ok(Attention::new(config)?)
-    }
-
-    /// The same, not yet checked; `products` is one of its constants.
-    pub(super) fn config(&self, call: &cw_call) -> Result<Config> {
-        let [batch, len, heads, key] = call.q.dims()?;
-        let [.., value] = call.v.dims()?;
-        let same = [
-            (&call.q, call.q.dims),
-            (&call.k, call.q.dims),
-            (&call.v, [call.q.dims[0], call.q.dims[1], call.q.dims[2], call.v.dims[3]]),
-            (&call.o, [call.q.dims[0], call.q.dims[1], call.q.dims[2], call.v.dims[3]]),
-        ];
-        for (tensor, dims) in same {
-            if !(CW_F32..=CW_F16).contains(&tensor.dtype) {
-                return Err(Status(CW_UNKNOWN));
-            }
-            if tensor.rank != 4 || tensor.dims != dims || tensor.strides[3] != 1 {
-                return Err(Status(CW_SHAPE));
-            }
-        }
-        if !(CW_PRODUCTS_F32..=CW_PRODUCTS_BF16).contains(&self.products) || self.reserved != 0 {
-            return Err(Status(CW_UNKNOWN));
-        }
-        let rule = Rule::linear(self.normaliser()?)
-            .feature_map(feature_map(self.feature_map, self.feature_eps)?)
-            .scale(self.scale)
-            .compensated(flag(self.compensated)?);
-        let shape = Shape::new(batch, len, heads, key, value)
-            .with_inputs(strides(&call.q)?, strides(&call.k)?, strides(&call.v)?)
-            .with_output(strides(&call.o)?);
-        let execution = Execution { isa: isa(self.isa)?, threads: self.threads as usize };
-        Ok(Config { rule, shape, execution })
-    }
-
-    fn normaliser(&self) -> Result<Normaliser> {
-        let eps = self.normaliser_eps;
-        match self.normaliser {
-            CW_NONE => Ok(Normaliser::None),
-            CW_GLOBAL => Ok(Normaliser::Global { eps }),
-            CW_PER_CHUNK => Ok(Normaliser::PerChunk { chunk: size(self.chunk)?, eps }),
-            _ => Err(Status(CW_UNKNOWN)),
-        }
-    }
-}
-
-pub(super) fn feature_map(number: u32, eps: f32) -> Result<FeatureMap> {
-    match number {
-        CW_ELU => Ok(FeatureMap::Elu),
-        CW_RELU => Ok(FeatureMap::Relu { eps }),
-        CW_IDENTITY => Ok(FeatureMap::Identity),
-        _ => Err(Status(CW_UNKNOWN)),
-    }
-}
-
-/// Yes or no.
-pub(super) fn flag(number: u32) -> Result<bool> {
-    match number {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(Status(CW_UNKNOWN)),
-    }
-}
-
-fn strides(tensor: &cw_tensor) -> Result<Strides> {
-    let [batch, token, head, _] = tensor.strides;
-    Ok(Strides { batch: size(batch)?, token: size(token)?, head: size(head)? })
 }

@@ -10,6 +10,7 @@
 
 pub mod args;
 pub mod attention;
+mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(feature = "files")]
@@ -20,6 +21,7 @@ pub mod model;
 #[cfg(all(feature = "panic-handler", not(feature = "std"), not(test)))]
 mod panic;
 mod span;
+pub mod state;
 pub mod status;
 
 use core::ffi::{CStr, c_char};
@@ -117,24 +119,6 @@ fn isa(number: u32) -> Result<Option<Isa>> {
     }
     let (_, name) = ISAS.iter().find(|(known, _)| *known == number).ok_or(Status(CW_UNKNOWN))?;
     Ok(Some(Isa::from_name(name.to_str().unwrap_or_default())?))
-}
-
-/// All zeros, which is the state before the first token.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cw_state_init(state: *mut f32, bytes: u64) -> i32 {
-    guard(|| {
-        let floats = size(bytes)? / size_of::<f32>();
-        if !bytes.is_multiple_of(4) {
-            return Err(Status(CW_RANGE));
-        }
-        span::of(state, floats)?;
-        if floats > 0 {
-            // SAFETY: not null, aligned and inside the address space, just checked; the caller promises that it can be
-            // written.
-            unsafe { state.write_bytes(0, floats) };
-        }
-        Ok(())
-    })
 }
 
 /// Bytes of so many elements of f32, as a size to bring: more than memory can have is an overflow.

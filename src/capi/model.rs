@@ -6,7 +6,7 @@ use core::fmt::{self, Write};
 use super::args::{
     Headed, Output, copy, cw_model_call, cw_model_config, cw_model_sizes, cw_parameter, slice, slice_mut,
 };
-use super::attention::{feature_map, flag};
+use super::config::{feature_map, flag};
 use super::span::{self, Span, apart, needed};
 use super::status::*;
 use super::{Result, bytes, guard, isa, size};

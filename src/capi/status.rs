@@ -36,7 +36,7 @@ statuses! {
     CW_UNKNOWN = 8, "a choice has a value that is none of its constants";
     CW_SIZE = 9, "a structure is larger than this library knows, or its size ends within a field";
     CW_ABI = 10, "a structure was filled by a header of another ABI version";
-    CW_SHAPE = 11, "the dimensions or strides of tensors do not fit together";
+    CW_SHAPE = 11, "the dimensions or strides of tensors, or the sequences, do not fit together";
     CW_STATE = 12, "the state was not made by this configuration";
     CW_UNAVAILABLE = 13, "this machine, or this build, does not have what was asked for";
     CW_PARAMETER = 14, "a parameter of the model is missing, misshapen or has no place";
@@ -58,7 +58,8 @@ macro_rules! choices {
     };
 }
 
-// Where something must be chosen 0 is nothing: a field that was forgotten is found.
+// Where something must be chosen 0 is nothing: a field that was forgotten is found. Choices that were added later start at 0,
+// which is what the library did before.
 choices! {
     CW_F32 = 1;
     CW_BF16 = 2;
@@ -76,6 +77,20 @@ choices! {
     CW_LAST_TIMESTEP = 1;
     CW_ALL = 2;
     CW_MEAN = 3;
+    CW_UPDATE_LINEAR = 0;
+    CW_UPDATE_DELTA = 1;
+    CW_GATE_NONE = 0;
+    CW_GATE_SCALAR = 1;
+    CW_GATE_KEY = 2;
+    CW_GATE_MAP_LOG = 0;
+    CW_GATE_MAP_LINEAR = 1;
+    CW_GATE_MAP_SOFTPLUS = 2;
+    CW_GATE_MAP_BOUNDED = 3;
+    CW_BETA_GIVEN = 0;
+    CW_BETA_SIGMOID = 1;
+    CW_BETA_TWICE_SIGMOID = 2;
+    CW_HEADS_INTERLEAVED = 0;
+    CW_HEADS_TILED = 1;
     CW_ISA_DEFAULT = 0;
     CW_ISA_SCALAR = 1;
     CW_ISA_SIMD128 = 2;

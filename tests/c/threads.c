@@ -11,12 +11,22 @@
 
 enum { T = 800, H = 6, D = 64, LIMIT = 60 };
 
-static float q[T][H][D], k[T][H][D], v[T][H][D], want[T][H][D], got[T][H][D];
+static float q[T][H][D], k[T][H][D], v[T][H][D], want[T][H][D], got[T][H][D], g[T][H], beta[T][H];
+static int delta; /* whether it is the gated delta rule */
 
 static void run(uint32_t threads, void *o) {
-    cw_attention attention = CW_ATTENTION(CW_GLOBAL, 1e-6f, 0);
+    cw_attention linear = CW_ATTENTION(CW_GLOBAL, 1e-6f, 0), gated_delta = CW_DELTA(CW_GATE_SCALAR);
+    cw_attention attention = delta ? gated_delta : linear;
     cw_call call = CW_CALL;
     cw_sizes sizes = CW_SIZES;
+
+    if (delta) {
+        attention.gate_map = CW_GATE_MAP_SOFTPLUS;
+        attention.beta_map = CW_BETA_SIGMOID;
+        attention.qk_norm = 1;
+        call.g = cw_bthd(g, CW_F32, 1, T, H, 1);
+        call.beta = cw_bthd(beta, CW_F32, 1, T, H, 1);
+    }
 
     attention.threads = threads;
     call.q = cw_bthd(q, CW_F32, 1, T, H, D);
@@ -54,25 +64,37 @@ static int failed(const char *what) {
     return 1;
 }
 
-int main(void) {
-    float *rows[] = {&q[0][0][0], &k[0][0][0], &v[0][0][0]};
-    uint32_t x = 1;
+static void fill(float *x, int len) {
+    static uint32_t seed = 1;
 
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < T * H * D; j++) {
-            x = x * 1664525u + 1013904223u;
-            rows[i][j] = (float)(x >> 8) / (float)(1 << 23) - 1.0f;
-        }
+    for (int i = 0; i < len; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        x[i] = (float)(seed >> 8) / (float)(1 << 23) - 1.0f;
+    }
+}
+
+static int check(void) {
     run(1, want);
     if (!same()) return failed("on three threads");
     if (!in_a_child(same_in_a_child)) return failed("in a child");
     if (!same()) return failed("after a child");
-    if (fesetround(FE_TOWARDZERO)) return 1;
+    if (fesetround(FE_TOWARDZERO)) return failed("for the mode can't be set");
     if (same()) return failed("for rounding plays no part");
     run(1, want);
     if (!same()) return failed("where the caller rounds towards zero");
     if (!in_a_child(same_in_a_child)) return failed("in a child that rounds towards zero");
     if (fegetround() != FE_TOWARDZERO) return failed("and the caller's mode was changed");
+    return fesetround(FE_TONEAREST);
+}
+
+int main(void) {
+    fill(&q[0][0][0], T * H * D);
+    fill(&k[0][0][0], T * H * D);
+    fill(&v[0][0][0], T * H * D);
+    fill(&g[0][0], T * H);
+    fill(&beta[0][0], T * H);
+    for (delta = 0; delta < 2; delta++)
+        if (check()) return 1;
     puts("threads: the same bits in forked processes, and in the caller's rounding mode");
     return 0;
 }

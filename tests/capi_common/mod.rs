@@ -1,5 +1,6 @@
 //! Structures of C as headers of other versions have them.
 #![allow(unsafe_code, reason = "structures are taken as bytes")]
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::mem::MaybeUninit;
 

@@ -6,10 +6,11 @@
 use core::ops::Range;
 
 use arbitrary::{Result, Unstructured};
+use chunkwise::capi::CW_ABI_VERSION;
 use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
+use chunkwise::capi::state::*;
 use chunkwise::capi::status::*;
-use chunkwise::capi::{CW_ABI_VERSION, cw_state_init};
 
 /// Bytes of the block: places for what a call points to, and half of it for scratch.
 const BLOCK: usize = 1 << 17;
@@ -32,10 +33,15 @@ impl Block {
 
     /// A place, with as many bytes as are there from it on; now and then null, or anywhere in the block.
     fn place(&mut self, u: &mut Unstructured<'_>, place: usize) -> Result<(*mut u8, usize)> {
+        self.byte(u, place * PLACE)
+    }
+
+    /// The same of a byte.
+    fn byte(&mut self, u: &mut Unstructured<'_>, at: usize) -> Result<(*mut u8, usize)> {
         if u.ratio(1, 60)? {
             return Ok((core::ptr::null_mut(), BLOCK));
         }
-        let at = if u.ratio(1, 60)? { u.int_in_range(0..=BLOCK)? } else { place * PLACE };
+        let at = if u.ratio(1, 60)? { u.int_in_range(0..=BLOCK)? } else { at };
         Ok((self.0.as_mut_ptr().cast::<u8>().wrapping_add(at), BLOCK - at))
     }
 
@@ -67,12 +73,31 @@ fn dim(u: &mut Unstructured<'_>, most: u64) -> Result<u64> {
     if u.ratio(1, 60)? { u.arbitrary() } else { u.int_in_range(0..=most) }
 }
 
+/// One of the choices from 0 on where there is a use for it, else 0; or now and then any.
+fn added(u: &mut Unstructured<'_>, used: bool, most: u32) -> Result<u32> {
+    let right = if used || u.ratio(1, 20)? { u.int_in_range(0..=most)? } else { 0 };
+    mostly(u, right)
+}
+
 fn attention(u: &mut Unstructured<'_>) -> Result<cw_attention> {
+    let (update, gate) = (added(u, true, 1)?, added(u, true, 2)?);
+    let plain = update == 0 && gate == 0;
+    let encoder = plain && u.ratio(1, 4)?;
+    let normalisers = if plain || u.ratio(1, 20)? { 3 } else { 2 - update.min(1) };
     Ok(cw_attention {
+        update,
+        gate,
+        gate_map: added(u, gate > 0, 3)?,
+        gate_lower: if u.ratio(1, 20)? { u.arbitrary()? } else { -5.0 },
+        beta_map: added(u, update > 0, 2)?,
+        head_order: added(u, true, 1)?,
+        qk_norm: added(u, true, 1)?,
+        qk_norm_eps: if u.ratio(1, 20)? { u.arbitrary()? } else { 1e-6 },
+        not_causal: added(u, encoder, 1)?,
         size: size(u, size_of::<cw_attention>())?,
         abi: mostly(u, CW_ABI_VERSION)?,
         feature_map: choice(u, 3)?,
-        normaliser: choice(u, 3)?,
+        normaliser: choice(u, normalisers)?,
         feature_eps: if u.ratio(1, 20)? { u.arbitrary()? } else { 1e-6 },
         normaliser_eps: if u.ratio(1, 20)? { u.arbitrary()? } else { 1e-6 },
         chunk: 1 + dim(u, 40)?.min(u64::MAX - 1),
@@ -81,7 +106,6 @@ fn attention(u: &mut Unstructured<'_>) -> Result<cw_attention> {
         products: if u.ratio(1, 10)? { u.int_in_range(0..=3)? } else { CW_PRODUCTS_F32 },
         isa: if u.ratio(1, 10)? { u.int_in_range(0..=6)? } else { CW_ISA_DEFAULT },
         threads: mostly(u, 1)?.min(2),
-        reserved: mostly(u, 0)?,
     })
 }
 
@@ -100,6 +124,55 @@ fn tensor(u: &mut Unstructured<'_>, block: &mut Block, place: usize, dims: [u64;
     Ok(cw_tensor { data: data.cast(), dtype, rank, dims, strides })
 }
 
+/// g or beta where there is a use for it, else none; or now and then the other way round. Strides may be 0.
+fn gate(
+    u: &mut Unstructured<'_>,
+    block: &mut Block,
+    (place, used): (usize, bool),
+    dims: [u64; 4],
+) -> Result<cw_tensor> {
+    if used == u.ratio(1, 40)? {
+        return Ok(cw_call::DEFAULT.g);
+    }
+    let tensor = tensor(u, block, place, dims)?;
+    let strides = if u.ratio(1, 4)? { [0, 0, tensor.strides[2], 1] } else { tensor.strides };
+    // With a rank of 3 there is one element for each row, whatever the last dimension says.
+    let rank = match tensor.dims[3] {
+        1 if u.arbitrary()? => 3,
+        1 => tensor.rank,
+        _ => tensor.rank.max(4),
+    };
+    // Strides of 0 reach no further than others.
+    Ok(cw_tensor { strides, rank, ..tensor })
+}
+
+/// So many numbers of a type of 4 bytes in a place of their own, or nowhere.
+fn array(u: &mut Unstructured<'_>, block: &mut Block, at: usize, len: u128) -> Result<*mut u8> {
+    let (data, room) = block.byte(u, at)?;
+    Ok(if (room as u128) < len.saturating_mul(4) { core::ptr::null_mut() } else { data })
+}
+
+/// Where sequences begin, and how many they are; mostly in order.
+fn sequences(u: &mut Unstructured<'_>, block: &mut Block, count: u64, len: u64) -> Result<(*const u32, u64)> {
+    let count = if u.ratio(1, 60)? { u.arbitrary()? } else { count };
+    let data = array(u, block, 7 * PLACE + 4096, u128::from(count) + 1)?.cast::<u32>();
+    if data.is_null() || !data.is_aligned() || count > 8 {
+        return Ok((data, count));
+    }
+    let mut begins = [0u32; 9];
+    for begin in &mut begins[1..] {
+        *begin = u.int_in_range(0..=len.min(1000))? as u32;
+    }
+    begins[1..].sort_unstable();
+    begins[count as usize] = len as u32;
+    if u.ratio(1, 20)? {
+        begins[u.int_in_range(0..=count as usize)?] = u.arbitrary()?;
+    }
+    // SAFETY: aligned, and there is room in the block for as many and one more.
+    unsafe { data.copy_from_nonoverlapping(begins.as_ptr(), count as usize + 1) };
+    Ok((data, count))
+}
+
 /// Elements from the first to the last.
 fn reach(dims: [u64; 4], strides: [u64; 4]) -> u128 {
     if dims.contains(&0) {
@@ -112,11 +185,34 @@ fn reach(dims: [u64; 4], strides: [u64; 4]) -> u128 {
 pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let mut block = Block::new();
     let attention = attention(u)?;
-    let (batch, heads) = (dim(u, 2)?, dim(u, 2)?);
-    let len = if u.arbitrary()? { 1 } else { dim(u, 20)? };
+    let ragged = if u.ratio(1, 4)? { Some(dim(u, 3)?) } else { None };
+    let (batch, heads) = (if ragged.is_some() { 1 } else { dim(u, 2)? }, dim(u, 2)?);
+    // One token, or one of each sequence, for a decode.
+    let len = if u.arbitrary()? { ragged.unwrap_or(1) } else { dim(u, 20)? };
     let (key, value) = (dim(u, 10)?, dim(u, 10)?);
-    let mut rows = |place, dim| tensor(u, &mut block, place, [batch, len, heads, dim]);
-    let (q, k, v, o) = (rows(0, key)?, rows(1, key)?, rows(2, value)?, rows(3, value)?);
+    let mut several = || -> Result<u64> { Ok(heads.wrapping_mul(if u.ratio(1, 4)? { 2 } else { 1 })) };
+    let [q_heads, k_heads, v_heads] = [several()?, several()?, several()?];
+    let state_heads = k_heads.max(v_heads);
+    let mut rows = |place, heads, dim| tensor(u, &mut block, place, [batch, len, heads, dim]);
+    let (q, k) = (rows(0, q_heads, key)?, rows(1, k_heads, key)?);
+    let (v, o) = (rows(2, v_heads, value)?, rows(3, q_heads.max(state_heads), value)?);
+    let row = if attention.gate == CW_GATE_KEY { key } else { 1 };
+    let gated = (6, attention.gate != CW_GATE_NONE);
+    let g = gate(u, &mut block, gated, [batch, len, state_heads, row])?;
+    let delta = (7, attention.update != CW_UPDATE_LINEAR);
+    let beta = gate(u, &mut block, delta, [batch, len, state_heads, 1])?;
+    // As many as the library may take for them, whatever was drawn.
+    let most_heads = u128::from(k.dims[2].max(v.dims[2]));
+    let mut parameter = |at, len| -> Result<*mut u8> {
+        let given = u.ratio(if attention.gate_map >= CW_GATE_MAP_SOFTPLUS { 3 } else { 1 }, 5)?;
+        if given { array(u, &mut block, at, len) } else { Ok(core::ptr::null_mut()) }
+    };
+    let a_log = parameter(7 * PLACE + 1024, most_heads)?;
+    let dt_bias = parameter(7 * PLACE + 2048, most_heads.saturating_mul(u128::from(q.dims[3].max(1))))?;
+    let (sequences, sequence_count) = match ragged {
+        Some(count) => sequences(u, &mut block, count, len)?,
+        None => (core::ptr::null(), 0),
+    };
     let (state_in, in_room) = block.place(u, 4)?;
     let (state_out, out_room) = if u.ratio(2, 3)? { (state_in, in_room) } else { block.place(u, 5)? };
     let (scratch, scratch_room) = block.place(u, SCRATCH)?;
@@ -132,6 +228,12 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         state_bytes: in_room.min(out_room) as u64,
         scratch: scratch.cast(),
         scratch_bytes: scratch_room as u64,
+        g,
+        beta,
+        a_log: a_log.cast(),
+        dt_bias: dt_bias.cast(),
+        sequences,
+        sequence_count,
     };
 
     // SAFETY: structures of this function; what they point to is in the block, as far as they say.
@@ -175,5 +277,5 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
 
 /// A status of the header, and never the one of a bug.
 fn known(status: i32) {
-    assert!((CW_OK..CW_PANIC).contains(&status), "{status}");
+    assert!((CW_OK..CW_PANIC).contains(&status) || status == CW_CONFLICT, "{status}");
 }

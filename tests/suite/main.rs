@@ -26,6 +26,7 @@ mod long;
 mod oracle;
 mod special;
 mod types;
+mod value_major;
 mod zeros;
 // ... that nothing else changes a bit of it, ...
 mod bits;

@@ -1,0 +1,531 @@
+//! The C ABI of gates, the delta rule, grouped heads, ragged batches and attention that is not causal: the bits of the Rust
+//! calls, structures of older headers, and every refusal, with proof that nothing was written.
+#![allow(unsafe_code, reason = "the C ABI is called")]
+mod capi_common;
+mod common;
+
+use std::mem::{offset_of, size_of_val};
+use std::ptr::{null, null_mut};
+
+use capi_common::*;
+use chunkwise::capi::args::*;
+use chunkwise::capi::attention::*;
+use chunkwise::capi::state::*;
+use chunkwise::capi::status::*;
+use chunkwise::{
+    Attention, BetaMap, Config, FeatureMap, Gate, GateMap, HeadOrder, Heads, Normaliser, Rule, Shape, State,
+    Update,
+};
+use common::family::FamilyCase;
+use common::*;
+use half::{bf16, f16};
+
+/// The structure that a rule is in C.
+fn attention(config: &Config) -> cw_attention {
+    let Rule { update, gate, gate_map, beta_map, feature_map, qk_norm, normaliser, scale, causal, .. } =
+        config.rule;
+    let (normaliser, normaliser_eps, chunk) = match normaliser {
+        Normaliser::Global { eps } => (CW_GLOBAL, eps, 0),
+        Normaliser::PerChunk { chunk, eps } => (CW_PER_CHUNK, eps, chunk as u64),
+        _ => (CW_NONE, 0.0, 0),
+    };
+    cw_attention {
+        feature_map: match feature_map {
+            FeatureMap::Elu => CW_ELU,
+            FeatureMap::Relu { .. } => CW_RELU,
+            _ => CW_IDENTITY,
+        },
+        normaliser,
+        normaliser_eps,
+        chunk,
+        scale,
+        update: if update == Update::Delta { 1 } else { 0 },
+        gate: match gate {
+            Gate::Scalar => 1,
+            Gate::Key => 2,
+            _ => 0,
+        },
+        gate_map: match gate_map {
+            GateMap::Linear => 1,
+            GateMap::Softplus => 2,
+            GateMap::Bounded { .. } => 3,
+            _ => 0,
+        },
+        gate_lower: if let GateMap::Bounded { lower } = gate_map { lower } else { f32::NAN },
+        beta_map: match beta_map {
+            BetaMap::Sigmoid => 1,
+            BetaMap::TwiceSigmoid => 2,
+            _ => 0,
+        },
+        head_order: if config.shape.groups.order == HeadOrder::Tiled { 1 } else { 0 },
+        qk_norm: u32::from(qk_norm.is_some()),
+        qk_norm_eps: qk_norm.unwrap_or(f32::NAN),
+        not_causal: u32::from(!causal),
+        ..cw_attention::DEFAULT
+    }
+}
+
+/// A contiguous tensor of f32 without a last dimension of 0, which is left out.
+fn tensor(data: *const f32, [b, t, h, d]: [usize; 4]) -> cw_tensor {
+    let (rank, row) = if d == 0 { (3, 1) } else { (4, d) };
+    let strides = [t * h * row, h * row, row, 1];
+    cw_tensor {
+        data: data.cast_mut().cast(),
+        dtype: CW_F32,
+        rank,
+        dims: [b, t, h, row].map(|size| size as u64),
+        strides: strides.map(|size| size as u64),
+    }
+}
+
+/// All that a call points to.
+#[derive(Clone)]
+struct Memory {
+    case: FamilyCase,
+    o: Vec<f32>,
+    state: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+impl Memory {
+    fn new(case: &FamilyCase) -> Self {
+        let attention = attention(&case.config);
+        let mut memory = Self { case: case.clone(), o: case.output(), state: vec![], scratch: vec![] };
+        let mut sizes = cw_sizes::DEFAULT;
+        // SAFETY: structures of this test.
+        assert_eq!(unsafe { cw_attention_sizes(&attention, &memory.call(), &mut sizes) }, CW_OK);
+        memory.state = vec![0.0; sizes.state_bytes as usize / 4];
+        if memory.state.len() == case.initial.len() {
+            memory.state.clone_from(&case.initial);
+        }
+        memory.scratch =
+            vec![SENTINEL; sizes.forward_scratch_bytes.max(sizes.decode_scratch_bytes) as usize / 4];
+        memory
+    }
+
+    fn call(&mut self) -> cw_call {
+        let Self { case, o, state, scratch } = self;
+        let Shape { batch, len, groups, key, value, heads, ragged, .. } = case.config.shape;
+        let rows = if ragged { 1 } else { batch };
+        let gate = |x: &[f32], row| match x {
+            [] if len > 0 => cw_call::DEFAULT.g,
+            x => tensor(x.as_ptr(), [rows, len, heads, row]),
+        };
+        let parameter = |x: &[f32]| if x.is_empty() { null() } else { x.as_ptr() };
+        cw_call {
+            q: tensor(case.q.as_ptr(), [rows, len, groups.query, key]),
+            k: tensor(case.k.as_ptr(), [rows, len, groups.key, key]),
+            v: tensor(case.v.as_ptr(), [rows, len, groups.value, value]),
+            o: tensor(o.as_mut_ptr(), [rows, len, groups.output(), value]),
+            g: gate(&case.g, if case.config.rule.gate == Gate::Key { key } else { 0 }),
+            beta: gate(&case.beta, 0),
+            a_log: parameter(&case.a_log),
+            dt_bias: parameter(&case.dt_bias),
+            sequences: case.sequences.as_ref().map_or(null(), |begins| begins.as_ptr()),
+            sequence_count: if ragged { batch as u64 } else { 0 },
+            state_in: state.as_ptr(),
+            state_out: state.as_mut_ptr(),
+            state_bytes: size_of_val(&state[..]) as u64,
+            scratch: scratch.as_mut_ptr().cast(),
+            scratch_bytes: size_of_val(&scratch[..]) as u64,
+            ..cw_call::DEFAULT
+        }
+    }
+
+    /// The bits of all that a call may write; of scratch only where it was refused, for what is left there is not specified.
+    fn written(&self, status: i32) -> Vec<u32> {
+        let scratch = if status == CW_OK { &[][..] } else { &self.scratch };
+        [&self.o, &self.state, scratch].into_iter().flatten().map(|x| x.to_bits()).collect()
+    }
+}
+
+type Run = unsafe extern "C" fn(*const cw_attention, *const cw_call) -> i32;
+
+/// Compares a call with Rust's on the same numbers.
+fn same_as_rust(name: &str, case: &FamilyCase, decode: bool) {
+    let rust = Attention::new(case.config).unwrap();
+    for threads in [1, 2] {
+        let mut memory = Memory::new(case);
+        assert_eq!(memory.state.len(), rust.state_len(), "{name}");
+        let (mut o, mut state) = (case.output(), memory.state.clone());
+        let mut scratch = vec![f32::NAN; rust.scratch_len().max(rust.decode_scratch_len())];
+        let tensors = case.tensors(&mut o);
+        let run: Run = if decode {
+            rust.decode(tensors, &mut state, &mut scratch).unwrap();
+            cw_decode
+        } else {
+            rust.forward(tensors, State::Carried(&mut state), &mut scratch).unwrap();
+            cw_forward
+        };
+        let attention = cw_attention { threads, ..attention(&case.config) };
+        // SAFETY: the memory is this test's.
+        assert_eq!(unsafe { run(&attention, &memory.call()) }, CW_OK, "{name}");
+        assert!(untouched(&o, &memory.o), "{name}: o of {:?}", case.config);
+        assert!(untouched(&state, &memory.state), "{name}: the state of {:?}", case.config);
+        assert!(
+            case.config.shape.len == 0 || !untouched(&state, &Memory::new(case).state),
+            "{name}: no change"
+        );
+    }
+}
+
+/// Every rule there is: with each gate, map, normaliser and norm.
+fn rules() -> Vec<(&'static str, Rule)> {
+    let bounded = GateMap::Bounded { lower: -4.0 };
+    let mut rules = common::family::rules();
+    rules.extend([
+        ("linear", Rule::linear(Normaliser::None).scale(0.5)),
+        ("linear, normalised", Rule::linear(Normaliser::Global { eps: 1e-5 })),
+        ("linear, by chunks", Rule::linear(Normaliser::per_chunk(7)).qk_norm(1e-3)),
+        ("scalar gate, decays", Rule::gated(Gate::Scalar).gate_map(GateMap::Linear)),
+        ("scalar gate, softplus", Rule::gated(Gate::Scalar).gate_map(GateMap::Softplus)),
+        ("key gate, bounded", Rule::gated(Gate::Key).gate_map(bounded)),
+        ("delta, sigmoid", Rule::delta(Gate::None).beta_map(BetaMap::Sigmoid).qk_norm(1e-6)),
+        (
+            "gated delta, softplus",
+            Rule::delta(Gate::Scalar)
+                .gate_map(GateMap::Softplus)
+                .beta_map(BetaMap::TwiceSigmoid)
+                .qk_norm(1e-2),
+        ),
+        ("gated delta, key gate, softplus", Rule::delta(Gate::Key).gate_map(GateMap::Softplus).qk_norm(1e-6)),
+    ]);
+    rules
+}
+
+#[test]
+fn the_bits_are_those_of_the_rust_calls() {
+    for (name, rule) in rules() {
+        for (q, k, v) in [(2, 2, 2), (4, 2, 2), (2, 1, 4), (6, 3, 1)] {
+            for order in [HeadOrder::Interleaved, HeadOrder::Tiled] {
+                let shape = |len| Shape::grouped(2, len, Heads::new(q, k, v).order(order), 5, 6);
+                same_as_rust(name, &FamilyCase::new(Config::new(rule, shape(21)), 1), false);
+                same_as_rust(name, &FamilyCase::new(Config::new(rule, shape(1)), 2), true);
+            }
+        }
+    }
+    let rule = Rule::linear(Normaliser::Global { eps: 1e-6 }).causal(false);
+    let shape = Shape::grouped(2, 21, Heads::new(4, 2, 1), 5, 6);
+    same_as_rust("not causal", &FamilyCase::new(Config::new(rule, shape), 3), false);
+}
+
+#[test]
+fn ragged_batches() {
+    for (name, rule) in rules() {
+        let shape = |len| Shape::grouped(1, len, Heads::new(4, 2, 2), 5, 6).with_sequences(4);
+        let mut case = FamilyCase::new(Config::new(rule, shape(30)), 4);
+        case.sequences = Some(vec![0, 7, 7, 25, 30]);
+        same_as_rust(name, &case, false);
+        // One token of each of the four: where sequences begin plays no part.
+        same_as_rust(name, &FamilyCase::new(Config::new(rule, shape(4)), 5), true);
+    }
+}
+
+/// Ranges count heads of the state, whatever the outputs.
+#[test]
+fn ranges_of_grouped_heads() {
+    let (_, rule) = rules().pop().unwrap();
+    for (decode, len) in [(false, 21), (true, 1)] {
+        let shape = Shape::grouped(2, len, Heads::new(6, 1, 3), 5, 6);
+        let case = FamilyCase::new(Config::new(rule, shape), 6);
+        let (mut whole, mut parts) = (Memory::new(&case), Memory::new(&case));
+        let attention = attention(&case.config);
+        let (run, range): (Run, unsafe extern "C" fn(_, _, _, _) -> _) =
+            if decode { (cw_decode, cw_decode_range) } else { (cw_forward, cw_forward_range) };
+        // SAFETY: the memory is this test's.
+        unsafe {
+            assert_eq!(run(&attention, &whole.call()), CW_OK);
+            for (first, count) in [(2, 3), (0, 2), (5, 1), (6, 0)] {
+                assert_eq!(range(&attention, &parts.call(), first, count), CW_OK);
+            }
+            assert_eq!(range(&attention, &parts.call(), 5, 2), CW_RANGE);
+        }
+        assert!(untouched(&whole.o, &parts.o) && untouched(&whole.state, &parts.state), "{decode}");
+    }
+}
+
+/// A decay that is the same for all tokens: strides of 0. And gates in 16 bits, with rows apart.
+#[test]
+fn gates_of_other_strides_and_types() {
+    let rule = Rule::delta(Gate::Scalar).qk_norm(1e-6);
+    let mut case = FamilyCase::of(rule, [2, 21, 3, 5, 6]);
+    let decays = [-0.5, -0.25, -0.125];
+    case.g = decays.repeat(2 * 21);
+    let attention = attention(&case.config);
+    let (mut want, mut got) = (Memory::new(&case), Memory::new(&case));
+    let mut call = got.call();
+    call.g.data = decays.as_ptr().cast_mut().cast();
+    call.g.strides = [0, 0, 1, 99];
+    // SAFETY: the memory is this test's.
+    unsafe {
+        assert_eq!(cw_forward(&attention, &want.call()), CW_OK);
+        assert_eq!(cw_forward(&attention, &call), CW_OK);
+    }
+    assert!(untouched(&want.o, &got.o) && untouched(&want.state, &got.state), "strides of 0");
+
+    // Rank 4, with a row of one element; every second element of g, and of beta each.
+    let (g, beta): (Vec<bf16>, Vec<f16>) = (narrow(&case.g), narrow(&case.beta));
+    (case.g, case.beta) = (widen(&g), widen(&beta));
+    let (mut want, mut got) = (Memory::new(&case), Memory::new(&case));
+    let spread: Vec<bf16> = g.iter().flat_map(|x| [*x, bf16::NAN]).collect();
+    let mut call = got.call();
+    call.g = cw_tensor {
+        data: spread.as_ptr().cast_mut().cast(),
+        dtype: CW_BF16,
+        rank: 4,
+        strides: [2 * 21 * 3, 2 * 3, 2, 1],
+        ..call.g
+    };
+    call.beta = cw_tensor { data: beta.as_ptr().cast_mut().cast(), dtype: CW_F16, ..call.beta };
+    // SAFETY: likewise.
+    unsafe {
+        assert_eq!(cw_forward(&attention, &want.call()), CW_OK);
+        assert_eq!(cw_forward(&attention, &call), CW_OK);
+    }
+    assert!(untouched(&want.o, &got.o) && untouched(&want.state, &got.state), "16 bits");
+}
+
+/// A case in which everything is given: grouped heads, a ragged batch, a mapped gate with its parameters, beta.
+fn everything() -> FamilyCase {
+    let rule = Rule::delta(Gate::Key)
+        .gate_map(GateMap::Bounded { lower: -5.0 })
+        .beta_map(BetaMap::Sigmoid)
+        .qk_norm(1e-6);
+    let shape = Shape::grouped(1, 12, Heads::new(4, 1, 2), 5, 6).with_sequences(2);
+    FamilyCase { sequences: Some(vec![0, 5, 12]), ..FamilyCase::new(Config::new(rule, shape), 7) }
+}
+
+/// Refusals of forward: what is changed about a call that is accepted, and the answer.
+#[test]
+fn what_is_refused_has_written_nothing() {
+    type Change = fn(&mut cw_attention, &mut cw_call);
+    const NONE: cw_tensor = cw_call::DEFAULT.g;
+    static SEQUENCES: [[u32; 4]; 4] = [[1, 5, 12, 0], [0, 5, 11, 0], [0, 13, 12, 0], [0, 5, 12, 12]];
+    let refusals: &[(i32, Change)] = &[
+        // Choices, and numbers.
+        (CW_UNKNOWN, |a, _| a.update = 2),
+        (CW_UNKNOWN, |a, _| a.gate = 3),
+        (CW_UNKNOWN, |a, _| a.gate_map = 4),
+        (CW_UNKNOWN, |a, _| a.beta_map = 3),
+        (CW_UNKNOWN, |a, _| a.head_order = 2),
+        (CW_UNKNOWN, |a, _| a.qk_norm = 2),
+        (CW_UNKNOWN, |a, _| a.not_causal = u32::MAX),
+        (CW_RANGE, |a, _| a.qk_norm_eps = -1.0),
+        (CW_RANGE, |a, _| a.gate_lower = f32::NEG_INFINITY),
+        // What does not go together.
+        (CW_CONFLICT, |a, _| a.update = CW_UPDATE_LINEAR),
+        (CW_CONFLICT, |a, c| (a.update, c.beta) = (CW_UPDATE_LINEAR, NONE)),
+        (CW_CONFLICT, |a, _| a.gate = CW_GATE_NONE),
+        (CW_CONFLICT, |a, c| (a.gate, c.g) = (CW_GATE_NONE, NONE)),
+        (CW_CONFLICT, |a, c| (a.gate_map, c.a_log) = (CW_GATE_MAP_LOG, null())),
+        (CW_CONFLICT, |a, c| (a.gate_map, c.dt_bias) = (CW_GATE_MAP_LINEAR, null())),
+        (CW_CONFLICT, |a, _| a.normaliser = CW_GLOBAL),
+        (CW_CONFLICT, |a, _| a.not_causal = 1),
+        (CW_CONFLICT, |a, _| a.compensated = 1),
+        (CW_CONFLICT, |_, c| c.g = NONE),
+        (CW_CONFLICT, |_, c| c.beta = NONE),
+        (CW_CONFLICT, |_, c| (c.q.dims[2], c.o.dims[2]) = (3, 3)),
+        // Tensors.
+        (CW_UNKNOWN, |_, c| c.g.dtype = 4),
+        (CW_UNKNOWN, |_, c| c.beta.dtype = 0),
+        (CW_SHAPE, |_, c| c.g.rank = 3),
+        (CW_SHAPE, |_, c| c.g.rank = 0),
+        (CW_SHAPE, |_, c| c.beta.rank = 2),
+        (CW_SHAPE, |_, c| c.g.dims[0] = 2),
+        (CW_SHAPE, |_, c| c.g.dims[1] += 1),
+        (CW_SHAPE, |_, c| c.g.dims[2] = 4),
+        (CW_SHAPE, |_, c| c.g.dims[3] -= 1),
+        (CW_SHAPE, |_, c| c.g.strides[3] = 2),
+        (CW_SHAPE, |_, c| c.beta.dims[1] -= 1),
+        (CW_SHAPE, |_, c| c.beta.dims[2] = 1),
+        (CW_SHAPE, |a, _| a.gate = CW_GATE_SCALAR),
+        (CW_SHAPE, |_, c| c.o.dims[2] = 2),
+        (CW_SHAPE, |_, c| c.k.dims[1] -= 1),
+        (CW_SHAPE, |_, c| {
+            for tensor in [&mut c.q, &mut c.k, &mut c.v, &mut c.o, &mut c.g, &mut c.beta] {
+                tensor.dims[0] = 2;
+            }
+        }),
+        (CW_ZERO, |_, c| c.k.dims[2] = 0),
+        (CW_OVERFLOW, |_, c| c.g.strides[1] = 1 << 62),
+        (CW_OVERFLOW, |_, c| c.beta.strides[2] = u64::MAX),
+        // Memory.
+        (CW_NULL, |_, c| c.g.data = null_mut()),
+        (CW_NULL, |_, c| c.beta.data = null_mut()),
+        (CW_MISALIGNED, |_, c| c.g.data = c.g.data.wrapping_byte_add(2)),
+        (CW_MISALIGNED, |_, c| c.beta.data = c.beta.data.wrapping_byte_add(1)),
+        (CW_MISALIGNED, |_, c| c.a_log = c.a_log.wrapping_byte_add(3)),
+        (CW_MISALIGNED, |_, c| c.dt_bias = c.dt_bias.wrapping_byte_add(2)),
+        (CW_MISALIGNED, |_, c| c.sequences = c.sequences.wrapping_byte_add(1)),
+        (CW_OVERFLOW, |_, c| c.a_log = std::ptr::without_provenance(usize::MAX - 3)),
+        (CW_OVERFLOW, |_, c| c.dt_bias = std::ptr::without_provenance(usize::MAX - 7)),
+        (CW_OVERFLOW, |_, c| c.sequences = std::ptr::without_provenance(usize::MAX - 3)),
+        (CW_OVERLAP, |_, c| c.g.data = c.o.data),
+        (CW_OVERLAP, |_, c| c.beta.data = c.scratch),
+        (CW_OVERLAP, |_, c| c.a_log = c.state_out),
+        // Ten elements, of which the last is the state's first.
+        (CW_OVERLAP, |_, c| c.dt_bias = c.state_out.cast_const().wrapping_sub(9)),
+        (CW_OVERLAP, |_, c| c.sequences = c.o.data.cast()),
+        // Sequences.
+        (CW_NULL, |_, c| c.sequences = null()),
+        (CW_SHAPE, |_, c| c.sequence_count = 0),
+        (CW_SHAPE, |_, c| c.sequence_count = 1),
+        (CW_SHAPE, |_, c| c.sequences = SEQUENCES[0].as_ptr()),
+        (CW_SHAPE, |_, c| c.sequences = SEQUENCES[1].as_ptr()),
+        (CW_SHAPE, |_, c| c.sequences = SEQUENCES[2].as_ptr()),
+        (CW_OVERFLOW, |_, c| c.sequence_count = u64::MAX),
+        // The state of a third sequence, which is empty.
+        (CW_TOO_SMALL, |_, c| (c.sequences, c.sequence_count) = (SEQUENCES[3].as_ptr(), 3)),
+        (CW_TOO_SMALL, |_, c| c.scratch_bytes -= 1),
+    ];
+    let case = everything();
+    let good = attention(&case.config);
+    let mut memory = Memory::new(&case);
+    let before = memory.written(CW_SHAPE);
+    for (at, (want, change)) in refusals.iter().enumerate() {
+        let (mut attention, mut call) = (good, memory.call());
+        change(&mut attention, &mut call);
+        // SAFETY: refused before anything is touched.
+        let got = unsafe { cw_forward(&attention, &call) };
+        assert_eq!(got, *want, "refusal {at}");
+        assert!(memory.written(got) == before, "refusal {at}");
+        let mut sizes = cw_sizes::DEFAULT;
+        // SAFETY: structures of this test.
+        let got = unsafe { cw_attention_sizes(&attention, &call, &mut sizes) };
+        assert!(*want != CW_CONFLICT || got == CW_CONFLICT, "refusal {at}: sizes are said: {got}");
+    }
+    // SAFETY: likewise.
+    unsafe {
+        // One token of each of two sequences is not twelve.
+        assert_eq!(cw_decode(&good, &memory.call()), CW_SHAPE);
+        assert!(memory.written(CW_SHAPE) == before);
+        assert_eq!(cw_forward(&good, &memory.call()), CW_OK);
+    }
+}
+
+/// A decode is causal.
+#[test]
+fn no_decode_of_what_is_not_causal() {
+    let rule = Rule::linear(Normaliser::None).causal(false);
+    let mut memory = Memory::new(&FamilyCase::of(rule, [2, 1, 3, 5, 6]));
+    let (attention, before) = (attention(&memory.case.config), memory.written(CW_CONFLICT));
+    // SAFETY: the memory is this test's.
+    assert_eq!(unsafe { cw_decode(&attention, &memory.call()) }, CW_CONFLICT);
+    assert!(memory.written(CW_CONFLICT) == before);
+}
+
+/// The structures as they were before there were gates, with other bytes behind them.
+#[test]
+fn structures_without_the_fields_of_the_family() {
+    let sizes = [offset_of!(cw_attention, update), offset_of!(cw_call, g)];
+    if cfg!(target_pointer_width = "64") {
+        assert_eq!(sizes, [56, 368], "sizes of structures that programs have been compiled with");
+    }
+    for normaliser in [Normaliser::None, Normaliser::Global { eps: 1e-5 }, Normaliser::per_chunk(7)] {
+        let case = FamilyCase::of(Rule::linear(normaliser), [2, 21, 3, 5, 6]);
+        let (mut want, mut got) = (Memory::new(&case), Memory::new(&case));
+        let attention = attention(&case.config);
+        let (attention_then, _) = older(&attention, sizes[0]);
+        let (call_then, _) = older(&got.call(), sizes[1]);
+        assert!(attention_then.gate != CW_GATE_NONE && call_then.g.rank != 0, "there are other bytes behind");
+        // SAFETY: the memory is this test's.
+        unsafe {
+            assert_eq!(cw_forward(&attention, &want.call()), CW_OK);
+            assert_eq!(cw_forward(&attention_then, &call_then), CW_OK);
+        }
+        let rust = case.attention();
+        let (mut o, mut state) = (case.output(), vec![0.0; rust.state_len()]);
+        let initial = Memory::new(&case).state;
+        let scratch = &mut vec![0.0; rust.scratch_len()];
+        rust.forward(case.tensors(&mut o), State::InitialFinal(&initial, &mut state), scratch).unwrap();
+        for memory in [&want, &got] {
+            assert!(untouched(&memory.o, &o) && untouched(&memory.state, &state), "{normaliser:?}");
+        }
+    }
+}
+
+/// Structures that end behind any field.
+#[test]
+fn structures_of_other_sizes() {
+    let case = everything();
+    let good = attention(&case.config);
+    let forward = |attention: &cw_attention, change: &dyn Fn(cw_call) -> cw_call| {
+        let mut memory = Memory::new(&case);
+        let call = change(memory.call());
+        // SAFETY: the memory is this test's.
+        let status = unsafe { cw_forward(attention, &call) };
+        (status, memory.written(status))
+    };
+    takes_what_there_is(&good, |attention| forward(attention, &|call| call));
+    for size in ends::<cw_call>() {
+        let got = forward(&good, &|call| older(&call, size).0);
+        let want = forward(&good, &|call| older(&call, size).1);
+        assert!(got == want, "of {size} bytes: {}, and as a whole {}", got.0, want.0);
+    }
+    for size in refused::<cw_call>() {
+        assert_eq!(
+            forward(&good, &|call| cw_call { size: size as u32, ..call }).0,
+            CW_SIZE,
+            "of {size} bytes"
+        );
+    }
+}
+
+/// Sizes are asked before there is memory; those of a ragged batch are of its sequences.
+#[test]
+fn sizes_of_ragged_batches() {
+    let case = everything();
+    let (attention, mut memory) = (attention(&case.config), Memory::new(&case));
+    let mut call = memory.call();
+    for tensor in [&mut call.q, &mut call.k, &mut call.v, &mut call.o, &mut call.g, &mut call.beta] {
+        tensor.data = null_mut();
+    }
+    call = cw_call { a_log: null(), dt_bias: null(), sequences: null(), state_in: null(), ..call };
+    call = cw_call { state_out: null_mut(), scratch: null_mut(), sequence_count: 7, ..call };
+    let mut sizes = cw_sizes::DEFAULT;
+    // SAFETY: structures of this test.
+    assert_eq!(unsafe { cw_attention_sizes(&attention, &call, &mut sizes) }, CW_OK);
+    assert_eq!(sizes.state_bytes, 7 * 2 * 5 * 6 * 4, "[N, H, K, V]");
+    let rust = Attention::new(with(case.config, |c| c.shape = c.shape.with_sequences(7))).unwrap();
+    assert_eq!(sizes.forward_scratch_bytes, 4 * rust.scratch_len() as u64);
+    assert_eq!(sizes.decode_scratch_bytes, 4 * rust.decode_scratch_len() as u64);
+}
+
+/// `[.., K, V]` to `[.., V, K]` and back, as Rust does it.
+#[test]
+fn states_of_other_layouts() {
+    let (key, value, heads) = (5, 6, 3);
+    let state = normals(1, heads * key * value);
+    let (mut there, mut back, mut rust) = (vec![SENTINEL; 90], vec![SENTINEL; 90], vec![0.0; 90]);
+    chunkwise::state::to_value_major(key, value, &state, &mut rust).unwrap();
+    // SAFETY: the memory is this test's.
+    unsafe {
+        assert_eq!(cw_state_to_value_major(5, 6, state.as_ptr(), there.as_mut_ptr(), 360), CW_OK);
+        assert_eq!(cw_state_from_value_major(5, 6, there.as_ptr(), back.as_mut_ptr(), 360), CW_OK);
+        assert!(untouched(&rust, &there) && untouched(&state, &back));
+        assert!(!untouched(&there, &state));
+
+        let to = back.as_mut_ptr();
+        back.fill(SENTINEL);
+        let from = state.as_ptr();
+        for transpose in [cw_state_to_value_major, cw_state_from_value_major] {
+            for (want, got) in [
+                (CW_ZERO, transpose(0, 6, from, to, 360)),
+                (CW_ZERO, transpose(5, 0, from, to, 0)),
+                (CW_OVERFLOW, transpose(1 << 40, 1 << 40, from, to, 360)),
+                (CW_RANGE, transpose(5, 6, from, to, 359)),
+                (CW_RANGE, transpose(5, 6, from, to, 356)),
+                (CW_NULL, transpose(5, 6, null(), to, 360)),
+                (CW_NULL, transpose(5, 6, from, null_mut(), 360)),
+                (CW_MISALIGNED, transpose(5, 6, from.wrapping_byte_add(1), to, 360)),
+                (CW_MISALIGNED, transpose(5, 6, from, to.wrapping_byte_add(2), 360)),
+                (CW_OVERLAP, transpose(5, 6, to, to, 360)),
+                (CW_OVERLAP, transpose(5, 6, to.wrapping_add(30), to, 240)),
+                (CW_OK, transpose(5, 6, null(), null_mut(), 0)),
+            ] {
+                assert_eq!(got, want);
+            }
+        }
+        assert!(back.iter().all(|x| x.to_bits() == SENTINEL.to_bits()));
+    }
+}
