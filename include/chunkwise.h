@@ -202,8 +202,8 @@ typedef struct cw_attention {
 /* Linear attention without a gate: Elu, scale 1, products in f32, the default instruction set, one thread. */
 #define CW_ATTENTION(normaliser, eps, chunk) CW_RULE(CW_ELU, normaliser, eps, chunk, CW_UPDATE_LINEAR, CW_GATE_NONE)
 
-/* Linear attention with this gate, and the delta rule with this gate: the identity map, no normaliser, the rest as above. The
- * models' scale is mostly K^-1/2, which is to be set, as is qk_norm where the model has one. */
+/* Linear attention with this gate, and the delta rule with this gate: the identity map, no normaliser, the rest as above.
+ * Most models multiply by K^-1/2, which is to be set as the scale, as is qk_norm where a model has it. */
 #define CW_GATED(gate) CW_RULE(CW_IDENTITY, CW_NONE, 0, 0, CW_UPDATE_LINEAR, gate)
 #define CW_DELTA(gate) CW_RULE(CW_IDENTITY, CW_NONE, 0, 0, CW_UPDATE_DELTA, gate)
 
@@ -230,7 +230,7 @@ typedef struct cw_attention {
  * the N tokens at which they begin, then T (`cu_seqlens`), so it starts at 0 and never decreases. The dims of all tensors
  * have B = 1, the state is [N, H, state of one head], and everywhere else N takes the place of B. The state of an empty
  * sequence is kept. A cw_decode takes one token of each sequence: T = N, and it does not look at sequences, which may be
- * null. CW_SHAPE: they are none. */
+ * null. CW_SHAPE: they do not start at 0, decrease, or do not end at T. */
 typedef struct cw_call {
     uint32_t size, abi;
     cw_tensor q;            /* [B, T, Hq, K] */

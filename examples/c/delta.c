@@ -109,5 +109,5 @@ int main(void) {
         for (int i = 0; i < K; i++)
             for (int j = 0; j < V; j++) worst_state = fmax(worst_state, fabs(S[h][i][j] - value_major[h][j][i]));
     printf("gated delta rule: off by %.1e at most, the state by %.1e\n", worst, worst_state);
-    return !(worst < 1e-5 && worst_state < 1e-5);
+    return !(worst < 1e-6 && worst_state < 1e-6);
 }

@@ -27,7 +27,8 @@ impl cw_attention {
         let rule = self.rule()?;
         // What is given must have a use.
         let mapped = matches!(rule.gate_map, GateMap::Softplus | GateMap::Bounded { .. });
-        if !mapped && !(call.a_log.is_null() && call.dt_bias.is_null()) {
+        let parameters = !call.a_log.is_null() || !call.dt_bias.is_null();
+        if parameters && !mapped {
             return Err(Status(CW_CONFLICT));
         }
         let [batch, len, ..] = call.q.dims;
