@@ -73,18 +73,18 @@ const MODELS: [u64; 4] =
 
 /// Of the causal convolution of each width, without and with SiLU.
 const CONV: [[u64; 2]; 8] = [
-    [0xdf9f_0cfc_a30d_0659, 0xb683_ea89_330a_ea35],
-    [0x8873_77c9_0fad_ae30, 0xeddd_cdd6_3dc1_4890],
-    [0x4017_92b8_a8c0_7b35, 0x3531_f804_cbf8_bd97],
-    [0x45f9_7055_6f5e_bd87, 0xb33f_94a2_8f06_7e31],
-    [0x40b3_6344_49eb_0a20, 0xd85e_6c79_fb22_fc7c],
-    [0xaaa9_9e72_8707_b261, 0x8ee7_11f3_bc63_36d3],
-    [0x70e3_7a91_75f9_557a, 0x0076_9754_e1b5_19c7],
-    [0x9b57_dea9_a5cc_c54a, 0x57e3_6ec6_0979_18d1],
+    [0xdf9f_0cfc_a30d_0659, 0x7312_364b_a1af_c9b1],
+    [0x8873_77c9_0fad_ae30, 0x86bc_8130_f353_bb7c],
+    [0x4017_92b8_a8c0_7b35, 0x09b1_f62e_42be_21bf],
+    [0x45f9_7055_6f5e_bd87, 0xa5ce_bdc3_d3cc_3c59],
+    [0x40b3_6344_49eb_0a20, 0x9fc0_af09_1eac_7341],
+    [0xaaa9_9e72_8707_b261, 0xf20c_72d2_05cc_19bd],
+    [0x70e3_7a91_75f9_557a, 0xe30f_ac28_05e0_8a65],
+    [0x9b57_dea9_a5cc_c54a, 0x2fbd_70dd_220a_0ce6],
 ];
 
 /// Of the gated RMS norm, by SiLU and by the logistic function.
-const GATED_NORM: [u64; 2] = [0x8070_6b6e_e475_8798, 0x4b3b_4985_5b15_2804];
+const GATED_NORM: [u64; 2] = [0x7e2e_83c5_4445_08f0, 0x90a3_3349_35c5_4019];
 
 /// Nothing; everything so far; chunks of one token, shorter than a tile, longer than one, never ended.
 const NORMALISERS: [Normaliser; 6] = [

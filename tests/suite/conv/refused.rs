@@ -150,7 +150,8 @@ fn messages() {
         (Error::Width { width: 9 }, "a convolution of 9 taps: at most 8 are possible"),
         (
             Error::Sequences,
-            "the sequences must go from 0 to the number of tokens and never decrease; a decode has none",
+            "the beginnings of sequences must start at 0, never decrease and end at the number of tokens, and are there for \
+             the forward of a ragged batch alone",
         ),
     ] {
         assert_eq!(error.to_string(), text);
