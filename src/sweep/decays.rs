@@ -96,7 +96,7 @@ impl<const T: usize> Decays<'_, '_, T> {
         Row { token: first.token + token, ..first }
     }
 
-    /// phi of k and q of a block. Tokens that there are none of are zero.
+    /// phi of k and q of a block. Tokens that there are none of are zero, and change no bit of S.
     #[inline(always)]
     fn rows<S: Simd>(&self, simd: S, token: usize, k: &mut [f32], q: &mut [f32]) {
         let Prepare { rule, shape, tensors, len, .. } = self.prepare;
@@ -104,7 +104,8 @@ impl<const T: usize> Decays<'_, '_, T> {
         for t in 0..T {
             let (k, q) = (&mut k[t * key..][..key], &mut q[t * key..][..key]);
             if token + t >= len {
-                k.fill(0.0);
+                // A product of -0 and +0, added to a row of S, leaves it the sign that it has where it is zero.
+                k.fill(-0.0);
                 q.fill(0.0);
                 continue;
             }
