@@ -218,12 +218,22 @@ fn memory_may_hold_anything() {
         for isa in Isa::available() {
             let case = grouped(rule, 2, 21, [9, 20]).on(isa);
             let (attention, want) = (case.attention(), case.forward());
+            let want_from_zero = case.from_zero().forward();
             for (fill, from) in [(0.0, 0), (f32::INFINITY, 1), (1e30, 7), (f32::NAN, 15)] {
                 let (mut o, mut last) = (vec![fill; case.output().len()], vec![fill; want.1.len()]);
                 let scratch = &mut vec![fill; from + attention.scratch_len()][from..];
-                let state = State::InitialFinal(&case.initial, &mut last);
-                attention.forward(case.tensors(&mut o), state, scratch).expect("legal arguments");
-                same(&format!("{name}, {isa}, {fill}, {from}"), &(o, last), &want);
+                for (want, initial) in [(&want, Some(&case.initial)), (&want_from_zero, None)] {
+                    let state = match initial {
+                        Some(initial) => State::InitialFinal(initial, &mut last),
+                        None => State::Final(&mut last),
+                    };
+                    attention.forward(case.tensors(&mut o), state, scratch).expect("legal arguments");
+                    let got = (o.clone(), last.clone());
+                    same(&format!("{name}, {isa}, {fill}, scratch from {from}"), &got, want);
+                    o.fill(fill);
+                    last.fill(fill);
+                    scratch.fill(fill);
+                }
             }
         }
     }
