@@ -34,10 +34,10 @@
 //! # Bits
 //!
 //! A result has the same bits for any number of threads, any batch around the sequence, any strides, and wherever a
-//! sequence is cut: one `forward`, any pieces of it and one `decode` for each token agree bit for bit. With
-//! [`Rule::compensated`] pieces must be multiples of 4 tokens for that. The bits are also the same on every instruction set
-//! that has a fused multiply-add: AVX2, AVX-512 and Neon. The scalar code and WebAssembly's `simd128` round products
-//! before they add them, so they only agree with themselves. The payload of a NaN is not specified.
+//! sequence is cut: one `forward`, any pieces of it and one `decode` for each token agree bit for bit. With a gate, the
+//! delta rule or [`Rule::compensated`] pieces must be multiples of 4 tokens for that. The bits are also the same on every
+//! instruction set that has a fused multiply-add: AVX2, AVX-512 and Neon. The scalar code and WebAssembly's `simd128` round
+//! products before they add them, so they only agree with themselves. The payload of a NaN is not specified.
 //!
 //! # Threads
 //!
