@@ -106,7 +106,7 @@ impl<const T: usize> Decays<'_, '_, T> {
     }
 
     /// phi of k and q of a block: where they lie, if phi is the identity and rows are whole groups of f32, else in `spaces`.
-    /// Tokens that there are none of are zero.
+    /// Tokens that there are none of are zero, and change no bit of S.
     #[inline(always)]
     fn rows<'s, S: Simd>(&self, simd: S, token: usize, spaces: [&'s mut [f32]; 2]) -> [[&'s [f32]; T]; 2]
     where
@@ -120,7 +120,8 @@ impl<const T: usize> Decays<'_, '_, T> {
         for (i, space) in spaces.into_iter().enumerate() {
             for (t, to) in space.chunks_exact_mut(key).take(T).enumerate() {
                 rows[i][t] = if token + t >= len {
-                    to.fill(0.0);
+                    // A product of -0 and +0, added to a row of S, leaves it the sign that it has where it is zero.
+                    to.fill(if i == 0 { -0.0 } else { 0.0 });
                     to
                 } else {
                     let row = self.row(token + t);
@@ -261,7 +262,7 @@ impl<'a, const T: usize> Block<'a, T> {
             self.column::<S, KEY, DELTA>(simd, 2, operands, sums);
             self.column::<S, KEY, DELTA>(simd, 3, operands, sums);
         }
-        self.from_begin::<S, KEY, DELTA>(simd, operands);
+        self.scaled::<S, KEY, DELTA>(simd, operands);
     }
 
     /// What token s gives to those behind it in the block, and to the state.
@@ -301,7 +302,7 @@ impl<'a, const T: usize> Block<'a, T> {
 
     /// q and k with the decays from the block's beginning, and the decay of the whole block.
     #[inline(always)]
-    fn from_begin<S: Simd, const KEY: bool, const DELTA: bool>(&self, simd: S, operands: &mut [f32]) {
+    fn scaled<S: Simd, const KEY: bool, const DELTA: bool>(&self, simd: S, operands: &mut [f32]) {
         let rows = operand_rows(T, DELTA);
         for (group, operands) in operands.chunks_exact_mut(rows * GROUP).enumerate() {
             let operands = operands.as_chunks_mut::<GROUP>().0;
