@@ -8,7 +8,12 @@ use chunkwise::{
 };
 use serde_json::Value;
 
+use self::memory::Aligned;
 use super::{Peer, Result};
+
+// What others are given begins on a cache line too.
+#[path = "../../src/bin/chunkwise/bench/memory.rs"]
+mod memory;
 
 /// What a command asks for.
 pub(super) struct Load<'a> {
@@ -24,14 +29,14 @@ pub(super) struct Case<E> {
     /// Whether the last state belongs to the output.
     family: bool,
     load: fn(E) -> f32,
-    q: Vec<E>,
-    k: Vec<E>,
-    v: Vec<E>,
-    g: Vec<f32>,
-    beta: Vec<f32>,
-    o: Vec<E>,
-    state: Vec<f32>,
-    scratch: Vec<f32>,
+    q: Aligned<E>,
+    k: Aligned<E>,
+    v: Aligned<E>,
+    g: Aligned<f32>,
+    beta: Aligned<f32>,
+    o: Aligned<E>,
+    state: Aligned<f32>,
+    scratch: Aligned<f32>,
 }
 
 impl<E: Element> Case<E> {
@@ -55,8 +60,9 @@ impl<E: Element> Case<E> {
             _ => tokens * heads,
         };
         let betas = if config.rule.update == Update::Delta { tokens * heads } else { 0 };
-        let tensor = |name: &str, len: usize| -> Result<Vec<E>> {
-            Ok(read(from.folder, name, len)?.into_iter().map(store).collect())
+        let tensor = |name: &str, len: usize| -> Result<Aligned<E>> {
+            let numbers = read(from.folder, name, len)?.into_iter().map(store);
+            Ok(Aligned::copy_of(&numbers.collect::<Vec<E>>()))
         };
         Ok(Self {
             attention,
@@ -66,11 +72,11 @@ impl<E: Element> Case<E> {
             q: tensor("q.bin", tokens * groups.query * key)?,
             k: tensor("k.bin", tokens * groups.key * key)?,
             v: tensor("v.bin", tokens * groups.value * value)?,
-            g: read(from.folder, "g.bin", gates)?,
-            beta: read(from.folder, "beta.bin", betas)?,
-            o: vec![E::default(); tokens * groups.output() * value],
-            state: vec![0.0; attention.state_len()],
-            scratch: vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())],
+            g: Aligned::copy_of(&read(from.folder, "g.bin", gates)?),
+            beta: Aligned::copy_of(&read(from.folder, "beta.bin", betas)?),
+            o: Aligned::filled(E::default(), tokens * groups.output() * value),
+            state: Aligned::filled(0.0, attention.state_len()),
+            scratch: Aligned::filled(0.0, attention.scratch_len().max(attention.decode_scratch_len())),
         })
     }
 }
@@ -136,7 +142,7 @@ impl<E: Element> Peer for Case<E> {
     fn run(&mut self) {
         let Self { attention, decode, family, q, k, v, g, beta, o, state, scratch, .. } = self;
         if !*decode {
-            let tensors = Tensors::new(&*q, &*k, &*v, o).gate(&*g).beta(&*beta);
+            let tensors = Tensors::new(&q[..], &k[..], &v[..], &mut o[..]).gate(&g[..]).beta(&beta[..]);
             let state = if *family { State::Final(state) } else { State::Zero };
             attention.forward(tensors, state, scratch).expect("lengths that fit");
             return;
