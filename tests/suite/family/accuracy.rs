@@ -25,7 +25,7 @@ fn long_cases(update: Update, draws: u64, change: impl Fn(&mut FamilyCase, u64))
             SIZES.into_iter().flat_map(|sizes| (1..=draws).map(move |draw| (sizes, draw)))
         {
             let config = Config::new(rule.scale_by_key(key), Shape::new(1, len, 1, key, value));
-            let case = FamilyCase::new(config, draw).from_zero();
+            let case = FamilyCase::new(config, draw).at_zero();
             cases.push(case.changed(|case| {
                 case.g = uniform(41 + draw, case.g.len(), -0.05, 0.0);
                 change(case, draw);
@@ -136,7 +136,7 @@ fn constant_decays() {
             }
         };
         for g in [-1e-5_f32, -3.3e-4, -1e-3, -0.0123, -0.1] {
-            let case = FamilyCase::of(rule, [1, 4096, 1, 16, 16]).from_zero();
+            let case = FamilyCase::of(rule, [1, 4096, 1, 16, 16]).at_zero();
             let as_log = case.changed(|case| case.g.fill(g));
             let as_number = case.changed(|case| {
                 case.config.rule.gate_map = GateMap::Linear;
@@ -147,7 +147,7 @@ fn constant_decays() {
             check(&format!("the decay exp({g}) as a number"), as_number, rounding(remembered));
         }
         // They are numbers of f32, and their exponentials are they, or next to them.
-        let retention = FamilyCase::of(rule, [1, 4096, 8, 16, 16]).from_zero().changed(|case| {
+        let retention = FamilyCase::of(rule, [1, 4096, 8, 16, 16]).at_zero().changed(|case| {
             let mut decays = [0.0; 8];
             chunkwise::rule::retention(&mut decays);
             case.g = decays.repeat(4096);

@@ -218,11 +218,11 @@ fn memory_may_hold_anything() {
         for isa in Isa::available() {
             let case = grouped(rule, 2, 21, [9, 20]).on(isa);
             let (attention, want) = (case.attention(), case.forward());
-            let want_from_zero = case.from_zero().forward();
+            let want_at_zero = case.at_zero().forward();
             for (fill, from) in [(0.0, 0), (f32::INFINITY, 1), (1e30, 7), (f32::NAN, 15)] {
                 let (mut o, mut last) = (vec![fill; case.output().len()], vec![fill; want.1.len()]);
                 let scratch = &mut vec![fill; from + attention.scratch_len()][from..];
-                for (want, initial) in [(&want, Some(&case.initial)), (&want_from_zero, None)] {
+                for (want, initial) in [(&want, Some(&case.initial)), (&want_at_zero, None)] {
                     let state = match initial {
                         Some(initial) => State::InitialFinal(initial, &mut last),
                         None => State::Final(&mut last),

@@ -136,7 +136,7 @@ fn decode_is_forward_of_one_token() {
 #[test]
 fn ways_of_passing_the_state() {
     for (name, case) in cases() {
-        let (attention, zero) = (case.attention(), case.from_zero());
+        let (attention, zero) = (case.attention(), case.at_zero());
         let run = |state: State<'_>| {
             let (mut o, scratch) = (case.output(), &mut vec![f32::NAN; attention.scratch_len()]);
             attention.forward(case.tensors(&mut o), state, scratch).expect("legal arguments");
@@ -229,7 +229,7 @@ fn a_beta_of_zero_is_no_token() {
 #[test]
 fn streams() {
     for (name, case) in cases() {
-        let case = case.from_zero();
+        let case = case.at_zero();
         let (o, _) = case.forward();
         let mut stream = chunkwise::Stream::new(case.config).expect("a legal configuration");
         let mut got = case.output();
