@@ -6,6 +6,7 @@ pub(crate) mod part;
 mod plan;
 mod sizes;
 mod task;
+mod walk;
 
 use core::ops::Range;
 

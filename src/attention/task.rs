@@ -17,14 +17,12 @@ use super::part::States;
 use super::sizes::Sizes;
 use crate::element::Elements;
 use crate::isa::outline;
-use crate::rule::{Normaliser, Update};
+use crate::rule::Normaliser;
 use crate::shape::Row;
 use crate::state::Layout;
 use crate::sweep::decays::Decays;
-use crate::sweep::gated::GatedPanel;
-use crate::sweep::linear::{Panel, kind};
 use crate::sweep::prepare::{Normalisers, Prepare};
-use crate::sweep::{Factors, Fold, Pass, Rows, Scores, Sums, Tile, padded_key};
+use crate::sweep::{Factors, Fold, Pass, Rows, Scores, Tile, padded_key};
 use crate::tensors::Tensors;
 
 /// Vectors of columns that one token sweeps at once in the caller's state: a row of S is one sequential read.
@@ -331,48 +329,6 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             ahead: [AHEAD, self.begin + self.len],
         }
     }
-
-    /// Sweeps whole vectors of columns, whose sums begin with the first of them.
-    #[inline(always)]
-    pub(super) fn panels<S: Simd, const B: usize, const N: usize, const H: usize>(
-        &self,
-        simd: S,
-        tile: &Tile<'_>,
-        columns: Range<usize>,
-        sums: Sums<'_>,
-    ) {
-        let mut walk = Walk { tile, begin: columns.start, column: columns.start, end: columns.end, sums };
-        if self.config.rule.in_blocks() {
-            if self.config.rule.update == Update::Delta {
-                walk.blocks::<S, DECODE, true>(simd);
-            } else {
-                walk.blocks::<S, DECODE, false>(simd);
-            }
-        } else if tile.pass == Pass::Sum {
-            walk.all::<S, B, N, { kind::SUM }>(simd);
-            walk.all::<S, B, 1, { kind::SUM }>(simd);
-        } else if tile.pass == Pass::Read {
-            walk.all::<S, B, N, { kind::READ }>(simd);
-            walk.all::<S, B, 1, { kind::READ }>(simd);
-        } else if DECODE && S::F32_LANES == 1 {
-            if self.layout.per_chunk {
-                // Of the past, which only takes in whole chunks.
-                walk.sums.error = Rows { data: &mut [], stride: 1 };
-            }
-            walk.all::<S, B, N, { kind::ANY }>(simd);
-            walk.all::<S, B, 1, { kind::ANY }>(simd);
-        } else if self.layout.per_chunk && tile.use_past {
-            walk.all::<S, B, H, { kind::PAST }>(simd);
-            walk.all::<S, B, 1, { kind::PAST }>(simd);
-        } else if self.layout.compensated && !self.layout.per_chunk {
-            walk.all::<S, B, H, { kind::COMPENSATED }>(simd);
-            walk.all::<S, B, 1, { kind::COMPENSATED }>(simd);
-        } else {
-            walk.all::<S, B, N, { kind::PLAIN }>(simd);
-            walk.all::<S, B, H, { kind::PLAIN }>(simd);
-            walk.all::<S, B, 1, { kind::PLAIN }>(simd);
-        }
-    }
 }
 
 /// The end of a chunk, of S, the past and rounding errors, and of z likewise.
@@ -384,56 +340,4 @@ pub(super) fn fold<S: Simd>(
 ) {
     outline(simd, Fold { sums, past, error });
     outline(simd, Fold { sums: z, past: past_z, error: error_z });
-}
-
-/// Vectors of columns that are still to be swept.
-struct Walk<'a> {
-    tile: &'a Tile<'a>,
-    /// Where the sums begin.
-    begin: usize,
-    column: usize,
-    end: usize,
-    sums: Sums<'a>,
-}
-
-impl Walk<'_> {
-    /// Takes N vectors at a time, as often as there are as many.
-    #[inline(always)]
-    fn all<S: Simd, const B: usize, const N: usize, const KIND: u8>(&mut self, simd: S) {
-        while self.end - self.column >= N * S::F32_LANES {
-            let (column, skip) = (self.column, self.column - self.begin);
-            let Sums { s, past, error } = &mut self.sums;
-            let sums = Sums {
-                s: s.skip_columns(skip),
-                past: past.skip_columns(skip),
-                error: error.skip_columns(skip),
-            };
-            outline(simd, Panel::<B, N, KIND> { tile: self.tile, column, sums });
-            self.column += N * S::F32_LANES;
-        }
-    }
-
-    /// All columns, of rules with decays or a delta: of many tokens in blocks of four by the vectors of a panel, of one token
-    /// by as many vectors as there are registers for their o and y.
-    #[inline(always)]
-    fn blocks<S: Simd, const DECODE: bool, const DELTA: bool>(&mut self, simd: S) {
-        match (DECODE, S::F32_LANES) {
-            (true, 1) => {}
-            (true, _) => self.gated::<S, 1, 4, DELTA>(simd),
-            (false, 8) if DELTA => {}
-            (false, _) => self.gated::<S, 4, 2, DELTA>(simd),
-        }
-        if DECODE { self.gated::<S, 1, 1, DELTA>(simd) } else { self.gated::<S, 4, 1, DELTA>(simd) }
-    }
-
-    /// Takes N vectors at a time in blocks of T tokens, as often as there are as many.
-    #[inline(always)]
-    fn gated<S: Simd, const T: usize, const N: usize, const DELTA: bool>(&mut self, simd: S) {
-        while self.end - self.column >= N * S::F32_LANES {
-            let (column, skip) = (self.column, self.column - self.begin);
-            let s = self.sums.s.skip_columns(skip);
-            outline(simd, GatedPanel::<T, N, DELTA> { tile: self.tile, column, s });
-            self.column += N * S::F32_LANES;
-        }
-    }
 }
