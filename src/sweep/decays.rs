@@ -106,7 +106,7 @@ impl<const T: usize> Decays<'_, '_, T> {
     }
 
     /// phi of k and q of a block: where they lie, if phi is the identity and rows are whole groups of f32, else in `spaces`.
-    /// Tokens that there are none of are zero.
+    /// Tokens that there are none of are zero, and change no bit of S.
     #[inline(always)]
     fn rows<'s, S: Simd>(&self, simd: S, token: usize, spaces: [&'s mut [f32]; 2]) -> [[&'s [f32]; T]; 2]
     where
@@ -120,7 +120,8 @@ impl<const T: usize> Decays<'_, '_, T> {
         for (i, space) in spaces.into_iter().enumerate() {
             for (t, to) in space.chunks_exact_mut(key).take(T).enumerate() {
                 rows[i][t] = if token + t >= len {
-                    to.fill(0.0);
+                    // A product of a k of -0 and a u of +0, added to a row of S, leaves a zero there the sign that it has.
+                    to.fill(if i == 0 { -0.0 } else { 0.0 });
                     to
                 } else {
                     let row = self.row(token + t);
