@@ -1,6 +1,8 @@
 //! The core and the model allocate nothing: not when configured, not in `forward`, `decode` or `step`, and not when they
 //! refuse. Calls of the allocator are counted on the calling thread; with one thread that is all there is.
 
+mod family;
+
 use chunkwise::conv::{self, Activation, CausalConv};
 use chunkwise::gated_norm::{self, GatedNorm};
 use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};

@@ -5,12 +5,16 @@ use arbitrary::{Result, Unstructured};
 use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors};
 use half::{bf16, f16};
 
+use super::family;
 use crate::common::*;
 
 /// Elements of the longest tensor that is brought, and of state and scratch: larger configurations are only checked.
 const MOST: usize = 1 << 16;
 
 pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
+    if u.ratio(2, 5)? {
+        return family::check(u);
+    }
     let mut config = config(u)?;
     let wild = u.arbitrary()?;
     if wild {

@@ -5,6 +5,7 @@
 mod attention;
 #[cfg(feature = "cdylib")]
 mod capi;
+mod family;
 #[cfg(feature = "files")]
 pub(crate) mod files;
 mod sequence;

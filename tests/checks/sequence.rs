@@ -5,9 +5,13 @@ use arbitrary::{Result, Unstructured};
 use chunkwise::{Config, Rule, Shape, State};
 
 use super::attention::{feature_map, isa, normaliser, numbers};
+use super::family;
 use crate::common::*;
 
 pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
+    if u.ratio(2, 5)? {
+        return family::pieces(u);
+    }
     let (batch, heads) = (u.int_in_range(1..=2)?, u.int_in_range(1..=3)?);
     let (len, key, value) = (u.int_in_range(0..=100)?, u.int_in_range(1..=40)?, u.int_in_range(1..=40)?);
     let rule = Rule::linear(normaliser(u)?).feature_map(feature_map(u)?).compensated(u.ratio(1, 4)?);

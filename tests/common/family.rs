@@ -1,13 +1,24 @@
-//! Cases of rules with gates, the delta rule, grouped heads and ragged batches, and the oracle over them.
+//! Cases of rules with gates, the delta rule, grouped heads and ragged batches: tensors under any strides, in any type, and the
+//! oracle over them.
 
-use chunkwise::reference::{Recurrence, Token, beta, decay};
+mod layout;
+mod oracle;
+
+use std::ops::Range;
+
 use chunkwise::{
-    Attention, Config, FeatureMap, Gate, GateMap, Heads, Isa, Normaliser, Rule, Shape, State, Tensors, Update,
+    Attention, BetaMap, Config, FeatureMap, Gate, GateMap, Isa, Normaliser, Rule, Shape, State, Strides,
+    Tensors, Update,
 };
 
-use super::normals;
+pub(crate) use self::layout::Which;
+pub(crate) use self::oracle::share;
+use super::{Number, SENTINEL, at, narrow, normals, widen};
 
-/// A configuration of contiguous tensors, their numbers, and the beginnings of sequences of a ragged batch.
+/// The documented accuracy of the delta rule with keys at random, as [`super::NORM_ERROR`] is that of the other rules.
+pub(crate) const DELTA_ERROR: f64 = 3e-6;
+
+/// A configuration, its tensors, which are as long as its strides reach, and the beginnings of sequences of a ragged batch.
 #[derive(Clone)]
 pub(crate) struct FamilyCase {
     pub(crate) config: Config,
@@ -40,6 +51,13 @@ pub(crate) fn rules() -> Vec<(&'static str, Rule)> {
     ]
 }
 
+/// Every map of a gate.
+pub(crate) const GATE_MAPS: [GateMap; 4] =
+    [GateMap::Log, GateMap::Linear, GateMap::Softplus, GateMap::Bounded { lower: -5.0 }];
+
+/// Every map of beta.
+pub(crate) const BETA_MAPS: [BetaMap; 3] = [BetaMap::Given, BetaMap::Sigmoid, BetaMap::TwiceSigmoid];
+
 /// Numbers between two bounds, evenly.
 pub(crate) fn uniform(seed: u64, len: usize, from: f32, to: f32) -> Vec<f32> {
     let mut state = seed ^ 0x5851_f42d_4c95_7f2d;
@@ -51,12 +69,15 @@ pub(crate) fn uniform(seed: u64, len: usize, from: f32, to: f32) -> Vec<f32> {
         .collect()
 }
 
+/// Whether a map has the parameters A_log and dt_bias.
+pub(crate) fn has_parameters(map: GateMap) -> bool {
+    matches!(map, GateMap::Softplus | GateMap::Bounded { .. })
+}
+
 impl FamilyCase {
-    /// Normal q, k and v; decays between 1/e and 1, betas between 0 and 1, and a state that is not zero.
+    /// Normal q, k and v; decays between 1/e and 1, betas between 0 and 1, and a state that is not zero. Contiguous.
     pub(crate) fn new(config: Config, seed: u64) -> Self {
         let Config { rule, shape, .. } = config;
-        let Heads { query, key, value, .. } = shape.groups;
-        let rows = if shape.ragged { shape.len } else { shape.batch * shape.len };
         let positive = rule.normaliser != Normaliser::None;
         let gates = match rule.gate {
             Gate::Scalar => 1,
@@ -68,25 +89,40 @@ impl FamilyCase {
             GateMap::Linear => (0.4, 1.0),
             _ => (-3.0, 3.0),
         };
-        let mapped = matches!(rule.gate_map, GateMap::Softplus | GateMap::Bounded { .. });
+        let mapped = has_parameters(rule.gate_map);
         let state = shape.heads * (shape.key * shape.value + if positive { shape.key } else { 0 });
         let delta = rule.update == Update::Delta;
         let mut initial = normals(8 * seed + 7, shape.batch * state);
         if positive {
             initial.iter_mut().for_each(|x| *x = x.abs());
         }
-        Self {
+        let mut case = Self {
             config,
-            q: normals(8 * seed, rows * query * shape.key),
-            k: normals(8 * seed + 1, rows * key * shape.key),
-            v: normals(8 * seed + 2, rows * value * shape.value),
-            g: uniform(8 * seed + 3, rows * shape.heads * gates, low, high),
-            beta: if delta { uniform(8 * seed + 4, rows * shape.heads, 0.0, 1.0) } else { vec![] },
+            q: vec![],
+            k: vec![],
+            v: vec![],
+            g: vec![],
+            beta: vec![],
             a_log: if mapped { uniform(8 * seed + 5, shape.heads, -1.0, 0.5) } else { vec![] },
             dt_bias: if mapped { uniform(8 * seed + 6, shape.heads * gates, -1.0, 1.0) } else { vec![] },
             sequences: None,
             initial,
+        };
+        let len = |which: Which| case.reach(which);
+        let [q, k, v] = [Which::Q, Which::K, Which::V].map(len);
+        let g = if gates > 0 { len(Which::G) } else { 0 };
+        let beta = if delta { len(Which::Beta) } else { 0 };
+        (case.q, case.k, case.v) = (normals(8 * seed, q), normals(8 * seed + 1, k), normals(8 * seed + 2, v));
+        case.g = uniform(8 * seed + 3, g, low, high);
+        case.beta = match rule.beta_map {
+            BetaMap::Given => uniform(8 * seed + 4, beta, 0.0, 1.0),
+            _ => uniform(8 * seed + 4, beta, -3.0, 3.0),
+        };
+        if rule.feature_map == FeatureMap::Identity && positive {
+            // Else the sum that outputs are divided by may be anywhere near zero.
+            case.q.iter_mut().chain(&mut case.k).for_each(|x| *x = x.abs());
         }
+        case
     }
 
     /// A rule on B, T, H, K, V.
@@ -94,9 +130,37 @@ impl FamilyCase {
         Self::new(Config::new(rule, Shape::new(batch, len, heads, key, value)), 1)
     }
 
+    /// A ragged batch of sequences of these lengths.
+    pub(crate) fn ragged(rule: Rule, lens: &[usize], [heads, key, value]: [usize; 3], seed: u64) -> Self {
+        let mut begins = vec![0];
+        begins.extend(lens.iter().scan(0, |end, len| {
+            *end += *len as u32;
+            Some(*end)
+        }));
+        let shape = Shape::new(1, lens.iter().sum(), heads, key, value).with_sequences(lens.len());
+        Self { sequences: Some(begins), ..Self::new(Config::new(rule, shape), seed) }
+    }
+
+    /// The same case with other numbers in it.
+    pub(crate) fn changed(&self, change: impl FnOnce(&mut Self)) -> Self {
+        let mut case = self.clone();
+        change(&mut case);
+        case
+    }
+
     /// The same case on another instruction set.
     pub(crate) fn on(&self, isa: Isa) -> Self {
         Self { config: self.config.isa(isa), ..self.clone() }
+    }
+
+    /// The same case from a state of zeros.
+    pub(crate) fn from_zero(&self) -> Self {
+        self.changed(|case| case.initial.fill(0.0))
+    }
+
+    /// The documented bound of the norm error.
+    pub(crate) fn bound(&self) -> f64 {
+        if self.config.rule.update == Update::Delta { DELTA_ERROR } else { super::NORM_ERROR }
     }
 
     /// Checked.
@@ -104,17 +168,21 @@ impl FamilyCase {
         Attention::new(self.config).expect("a legal configuration")
     }
 
+    /// Whether a decode goes through the tokens of this case.
+    pub(crate) fn decodes(&self) -> bool {
+        self.config.rule.causal && !self.config.shape.ragged
+    }
+
     /// An output that nothing was written to.
     pub(crate) fn output(&self) -> Vec<f32> {
-        let Shape { batch, len, groups, value, ragged, .. } = self.config.shape;
-        vec![super::SENTINEL; if ragged { 1 } else { batch } * len * groups.output() * value]
+        vec![SENTINEL; self.reach(Which::O)]
     }
 
     /// All tensors.
     pub(crate) fn tensors<'a>(&'a self, o: &'a mut [f32]) -> Tensors<'a> {
-        let tensors = Tensors::new(&self.q, &self.k, &self.v, o)
-            .gate(&self.g)
-            .beta(&self.beta)
+        let tensors = Tensors::new(&self.q[..], &self.k[..], &self.v[..], o)
+            .gate(&self.g[..])
+            .beta(&self.beta[..])
             .gate_parameters(&self.a_log, &self.dt_bias);
         match &self.sequences {
             Some(sequences) => tensors.sequences(sequences),
@@ -132,104 +200,97 @@ impl FamilyCase {
         (o, state)
     }
 
-    /// The same token by token; a batch of one sequence.
+    /// The same token by token.
     pub(crate) fn decode(&self) -> (Vec<f32>, Vec<f32>) {
-        assert!(self.config.shape.batch == 1 && !self.config.shape.ragged, "one sequence");
-        let (attention, mut o, mut state) = (self.attention(), self.output(), self.initial.clone());
-        let scratch = &mut vec![f32::NAN; attention.decode_scratch_len()];
-        let len = self.config.shape.len;
-        let row = |x: &[f32], t: usize| x.len() / len * t..x.len() / len * (t + 1);
-        for t in 0..len {
-            let o_row = row(&o, t);
-            let tensors = Tensors::new(
-                &self.q[row(&self.q, t)],
-                &self.k[row(&self.k, t)],
-                &self.v[row(&self.v, t)],
-                &mut o[o_row],
-            )
-            .gate(&self.g[row(&self.g, t)])
-            .beta(&self.beta[row(&self.beta, t)])
-            .gate_parameters(&self.a_log, &self.dt_bias);
-            attention.decode(tensors, &mut state, scratch).expect("legal arguments");
-        }
-        (o, state)
+        self.pieces((0..self.config.shape.len).map(|token| (token..token + 1, true)))
     }
 
-    /// The oracle's outputs and states.
-    pub(crate) fn oracle(&self) -> (Vec<f64>, Vec<f64>) {
-        let Config { rule, shape, .. } = self.config;
-        let Shape { batch, len, heads, key, value, groups, ragged, .. } = shape;
-        let (sequences, outputs) = (if ragged { 1 } else { batch }, groups.output());
-        let mut o = vec![0.0; sequences * len * outputs * value];
-        let mut states = Vec::new();
-        let normalised = rule.normaliser != Normaliser::None;
-        let state_len = key * value + if normalised { key } else { 0 };
-        // The head of `few` that belongs to head `head` of `many`.
-        let share = |head: usize, many: usize, few: usize| match groups.order {
-            chunkwise::HeadOrder::Tiled => head % few,
-            _ => head / (many / few),
+    /// The same in pieces that begin at these tokens, by forward.
+    pub(crate) fn forwards(&self, begins: &[usize]) -> (Vec<f32>, Vec<f32>) {
+        let len = self.config.shape.len;
+        let ends = begins.iter().copied().chain([len]).filter(|end| *end > 0);
+        let mut begin = 0;
+        self.pieces(ends.map(|end| {
+            let piece = (begin..end, false);
+            begin = end;
+            piece
+        }))
+    }
+
+    /// The same in pieces, each by forward or, where it says so, by decode.
+    pub(crate) fn pieces(
+        &self,
+        pieces: impl IntoIterator<Item = (Range<usize>, bool)>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        self.pieces_in::<f32>(pieces)
+    }
+
+    /// The same with tensors of another type, the o of which is widened.
+    pub(crate) fn pieces_in<E: Number>(
+        &self,
+        pieces: impl IntoIterator<Item = (Range<usize>, bool)>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let Shape { len, q_strides, k_strides, v_strides, o_strides, .. } = self.config.shape;
+        let (g_strides, beta_strides) = (self.strides(Which::G), self.strides(Which::Beta));
+        let [q, k, v, g, beta] = [&self.q, &self.k, &self.v, &self.g, &self.beta].map(|x| narrow::<E>(x));
+        let (mut o, mut state) = (narrow::<E>(&self.output()), self.initial.clone());
+        let tail = |x: &'_ [E], strides: Strides, token: usize| -> Range<usize> {
+            (token * strides.token).min(x.len())..x.len()
         };
-        for sequence in 0..batch {
-            let (first, end) = match &self.sequences {
-                Some(begins) => (begins[sequence] as usize, begins[sequence + 1] as usize),
-                None => (sequence * len, (sequence + 1) * len),
-            };
-            for head in 0..heads {
-                let initial = &self.initial[(sequence * heads + head) * state_len..][..state_len];
-                let mut s: Vec<f64> = initial.iter().map(|x| f64::from(*x)).collect();
-                let mut z = s.split_off(key * value);
-                z.resize(key, 0.0);
-                let Rule { update, qk_norm, feature_map, normaliser, scale, .. } = rule;
-                let mut recurrence = Recurrence {
-                    update,
-                    qk_norm,
-                    feature_map,
-                    normaliser,
-                    scale: f64::from(scale),
-                    s: &mut s,
-                    z: &mut z,
-                    chunk_s: &mut [],
-                    chunk_z: &mut [],
-                    count: 0,
-                };
-                let row = |x: &'_ [f32], heads: usize, head: usize, dim: usize, t: usize| -> Vec<f32> {
-                    x[(t * heads + head) * dim..][..dim].to_vec()
-                };
-                let q_of = |t: usize, output: usize| {
-                    row(&self.q, groups.query, share(output, outputs, groups.query), key, t)
-                };
-                let read = |recurrence: &mut Recurrence<'_>, t: usize, o: &mut [f64]| {
-                    for output in (0..outputs).filter(|output| share(*output, outputs, heads) == head) {
-                        recurrence.read(&q_of(t, output), &mut o[(t * outputs + output) * value..][..value]);
-                    }
-                };
-                for t in first..end {
-                    let k = row(&self.k, groups.key, share(head, heads, groups.key), key, t);
-                    let v = row(&self.v, groups.value, share(head, heads, groups.value), value, t);
-                    let dim = if rule.gate == Gate::Key { key } else { 1 };
-                    let decays: Vec<f64> = if self.g.is_empty() {
-                        vec![]
-                    } else {
-                        let bias = |i: usize| self.dt_bias.get(head * dim + i).copied().unwrap_or(0.0);
-                        let a_log = self.a_log.get(head).copied().unwrap_or(0.0);
-                        let g = row(&self.g, heads, head, dim, t);
-                        g.iter().enumerate().map(|(i, g)| decay(rule.gate_map, *g, a_log, bias(i))).collect()
-                    };
-                    let beta = self.beta.get(t * heads + head).map_or(1.0, |x| beta(rule.beta_map, *x));
-                    recurrence.write(Token { q: &[], k: &k, v: &v, decays: &decays, beta });
-                    if rule.causal {
-                        read(&mut recurrence, t, &mut o);
-                    }
-                }
-                if !rule.causal {
-                    (first..end).for_each(|t| read(&mut recurrence, t, &mut o));
-                }
-                states.extend(s);
-                if normalised {
-                    states.extend(z);
-                }
+        for (piece, decode) in pieces {
+            assert!(decode || !self.config.shape.ragged || piece == (0..len), "a ragged batch is not cut");
+            let mut config = self.config;
+            config.shape.len = piece.len();
+            let attention = Attention::new(config).expect("a legal configuration");
+            let token = piece.start;
+            let o_range = tail(&o, o_strides, token);
+            let mut tensors = Tensors::new(
+                &q[tail(&q, q_strides, token)],
+                &k[tail(&k, k_strides, token)],
+                &v[tail(&v, v_strides, token)],
+                &mut o[o_range],
+            )
+            .gate(&g[tail(&g, g_strides, token)])
+            .beta(&beta[tail(&beta, beta_strides, token)])
+            .gate_parameters(&self.a_log, &self.dt_bias);
+            if let Some(sequences) = &self.sequences {
+                tensors = tensors.sequences(sequences);
             }
+            let scratch = &mut vec![f32::NAN; attention.scratch_len().max(attention.decode_scratch_len())];
+            let done = if decode {
+                attention.decode(tensors, &mut state, scratch)
+            } else {
+                attention.forward(tensors, State::Carried(&mut state), scratch)
+            };
+            done.expect("legal arguments");
         }
-        (o, states)
+        (widen(&o), state)
+    }
+
+    /// The same numbers as another type holds them.
+    pub(crate) fn rounded<E: Number>(&self) -> Self {
+        self.changed(|case| {
+            for x in [&mut case.q, &mut case.k, &mut case.v, &mut case.g, &mut case.beta] {
+                *x = widen(&narrow::<E>(x));
+            }
+        })
+    }
+
+    /// The rows of o, contiguous `[B, T, Ho, V]`.
+    pub(crate) fn gather(&self, o: &[f32]) -> Vec<f32> {
+        let value = self.config.shape.value;
+        self.rows(Which::O)
+            .flat_map(|[b, t, h]| &o[at(self.strides(Which::O), b, t, h)..][..value])
+            .copied()
+            .collect()
+    }
+
+    /// Whether the elements between the rows of o still hold the sentinel.
+    pub(crate) fn gaps_are_untouched(&self, o: &[f32]) -> bool {
+        let mut o = o.to_vec();
+        for [b, t, h] in self.rows(Which::O) {
+            o[at(self.strides(Which::O), b, t, h)..][..self.config.shape.value].fill(SENTINEL);
+        }
+        super::untouched(&o, &self.output())
     }
 }

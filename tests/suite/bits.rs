@@ -105,15 +105,15 @@ const SIZES: [[usize; 5]; 4] =
     [[2, 31, 3, 5, 3], [1, 53, 2, 35, 67], [1, 101, 1, 17, 129], [1, 30, 2, 32, 64]];
 
 /// FNV-1a of 64 bits.
-struct Hash(u64);
+pub(crate) struct Hash(pub(crate) u64);
 
 impl Hash {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
     /// The bits of some numbers; every NaN is the same one.
-    fn add(&mut self, numbers: &[f32]) {
+    pub(crate) fn add(&mut self, numbers: &[f32]) {
         for x in numbers {
             let bits = if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() };
             for byte in bits.to_le_bytes() {
@@ -124,7 +124,7 @@ impl Hash {
 }
 
 /// Whole numbers, from which all others are made.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     /// splitmix64
@@ -137,7 +137,7 @@ impl Random {
     }
 
     /// Below 4 in size and mostly below 2: a sum of four whole numbers of 20 bits, and so exact in f32.
-    fn number(&mut self) -> f32 {
+    pub(crate) fn number(&mut self) -> f32 {
         let sum: u64 = (0..4).map(|_| self.next() >> 44).sum();
         (sum as i64 - (1 << 21)) as f32 / (1 << 19) as f32
     }
@@ -195,7 +195,7 @@ fn attention<E: Number>(case: &Case, hash: &mut Hash) {
 
 /// What `hashes` gives on every instruction set that fuses, which must be the constants; and says on which it was.
 #[track_caller]
-fn check<H: PartialEq + std::fmt::Debug>(
+pub(crate) fn check<H: PartialEq + std::fmt::Debug>(
     name: &str,
     want: &H,
     hashes: impl Fn(Isa) -> H,
@@ -219,7 +219,7 @@ fn check<H: PartialEq + std::fmt::Debug>(
 }
 
 /// One hash in Rust's spelling.
-fn literal(hash: u64) -> String {
+pub(crate) fn literal(hash: u64) -> String {
     let digits = format!("{hash:016x}");
     format!("0x{}_{}_{}_{}", &digits[..4], &digits[4..8], &digits[8..12], &digits[12..])
 }

@@ -7,7 +7,7 @@
 use std::ptr::null_mut;
 
 use chunkwise::nn::{BlockWeights, LayerNorm, Linear, Model, ModelConfig, OutputMode, Weights, init};
-use chunkwise::{Config, Element, Isa, Normaliser, Rule, Shape, State, Tensors};
+use chunkwise::{Config, Isa, Normaliser, Rule, Shape, State, Tensors};
 use half::{bf16, f16};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
@@ -18,16 +18,16 @@ const FENCE: usize = 1 << 16;
 const ROOM: usize = 1 << 22;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Side {
+pub(crate) enum Side {
     Left,
     Right,
 }
 
 /// Memory for one slice at a time.
-struct Fence(*mut u8);
+pub(crate) struct Fence(*mut u8);
 
 impl Fence {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: a new mapping, whose middle is then made usable.
         unsafe {
             let all = mmap_anonymous(null_mut(), ROOM + 2 * FENCE, ProtFlags::empty(), MapFlags::PRIVATE)
@@ -38,12 +38,13 @@ impl Fence {
         }
     }
 
-    /// A copy of the numbers, flush with one side.
-    fn place<E: Element>(&mut self, side: Side, numbers: &[E]) -> &mut [E] {
+    /// A copy of numbers of any type, flush with one side.
+    pub(crate) fn place<E: Copy>(&mut self, side: Side, numbers: &[E]) -> &mut [E] {
         let bytes = size_of_val(numbers);
         assert!(bytes <= ROOM, "{bytes} bytes are more than there is room for");
         let at = if side == Side::Left { 0 } else { ROOM - bytes };
-        // SAFETY: within the mapping; both ends of it are aligned for any element; borrowed with the fence.
+        // SAFETY: within the mapping, whose bytes are numbers as they are; both ends of it are aligned for any number; borrowed with
+        // the fence.
         let slice = unsafe { std::slice::from_raw_parts_mut(self.0.add(at).cast::<E>(), numbers.len()) };
         slice.copy_from_slice(numbers);
         slice
@@ -59,7 +60,7 @@ impl Drop for Fence {
 
 /// What a call did to its buffers, the same on both sides.
 #[track_caller]
-fn on_both_sides(run: impl FnMut(Side) -> Vec<f32>) {
+pub(crate) fn on_both_sides(run: impl FnMut(Side) -> Vec<f32>) {
     let [left, right] = [Side::Left, Side::Right].map(run);
     assert_eq!(first_difference(&left, &right), None, "where the slices lie makes a difference");
 }
