@@ -262,7 +262,7 @@ impl<'a, const T: usize> Block<'a, T> {
             self.column::<S, KEY, DELTA>(simd, 2, operands, sums);
             self.column::<S, KEY, DELTA>(simd, 3, operands, sums);
         }
-        self.from_begin::<S, KEY, DELTA>(simd, operands);
+        self.since_begin::<S, KEY, DELTA>(simd, operands);
     }
 
     /// What token s gives to those behind it in the block, and to the state.
@@ -302,7 +302,7 @@ impl<'a, const T: usize> Block<'a, T> {
 
     /// q and k with the decays from the block's beginning, and the decay of the whole block.
     #[inline(always)]
-    fn from_begin<S: Simd, const KEY: bool, const DELTA: bool>(&self, simd: S, operands: &mut [f32]) {
+    fn since_begin<S: Simd, const KEY: bool, const DELTA: bool>(&self, simd: S, operands: &mut [f32]) {
         let rows = operand_rows(T, DELTA);
         for (group, operands) in operands.chunks_exact_mut(rows * GROUP).enumerate() {
             let operands = operands.as_chunks_mut::<GROUP>().0;
