@@ -44,7 +44,7 @@ fn rule(u: &mut Unstructured<'_>) -> Result<Rule> {
 /// Mostly numbers of heads that divide each other.
 fn heads(u: &mut Unstructured<'_>) -> Result<Heads> {
     let few = u.int_in_range(1..=2)?;
-    let mut number = || -> Result<usize> { Ok(few * u.choose(&[1, 1, 2, 4, 3])?) };
+    let mut number = || -> Result<usize> { Ok(few * u.choose(&[1, 1, 2, 3])?) };
     let heads = Heads::new(number()?, number()?, number()?);
     Ok(heads.order(*u.choose(&[HeadOrder::Interleaved, HeadOrder::Tiled])?))
 }
@@ -52,7 +52,8 @@ fn heads(u: &mut Unstructured<'_>) -> Result<Heads> {
 /// A case of normal numbers, contiguous; there may be something wrong with it.
 fn case(u: &mut Unstructured<'_>) -> Result<FamilyCase> {
     let (rule, groups) = (rule(u)?, heads(u)?);
-    let (len, key, value) = (u.int_in_range(0..=50)?, u.int_in_range(1..=40)?, u.int_in_range(1..=40)?);
+    // Two tiles, and K and V beyond every vector.
+    let (len, key, value) = (u.int_in_range(0..=38)?, u.int_in_range(1..=33)?, u.int_in_range(1..=18)?);
     let isa = isa(u)?;
     let seed = u.int_in_range(0..=255)?;
     if u.ratio(1, 3)? {
@@ -82,6 +83,10 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         case = case.laid_out(layouts);
     }
     let Ok(attention) = Attention::new(case.config) else { return Ok(()) };
+    // Those that may keep rounding errors are drawn by `super::attention`.
+    if case.config.rule.compensated {
+        return Ok(());
+    }
     if attention.state_len().max(attention.scratch_len()).max(attention.decode_scratch_len()) > MOST {
         return Ok(());
     }
@@ -225,7 +230,10 @@ fn any_bits(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
     let attention = case.attention();
     let [forward, decode] = run(&case, &attention);
     assert!(forward, "{:?}", case.config);
-    assert!(decode || !case.config.rule.causal || case.config.shape.len == 0, "{:?}", case.config);
+    // A decode takes a token of each sequence, which lie behind each other in a ragged batch.
+    let Shape { batch, len, ragged, .. } = case.config.shape;
+    let tokens = if ragged { batch <= len } else { len > 0 || batch == 0 };
+    assert_eq!(decode, case.config.rule.causal && tokens, "{:?}", case.config);
     Ok(())
 }
 
@@ -252,14 +260,14 @@ fn wrong(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
 /// A sequence in pieces, by forward and by decode: what the oracle says of the whole; and its bits, where pieces are whole blocks.
 pub(super) fn pieces(u: &mut Unstructured<'_>) -> Result<()> {
     let mut case = case(u)?;
-    if Attention::new(case.config).is_err() || !case.decodes() {
+    if Attention::new(case.config).is_err() || case.config.rule.compensated || !case.decodes() {
         return Ok(());
     }
     numbers(u, &mut case)?;
     let len = case.config.shape.len;
     let whole_blocks = u.arbitrary()?;
     let (mut begin, mut pieces, mut exact) = (0, vec![], true);
-    while begin < len && pieces.len() < 60 {
+    for _ in 0..20 {
         let end = u.int_in_range(begin..=len)?;
         let end = if whole_blocks { end.next_multiple_of(4).min(len) } else { end };
         if u.ratio(1, 4)? && !whole_blocks {

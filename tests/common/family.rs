@@ -7,12 +7,11 @@ mod oracle;
 use std::ops::Range;
 
 use chunkwise::{
-    Attention, BetaMap, Config, FeatureMap, Gate, GateMap, Isa, Normaliser, Rule, Shape, State, Strides,
-    Tensors, Update,
+    Attention, BetaMap, Config, FeatureMap, Gate, GateMap, HeadOrder, Heads, Isa, Normaliser, Rule, Shape,
+    State, Strides, Tensors, Update,
 };
 
 pub(crate) use self::layout::Which;
-pub(crate) use self::oracle::share;
 use super::{Number, SENTINEL, at, narrow, normals, widen};
 
 /// The documented accuracy of the delta rule with keys at random, as [`super::NORM_ERROR`] is that of the other rules.
@@ -72,6 +71,14 @@ pub(crate) fn uniform(seed: u64, len: usize, from: f32, to: f32) -> Vec<f32> {
 /// Whether a map has the parameters A_log and dt_bias.
 pub(crate) fn has_parameters(map: GateMap) -> bool {
     matches!(map, GateMap::Softplus | GateMap::Bounded { .. })
+}
+
+/// The head of `few` that belongs to head `head` of `many`.
+pub(crate) fn share(groups: Heads, head: usize, many: usize, few: usize) -> usize {
+    match groups.order {
+        HeadOrder::Tiled => head % few,
+        _ => head / (many / few),
+    }
 }
 
 impl FamilyCase {
@@ -154,7 +161,7 @@ impl FamilyCase {
     }
 
     /// The same case from a state of zeros.
-    pub(crate) fn from_zero(&self) -> Self {
+    pub(crate) fn at_zero(&self) -> Self {
         self.changed(|case| case.initial.fill(0.0))
     }
 

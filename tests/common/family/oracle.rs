@@ -1,18 +1,10 @@
 //! The recurrence in f64 over a case.
 
 use chunkwise::reference::{Recurrence, Token, beta, decay};
-use chunkwise::{Config, HeadOrder, Heads, Normaliser, Rule, Shape};
+use chunkwise::{Config, Normaliser, Rule, Shape};
 
 use super::super::at;
-use super::{FamilyCase, Which};
-
-/// The head of `few` that belongs to head `head` of `many`.
-pub(crate) fn share(groups: Heads, head: usize, many: usize, few: usize) -> usize {
-    match groups.order {
-        HeadOrder::Tiled => head % few,
-        _ => head / (many / few),
-    }
-}
+use super::{FamilyCase, Which, share};
 
 impl FamilyCase {
     /// A row of a tensor.

@@ -1,7 +1,7 @@
 //! Where rows lie, what is beside them and who computes them change no bit: strides, batches, ragged batches, parts and
 //! threads.
 
-use chunkwise::{Attention, Config, Gate, Heads, Isa, Part, Rule, Shape, State, Tensors};
+use chunkwise::{Attention, Config, Heads, Isa, Part, Rule, Shape, State, Tensors};
 
 use super::{all_rules, same};
 use crate::common::family::*;
@@ -194,7 +194,7 @@ fn threads() {
 fn decode_on_threads() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads");
     pool.install(|| {
-        for rule in [Rule::delta(Gate::Scalar).qk_norm(1e-6), Rule::gated(Gate::Key)] {
+        for rule in [Rule::delta(chunkwise::Gate::Scalar).qk_norm(1e-6), Rule::gated(chunkwise::Gate::Key)] {
             for isa in Isa::available() {
                 // 96 heads of 64 KiB.
                 let shape = Shape::grouped(3, 1, Heads::new(64, 16, 32), 128, 128);
@@ -218,12 +218,22 @@ fn memory_may_hold_anything() {
         for isa in Isa::available() {
             let case = grouped(rule, 2, 21, [9, 20]).on(isa);
             let (attention, want) = (case.attention(), case.forward());
+            let want_at_zero = case.at_zero().forward();
             for (fill, from) in [(0.0, 0), (f32::INFINITY, 1), (1e30, 7), (f32::NAN, 15)] {
                 let (mut o, mut last) = (vec![fill; case.output().len()], vec![fill; want.1.len()]);
                 let scratch = &mut vec![fill; from + attention.scratch_len()][from..];
-                let state = State::InitialFinal(&case.initial, &mut last);
-                attention.forward(case.tensors(&mut o), state, scratch).expect("legal arguments");
-                same(&format!("{name}, {isa}, {fill}, {from}"), &(o, last), &want);
+                for (want, initial) in [(&want, Some(&case.initial)), (&want_at_zero, None)] {
+                    let state = match initial {
+                        Some(initial) => State::InitialFinal(initial, &mut last),
+                        None => State::Final(&mut last),
+                    };
+                    attention.forward(case.tensors(&mut o), state, scratch).expect("legal arguments");
+                    let got = (o.clone(), last.clone());
+                    same(&format!("{name}, {isa}, {fill}, scratch from {from}"), &got, want);
+                    o.fill(fill);
+                    last.fill(fill);
+                    scratch.fill(fill);
+                }
             }
         }
     }
