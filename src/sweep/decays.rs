@@ -120,7 +120,7 @@ impl<const T: usize> Decays<'_, '_, T> {
         for (i, space) in spaces.into_iter().enumerate() {
             for (t, to) in space.chunks_exact_mut(key).take(T).enumerate() {
                 rows[i][t] = if token + t >= len {
-                    // A product of -0 and +0, added to a row of S, leaves it the sign that it has where it is zero.
+                    // A product of a k of -0 and a u of +0, added to a row of S, leaves a zero there the sign that it has.
                     to.fill(if i == 0 { -0.0 } else { 0.0 });
                     to
                 } else {
@@ -262,7 +262,7 @@ impl<'a, const T: usize> Block<'a, T> {
             self.column::<S, KEY, DELTA>(simd, 2, operands, sums);
             self.column::<S, KEY, DELTA>(simd, 3, operands, sums);
         }
-        self.scaled::<S, KEY, DELTA>(simd, operands);
+        self.since_begin::<S, KEY, DELTA>(simd, operands);
     }
 
     /// What token s gives to those behind it in the block, and to the state.
@@ -302,7 +302,7 @@ impl<'a, const T: usize> Block<'a, T> {
 
     /// q and k with the decays from the block's beginning, and the decay of the whole block.
     #[inline(always)]
-    fn scaled<S: Simd, const KEY: bool, const DELTA: bool>(&self, simd: S, operands: &mut [f32]) {
+    fn since_begin<S: Simd, const KEY: bool, const DELTA: bool>(&self, simd: S, operands: &mut [f32]) {
         let rows = operand_rows(T, DELTA);
         for (group, operands) in operands.chunks_exact_mut(rows * GROUP).enumerate() {
             let operands = operands.as_chunks_mut::<GROUP>().0;

@@ -1,15 +1,14 @@
 //! The core and the model allocate nothing: not when configured, not in `forward`, `decode` or `step`, and not when they
 //! refuse. Calls of the allocator are counted on the calling thread; with one thread that is all there is.
 
+mod family;
+
 use chunkwise::conv::{self, Activation, CausalConv};
 use chunkwise::gated_norm::{self, GatedNorm};
 use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
-use chunkwise::{
-    Attention, Config, Gate, Heads, Isa, Lightning, Normaliser, Rule, Shape, State, Tensors, lightning,
-};
+use chunkwise::{Attention, Config, Isa, Lightning, Rule, Shape, State, Tensors, lightning};
 
 use crate::CALLS;
-use crate::common::family::{FamilyCase, GATE_MAPS, rules};
 use crate::common::*;
 
 /// What `run` returns; it must not have called the allocator, not even to give something back.
@@ -60,47 +59,6 @@ fn attention() {
                 without_allocating("decode", run).expect("legal arguments");
                 let run = || attention.forward(Tensors::new(q, k, v, &mut *o), State::Zero, &mut []);
                 without_allocating("an error", run).expect_err("no scratch");
-            }
-        }
-    }
-}
-
-#[test]
-fn family() {
-    let not_causal = Rule::linear(Normaliser::None).causal(false);
-    for isa in Isa::available() {
-        for (name, rule) in rules().into_iter().chain([("not causal", not_causal)]) {
-            let maps = if rule.gate == Gate::None { &GATE_MAPS[..1] } else { &GATE_MAPS };
-            for gate_map in maps {
-                let rule = rule.gate_map(*gate_map);
-                let grouped = Shape::grouped(2, 21, Heads::new(4, 2, 1), 20, 70);
-                let plain = FamilyCase::new(Config::new(rule, grouped), 1);
-                for case in [plain, FamilyCase::ragged(rule, &[5, 0, 17], [2, 20, 70], 1)] {
-                    let case = case.on(isa);
-                    let attention = without_allocating("new", || Attention::new(case.config))
-                        .expect("a legal configuration");
-                    let scratch = &mut vec![0.0; attention.scratch_len().max(attention.decode_scratch_len())];
-                    let (o, initial) = (&mut case.output()[..], &mut case.initial.clone()[..]);
-                    let last = &mut vec![0.0; initial.len()];
-                    let mut forward = |what: &str, state: State<'_>| {
-                        let run = || attention.forward(case.tensors(o), state, scratch);
-                        without_allocating(&format!("{name}, {what}"), run).expect("legal arguments");
-                    };
-                    forward("Zero", State::Zero);
-                    forward("InitialFinal", State::InitialFinal(initial, last));
-                    forward("Carried", State::Carried(initial));
-                    let run = || attention.decode(case.tensors(o), initial, scratch);
-                    assert_eq!(without_allocating(name, run).is_ok(), rule.causal, "{name}");
-                    let parts = || -> chunkwise::Result<()> {
-                        let part = attention.forward_part(case.tensors(o), State::Carried(initial))?;
-                        let (first, second) = part.split_at(1);
-                        second.run(scratch)?;
-                        first.run(scratch)
-                    };
-                    without_allocating(name, parts).expect("legal arguments");
-                    let run = || attention.forward(case.tensors(o), State::Zero, &mut []);
-                    without_allocating("an error", run).expect_err("no scratch");
-                }
             }
         }
     }

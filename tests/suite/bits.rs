@@ -5,15 +5,11 @@
 //! Where a change of the bits is meant, a test that fails prints the constants as they now are.
 
 use chunkwise::conv::{self, Activation, CausalConv};
-use chunkwise::gated_norm::{self, GatedNorm};
+use chunkwise::gated_norm::{self, Gate, GatedNorm};
 use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
-use chunkwise::{
-    BetaMap, Config, Gate, GateMap, HeadOrder, Heads, Isa, Lightning, Normaliser, Rule, Shape, State,
-    Tensors, Update, isa, lightning,
-};
+use chunkwise::{Config, Isa, Lightning, Normaliser, Rule, Shape, State, Tensors, isa, lightning};
 use half::{bf16, f16};
 
-use crate::common::family::{BETA_MAPS, FamilyCase, GATE_MAPS, rules as rules_with_gates};
 use crate::common::*;
 
 /// Of attention in f32, bf16 and f16: every map by every normaliser, in the order of [`MAPS`] and [`NORMALISERS`].
@@ -71,18 +67,6 @@ const LIGHTNING: [[u64; 3]; 4] = [
 /// Of models of lightning attention: one of odd sizes for the last time step, and of all.
 const LIGHTNING_MODELS: [u64; 2] = [0x8522_fc55_3c74_0eec, 0x7cd4_e4de_915a_b231];
 
-/// Of rules with gates or the delta in f32, bf16 and f16, in the order of `family::rules`: of each with every map of its gate and
-/// every map of beta in turn, forward and decode, which have bits of their own.
-const FAMILY: [[u64; 3]; 7] = [
-    [0xea82_6f14_83d4_589d, 0xf4eb_d2a2_5c43_fb31, 0x1ce1_0f99_4b3e_7a6b],
-    [0x8cbe_8410_d272_6e3b, 0xdb44_ce69_88a4_807f, 0xe5cf_d462_1d0d_bdb7],
-    [0xfdbd_e34f_be8a_d5e1, 0x79b9_e0f7_7971_186d, 0xa490_7ac6_e8ba_8bc6],
-    [0x89c6_d195_312a_241a, 0xc41f_621c_8d4d_998e, 0x8615_5ec3_eb04_e7e2],
-    [0xf635_309b_ccae_ae9e, 0x3bc5_bd92_945b_87be, 0x4dd2_3db2_c739_2939],
-    [0x0f19_1a36_2e17_0834, 0x3afa_b2b7_23d1_25b3, 0xeed9_bc5f_4c6d_aac7],
-    [0xb4fa_bf41_3974_003d, 0x4118_ae06_ea37_b0bf, 0x91e3_165b_f183_0fb0],
-];
-
 /// Of models: one of odd sizes in each output mode, and the default one.
 const MODELS: [u64; 4] =
     [0xb5e3_4ed5_c745_0a79, 0x8efb_fba2_7e5f_d1f1, 0xc147_5eb3_eb5a_c31f, 0xa732_487f_12b3_4050];
@@ -121,15 +105,15 @@ const SIZES: [[usize; 5]; 4] =
     [[2, 31, 3, 5, 3], [1, 53, 2, 35, 67], [1, 101, 1, 17, 129], [1, 30, 2, 32, 64]];
 
 /// FNV-1a of 64 bits.
-struct Hash(u64);
+pub(crate) struct Hash(pub(crate) u64);
 
 impl Hash {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
     /// The bits of some numbers; every NaN is the same one.
-    fn add(&mut self, numbers: &[f32]) {
+    pub(crate) fn add(&mut self, numbers: &[f32]) {
         for x in numbers {
             let bits = if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() };
             for byte in bits.to_le_bytes() {
@@ -140,7 +124,7 @@ impl Hash {
 }
 
 /// Whole numbers, from which all others are made.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     /// splitmix64
@@ -153,7 +137,7 @@ impl Random {
     }
 
     /// Below 4 in size and mostly below 2: a sum of four whole numbers of 20 bits, and so exact in f32.
-    fn number(&mut self) -> f32 {
+    pub(crate) fn number(&mut self) -> f32 {
         let sum: u64 = (0..4).map(|_| self.next() >> 44).sum();
         (sum as i64 - (1 << 21)) as f32 / (1 << 19) as f32
     }
@@ -211,7 +195,7 @@ fn attention<E: Number>(case: &Case, hash: &mut Hash) {
 
 /// What `hashes` gives on every instruction set that fuses, which must be the constants; and says on which it was.
 #[track_caller]
-fn check<H: PartialEq + std::fmt::Debug>(
+pub(crate) fn check<H: PartialEq + std::fmt::Debug>(
     name: &str,
     want: &H,
     hashes: impl Fn(Isa) -> H,
@@ -235,7 +219,7 @@ fn check<H: PartialEq + std::fmt::Debug>(
 }
 
 /// One hash in Rust's spelling.
-fn literal(hash: u64) -> String {
+pub(crate) fn literal(hash: u64) -> String {
     let digits = format!("{hash:016x}");
     format!("0x{}_{}_{}_{}", &digits[..4], &digits[4..8], &digits[8..12], &digits[12..])
 }
@@ -289,76 +273,6 @@ fn of_compensated_attention() {
     check("COMPENSATED", &COMPENSATED, hashes, |all| {
         let rows = all.map(|hash| format!("    {},\n", literal(hash)));
         format!(": [u64; 18] = [\n{}];", rows.concat())
-    });
-}
-
-/// A case of numbers that are made of whole ones: maps of gates and of beta get numbers on both sides of zero, else decays are
-/// below 1, some of them 0, and betas between 0 and 1.
-fn family_case(rule: Rule, groups: Heads, [len, key, value]: [usize; 3], seed: u64) -> FamilyCase {
-    let mut random = Random(seed);
-    let mut case = FamilyCase::new(Config::new(rule, Shape::grouped(2, len, groups, key, value)), 0);
-    let parameters = [&mut case.a_log, &mut case.dt_bias];
-    for x in parameters.into_iter().flatten().chain(&mut case.q).chain(&mut case.k).chain(&mut case.v) {
-        *x = random.number();
-    }
-    for x in case.g.iter_mut().chain(&mut case.beta) {
-        *x = random.number();
-    }
-    case.initial.iter_mut().for_each(|x| *x = random.number().abs());
-    match rule.gate_map {
-        GateMap::Log => case.g.iter_mut().for_each(|g| *g = -g.abs()),
-        GateMap::Linear => case.g.iter_mut().for_each(|g| *g = g.abs() / 4.0),
-        _ => {}
-    }
-    if rule.beta_map == BetaMap::Given {
-        case.beta.iter_mut().for_each(|beta| *beta = beta.abs() / 4.0);
-    }
-    for g in case.g.iter_mut().skip(7).step_by(31) {
-        *g = if rule.gate_map == GateMap::Linear { 0.0 } else { -120.0 };
-    }
-    case
-}
-
-fn family_bits<E: Number>(case: &FamilyCase, hash: &mut Hash) {
-    let len = case.config.shape.len;
-    let tokens = (0..len).map(|token| (token..token + 1, true));
-    for (o, state) in [case.pieces_in::<E>([(0..len, false)]), case.pieces_in::<E>(tokens)] {
-        hash.add(&o);
-        hash.add(&state);
-    }
-}
-
-#[test]
-fn of_the_family() {
-    let hashes = |isa| {
-        let mut all = [[0; 3]; 7];
-        for ((_, rule), hashes) in rules_with_gates().into_iter().zip(&mut all) {
-            let mut three = [Hash::new(), Hash::new(), Hash::new()];
-            let gate_maps = if rule.gate == Gate::None { &GATE_MAPS[..1] } else { &GATE_MAPS };
-            for (i, gate_map) in gate_maps.iter().enumerate() {
-                let beta_map = if rule.update == Update::Delta { BETA_MAPS[i % 3] } else { BetaMap::Given };
-                let rule = rule.gate_map(*gate_map).beta_map(beta_map);
-                // Below every vector; above one and two groups of K and a panel of V; beyond decode's four vectors; whole ones.
-                for (seed, groups, sizes) in [
-                    (1, Heads::new(4, 2, 1), [31, 5, 3]),
-                    (2, Heads::equal(1), [45, 35, 67]),
-                    (3, Heads::new(1, 1, 2).order(HeadOrder::Tiled), [18, 17, 129]),
-                    (4, Heads::equal(2), [32, 32, 64]),
-                ] {
-                    let mut case = family_case(rule, groups, sizes, seed);
-                    case.config = case.config.isa(isa);
-                    family_bits::<f32>(&case, &mut three[0]);
-                    family_bits::<bf16>(&case, &mut three[1]);
-                    family_bits::<f16>(&case, &mut three[2]);
-                }
-            }
-            *hashes = three.map(|hash| hash.0);
-        }
-        all
-    };
-    check("FAMILY", &FAMILY, hashes, |all| {
-        let rows = all.map(|row| format!("    [{}],\n", row.map(literal).join(", ")));
-        format!(": [[u64; 3]; 7] = [\n{}];", rows.concat())
     });
 }
 
@@ -528,7 +442,7 @@ fn of_gated_norms() {
         hash.add(&widen(&y));
     }
     let hashes = |isa| {
-        [gated_norm::Gate::Silu, gated_norm::Gate::Sigmoid].map(|gate| {
+        [Gate::Silu, Gate::Sigmoid].map(|gate| {
             let (mut hash, mut random) = (Hash::new(), Random(1));
             for size in [1, 15, 16, 17, 64, 100, 128, 1000] {
                 let config = gated_norm::Config::new(1, 5, 2, size).gate(gate).isa(isa);

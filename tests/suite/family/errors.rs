@@ -369,7 +369,7 @@ fn messages() {
         (Error::Unused { what: "beta" }, "beta is given, but the rule has no use for it"),
         (
             Error::Sequences,
-            "the beginnings of sequences must start at 0, never decrease and end at the number of tokens, for a ragged shape and no other",
+            "the beginnings of sequences must start at 0, never decrease and end at the number of tokens, and are there for the forward of a ragged batch alone",
         ),
     ] {
         assert_eq!(error.to_string(), text);

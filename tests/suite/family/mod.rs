@@ -1,6 +1,7 @@
 //! Rules with gates and the delta rule, grouped heads, ragged batches and attention that is not causal.
 
 mod accuracy;
+mod bits;
 mod errors;
 #[cfg(feature = "files")]
 mod golden;
