@@ -1,6 +1,8 @@
 //! The causal convolution: against its definition in f64, in every type, under any strides, however a stream is cut; what
-//! NaN and infinity do. Below: ragged sequences, states, and what is refused.
+//! NaN and infinity do. Below: the ONNX operator, ragged sequences, states, and what is refused.
 
+#[cfg(feature = "files")]
+mod onnx;
 mod ragged;
 mod refused;
 mod states;

@@ -18,18 +18,18 @@ const FILES: usize = 47;
 /// Files of other kinds, which have tests of their own.
 const OTHERS: [&str; 2] = ["onnx_causal_conv", "onnx_linear_attention"];
 
-pub(super) fn golden(name: &str) -> PathBuf {
+pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/family").join(name).with_extension("safetensors")
 }
 
 /// The JSON of a file's header.
-pub(super) fn header(bytes: &[u8]) -> Value {
+pub(crate) fn header(bytes: &[u8]) -> Value {
     let (len, rest) = bytes.split_first_chunk::<8>().expect("a header");
     serde_json::from_slice(&rest[..u64::from_le_bytes(*len) as usize]).expect("a header of JSON")
 }
 
 /// The JSON of a file's metadata.
-pub(super) fn configuration(bytes: &[u8]) -> Value {
+pub(crate) fn configuration(bytes: &[u8]) -> Value {
     let header = header(bytes);
     let text = header["__metadata__"]["config"].as_str().expect("a configuration");
     serde_json::from_str(text).expect("a configuration of JSON")
@@ -37,7 +37,7 @@ pub(super) fn configuration(bytes: &[u8]) -> Value {
 
 /// The value of a field of text.
 #[track_caller]
-pub(super) fn choice<T: Copy>(config: &Value, field: &str, choices: &[(&str, T)]) -> T {
+pub(crate) fn choice<T: Copy>(config: &Value, field: &str, choices: &[(&str, T)]) -> T {
     let text = config[field].as_str().unwrap_or_else(|| panic!("{field} is no text: {config}"));
     let found = choices.iter().find(|(name, _)| *name == text);
     found.unwrap_or_else(|| panic!("{field}: {text} is not known")).1

@@ -4,7 +4,7 @@ mod accuracy;
 mod bits;
 mod errors;
 #[cfg(feature = "files")]
-mod golden;
+pub(crate) mod golden;
 #[cfg(unix)]
 mod guard;
 mod heads;
