@@ -4,7 +4,8 @@
 //! stands the nearest call that is accepted.
 
 use chunkwise::{
-    Attention, Config, Error, FeatureMap, Isa, Normaliser, Result, Rule, Shape, State, Strides, Tensors,
+    Attention, Config, Error, FeatureMap, Heads, Isa, Normaliser, Result, Rule, Shape, State, Strides,
+    Tensors,
 };
 
 use crate::common::*;
@@ -392,7 +393,8 @@ fn rows_of_o_that_overlap() {
     let one = |change: fn(&mut Shape)| with(config, |c| change(&mut c.shape));
     accepted(written(one(|shape| shape.batch = 1), Strides { batch: 0, token, head }));
     accepted(written(one(|shape| shape.len = 1), Strides { batch, token: 0, head }));
-    accepted(written(one(|shape| shape.heads = 1), Strides { batch, token, head: 0 }));
+    let one_head = one(|shape| (shape.heads, shape.groups) = (1, Heads::equal(1)));
+    accepted(written(one_head, Strides { batch, token, head: 0 }));
     // Inputs may overlap.
     accepted(with(config, |c| c.shape.q_strides = Strides { batch: 0, token: 0, head: 0 }));
 }

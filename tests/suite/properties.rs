@@ -5,7 +5,7 @@
 
 #[cfg(feature = "std")]
 use chunkwise::Stream;
-use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
+use chunkwise::{Attention, Config, FeatureMap, Heads, Isa, Normaliser, Rule, Shape, State, Tensors};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{TestCaseResult, TestRunner};
@@ -419,7 +419,10 @@ fn rows_elsewhere_are_the_same_bits() {
             others.push((vec![b], vec![turned(b)]));
         }
         for (sequences, heads) in others {
-            let other = with(config, |c| (c.shape.batch, c.shape.heads) = (sequences.len(), heads.len()));
+            let other = with(config, |c| {
+                c.shape.batch = sequences.len();
+                (c.shape.heads, c.shape.groups) = (heads.len(), Heads::equal(heads.len()));
+            });
             let other = with_layouts(other, [(*order, *gaps); 4]);
             let [o, state, one] = results(&case.rearranged(other, |b, t, h| (sequences[b], t, heads[h])));
             for (b, t, h) in rows(&other) {
