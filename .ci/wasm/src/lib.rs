@@ -136,7 +136,18 @@ fn both(config: Config, memory: &mut Memory) -> chunkwise::Result<u32> {
     for sums in [&mut *s, z, chunk_s, chunk_z] {
         sums.fill(0.0);
     }
-    let mut oracle = Recurrence { update: Update::Linear, qk_norm: None, feature_map, normaliser, scale: 1.0, s, z, chunk_s, chunk_z, count: 0 };
+    let mut oracle = Recurrence {
+        update: Update::Linear,
+        qk_norm: None,
+        feature_map,
+        normaliser,
+        scale: 1.0,
+        s,
+        z,
+        chunk_s,
+        chunk_z,
+        count: 0,
+    };
     for t in 0..len {
         oracle.step(
             &q[t * key..][..key],
