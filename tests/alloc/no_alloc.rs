@@ -106,7 +106,7 @@ fn lightning_attention() {
             let last = &mut vec![0.0; lightning.state_len()];
             let scratch = &mut vec![0.0; lightning.scratch_len().max(lightning.decode_scratch_len())];
             let mut forward = |what: &str, state: State<'_>| {
-                let run = || lightning.forward(Tensors::new(&x, &x, &x, &mut *o), state, scratch);
+                let run = || lightning.forward(Tensors::new(&x[..], &x[..], &x[..], &mut *o), state, scratch);
                 without_allocating(what, run).expect("legal arguments");
             };
             forward("Zero", State::Zero);
@@ -114,9 +114,10 @@ fn lightning_attention() {
             forward("Final", State::Final(last));
             forward("InitialFinal", State::InitialFinal(initial, last));
             forward("Carried", State::Carried(initial));
-            let run = || lightning.decode(Tensors::new(&x, &x, &x, &mut *o), initial, scratch);
+            let run = || lightning.decode(Tensors::new(&x[..], &x[..], &x[..], &mut *o), initial, scratch);
             without_allocating("decode", run).expect("legal arguments");
-            let run = || lightning.forward(Tensors::new(&x, &x, &x, &mut *o), State::Zero, &mut []);
+            let run =
+                || lightning.forward(Tensors::new(&x[..], &x[..], &x[..], &mut *o), State::Zero, &mut []);
             without_allocating("an error", run).expect_err("no scratch");
         }
     }

@@ -1,7 +1,7 @@
 //! Where rows lie, what is beside them and who computes them change no bit: strides, batches, ragged batches, parts and
 //! threads.
 
-use chunkwise::{Attention, Config, Gate, Heads, Isa, Part, Rule, Shape, State, Tensors};
+use chunkwise::{Attention, Config, Heads, Isa, Part, Rule, Shape, State, Tensors};
 
 use super::{all_rules, same};
 use crate::common::family::*;
@@ -194,7 +194,7 @@ fn threads() {
 fn decode_on_threads() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads");
     pool.install(|| {
-        for rule in [Rule::delta(Gate::Scalar).qk_norm(1e-6), Rule::gated(Gate::Key)] {
+        for rule in [Rule::delta(chunkwise::Gate::Scalar).qk_norm(1e-6), Rule::gated(chunkwise::Gate::Key)] {
             for isa in Isa::available() {
                 // 96 heads of 64 KiB.
                 let shape = Shape::grouped(3, 1, Heads::new(64, 16, 32), 128, 128);
