@@ -490,14 +490,14 @@ fn configurations_that_are_refused() {
     for shape in [
         Shape::new(1, 0, 1, usize::MAX, 1),
         Shape::new(1, 0, 1, 1, usize::MAX),
-        Shape::new(1, 0, 1, 1 << 32, 1 << 30),
+        Shape::new(1, 0, 1, 1 << (usize::BITS / 2), 1 << (usize::BITS / 2 - 2)),
         Shape::new(usize::MAX, 0, 1, 1, 1),
         Shape::new(1, 0, usize::MAX, 1, 1),
         Shape::new(1 << 30, 0, 1 << 30, 1, 1),
     ] {
         assert_eq!(refused(lightning::Config::new(4, shape)), huge, "{shape:?}");
     }
-    let long = lightning::Config::new(1 << 24, Shape::new(1, 0, 1, 1 << 37, 1));
+    let long = lightning::Config::new(1 << 24, Shape::new(1, 0, 1, 1 << (usize::BITS - 27), 1));
     assert_eq!(refused(long), huge);
     assert!(Lightning::new(lightning::Config::new(1 << 24, Shape::new(1, 1, 1, 1, 1))).is_ok());
 }
