@@ -50,15 +50,15 @@ pub enum Error {
         /// The option.
         what: &'static str,
     },
-    /// The tokens of a chunk are counted in an f32: chunks end at 2^24.
-    ChunkTooLong {
-        /// Tokens asked for.
-        chunk: usize,
-    },
-    /// A short convolution has 1 to 8 taps.
-    Width {
-        /// Taps asked for.
-        width: usize,
+    /// More than are possible: the tokens of a chunk (2^24, for they are counted in an f32), those of a draft (16) or of those
+    /// accepted of it, the taps of a short convolution (8).
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many there can be.
+        most: usize,
+        /// How many were asked for.
+        got: usize,
     },
     /// The state's count of tokens in the current chunk is not a whole number below the chunk length: the
     /// state was not made by this configuration.
@@ -120,10 +120,7 @@ impl fmt::Display for Error {
                 write!(f, "{what} must be a finite number, and not negative for an epsilon")
             }
             Error::NotPositive { what } => write!(f, "{what} must be a finite number above zero"),
-            Error::ChunkTooLong { chunk } => {
-                write!(f, "a chunk of {chunk} tokens: at most {} are allowed", 1 << 24)
-            }
-            Error::Width { width } => write!(f, "a convolution of {width} taps: at most 8 are possible"),
+            Error::TooMany { what, most, got } => write!(f, "{got} {what}: at most {most} are possible"),
             Error::BadState => write!(f, "the state was not made by this configuration"),
             Error::Conflict { what } => write!(f, "{what} do not go together"),
             Error::Unused { what } => write!(f, "{what} is given, but the rule has no use for it"),
@@ -153,6 +150,11 @@ impl core::error::Error for Error {}
 /// A slice that has to reach so far.
 pub(crate) fn check_room(what: &'static str, need: usize, got: usize) -> Result<()> {
     if got >= need { Ok(()) } else { Err(Error::TooShort { what, need, got }) }
+}
+
+/// A number that has a limit.
+pub(crate) fn check_most(what: &'static str, most: usize, got: usize) -> Result<()> {
+    if got <= most { Ok(()) } else { Err(Error::TooMany { what, most, got }) }
 }
 
 /// A slice whose length its shape fixes.

@@ -1,6 +1,6 @@
 //! What is computed: the update, the gate, the feature map, the normaliser and the scale, and which of them go together.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_most};
 
 /// What every output is, whatever the sizes and the machine:
 ///
@@ -317,9 +317,16 @@ impl Normaliser {
             {
                 Err(Error::NotFinite { what: "the normaliser's eps" })
             }
-            Normaliser::PerChunk { chunk: 0, .. } => Err(Error::Zero { what: "chunk" }),
-            Normaliser::PerChunk { chunk, .. } if chunk > 1 << 24 => Err(Error::ChunkTooLong { chunk }),
+            Normaliser::PerChunk { chunk, .. } => check_chunk(chunk),
             _ => Ok(()),
         }
     }
+}
+
+/// The tokens of a chunk, which a state counts in an f32.
+pub(crate) fn check_chunk(chunk: usize) -> Result<()> {
+    if chunk == 0 {
+        return Err(Error::Zero { what: "chunk" });
+    }
+    check_most("tokens of a chunk", 1 << 24, chunk)
 }

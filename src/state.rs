@@ -37,6 +37,14 @@ pub(crate) enum Sums {
     Chunk,
 }
 
+/// The matrices S and the vectors z of a head, each of the sums that tokens are added to, of the finished chunks, and of rounding
+/// errors; and the count of tokens in the current chunk.
+pub(crate) struct Pieces<'a> {
+    pub(crate) matrices: [&'a mut [f32]; 3],
+    pub(crate) z: [&'a mut [f32]; 3],
+    pub(crate) count: &'a mut [f32],
+}
+
 impl Layout {
     pub(crate) fn new(key: usize, value: usize, rule: &Rule) -> Self {
         Self {
@@ -88,6 +96,22 @@ impl Layout {
     #[inline(always)]
     pub(crate) fn z_offset(&self, sums: Sums) -> usize {
         self.s_offset(sums) + self.matrix()
+    }
+
+    /// The pieces of a head's state; those that there are none of are empty.
+    pub(crate) fn split<'a>(&self, state: &'a mut [f32]) -> Pieces<'a> {
+        let z = if self.normalised { self.key } else { 0 };
+        let mut rest = state;
+        let mut take = |len: usize| rest.split_off_mut(..len).unwrap_or_default();
+        let mut pair =
+            |is_there: bool| if is_there { (take(self.matrix()), take(z)) } else { Default::default() };
+        let (all, errors, chunk) = (pair(true), pair(self.compensated), pair(self.per_chunk));
+        let (matrices, z) = if self.per_chunk {
+            ([chunk.0, all.0, errors.0], [chunk.1, all.1, errors.1])
+        } else {
+            ([all.0, chunk.0, errors.0], [all.1, chunk.1, errors.1])
+        };
+        Pieces { matrices, z, count: rest }
     }
 
     /// Where the count of tokens lies.

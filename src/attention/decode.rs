@@ -3,7 +3,7 @@
 use pulp::Simd;
 
 use super::task::{Pieces, Progress, Scratch, Task, fold};
-use crate::state::Sums as Which;
+use crate::state;
 use crate::sweep::{Pass, Rows};
 use crate::vector::copy_row;
 
@@ -51,18 +51,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         let mut progress =
             Progress { token: 0, count: layout.count(state), use_past: true, pass: Pass::Both };
         let Pieces { z, matrices: tails } = self.split(memory);
-        let (all, rest) = state.split_at_mut(layout.s_offset(Which::Error));
-        let (errors, chunk) =
-            rest.split_at_mut(layout.s_offset(Which::Chunk) - layout.s_offset(Which::Error));
-        let (all, all_z) = all.split_at_mut(layout.matrix());
-        let (errors, error_z) = errors.split_at_mut(if layout.compensated { layout.matrix() } else { 0 });
-        let (chunk, chunk_z) = chunk.split_at_mut(if layout.per_chunk { layout.matrix() } else { 0 });
-        let (chunk_z, count) = chunk_z.split_at_mut(if layout.per_chunk { layout.key } else { 0 });
-        let (mut matrices, callers_z) = if layout.per_chunk {
-            ([chunk, all, errors], [chunk_z, all_z, error_z])
-        } else {
-            ([all, chunk, errors], [all_z, chunk_z, error_z])
-        };
+        let state::Pieces { mut matrices, z: callers_z, count } = layout.split(state);
         let mut pieces = Pieces { z, matrices: tails };
         for (z, from) in pieces.z.iter_mut().zip(&callers_z) {
             let (whole, padding) = z.split_at_mut(from.len());
@@ -72,7 +61,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         let span = progress.next(self.config.rule.normaliser, 1, 1);
         let row = self.first(span, h, query);
         let factors = self.prepare::<S, 1>(simd, span, row, &mut pieces, scratch);
-        let tile = self.swept(span, row, &factors, scratch);
+        let tile = self.swept(span, row, &factors, scratch, None);
         // Whole vectors of columns where they lie, the others by way of a panel.
         let (lanes, value) = (S::F32_LANES, layout.value);
         let whole = value / lanes * lanes;

@@ -1,6 +1,7 @@
 //! Many heads: what to bring, what is checked, and how the work is cut into tasks.
 
 mod decode;
+mod draft;
 mod panels;
 pub(crate) mod part;
 mod plan;
@@ -22,7 +23,7 @@ use crate::rule::Rule;
 use crate::scratch::{self, align, padded, with_alignment};
 use crate::shape::Shape;
 use crate::state::Layout;
-use crate::tensors::{Disjoint, Tensors};
+use crate::tensors::Tensors;
 
 /// What to compute, on what sizes, and where.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -252,25 +253,12 @@ impl Attention {
     /// Checks the state of all heads.
     fn states<'a>(&self, state: State<'a>) -> Result<States<'a>> {
         let heads = 0..self.all_heads();
-        match &state {
-            State::Zero => {}
-            State::Initial(state) => self.check_state(state, heads)?,
-            State::Final(state) => self.check_state_len(state, heads)?,
-            State::InitialFinal(initial, last) => {
-                self.check_state(initial, heads.clone())?;
-                self.check_state_len(last, heads)?;
+        States::new(state, |state, is_read| {
+            if is_read {
+                self.check_state(state, heads.clone())
+            } else {
+                self.check_state_len(state, heads.clone())
             }
-            State::Carried(state) => self.check_state(state, heads)?,
-        }
-        let none = States::default();
-        Ok(match state {
-            State::Zero => none,
-            State::Initial(state) => States { initial: Some(state), ..none },
-            State::Final(state) => States { last: Some(Disjoint::new(state)), ..none },
-            State::InitialFinal(from, to) => {
-                States { initial: Some(from), last: Some(Disjoint::new(to)), ..none }
-            }
-            State::Carried(state) => States { carried: Some(Disjoint::new(state)), ..none },
         })
     }
 
@@ -297,7 +285,7 @@ impl Attention {
             // SAFETY: nothing else is alive that was made of it.
             copy.copy_from_slice(unsafe { state.whole() });
             scratch = rest;
-            states = States { initial: Some(copy), last: Some(state), carried: None };
+            states = States { initial: Some(copy), last: Some(state), carried: None, ..states };
         }
         let groups = shape.heads.div_ceil(plan.group);
         let tasks = parallel::Tasks { count: shape.batch * groups * plan.parts, workers: plan.workers };
@@ -305,8 +293,8 @@ impl Attention {
             let (group, part) = (task / plan.parts, task % plan.parts);
             let (sequence, first) = (group / groups, group % groups * plan.group);
             let heads = first..shape.heads.min(first + plan.group);
-            let states = states
-                .cut((sequence * shape.heads + first) * self.layout.len(), heads.len() * self.layout.len());
+            let all = sequence * shape.heads;
+            let states = states.cut(all + heads.start..all + heads.end, self.layout.len());
             let columns = part * plan.columns..shape.value.min((part + 1) * plan.columns);
             let sizes = plan.sizes.with(heads.len(), columns.len());
             self.dispatch::<DECODE>(Slice { tensors, states, sequence, heads, columns }, sizes, scratch);

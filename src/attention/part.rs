@@ -3,26 +3,56 @@
 
 use core::ops::Range;
 
-use super::{Attention, Op, Slice};
+use super::draft::Record;
+use super::{Attention, Op, Slice, State};
 use crate::error::Result;
 use crate::scratch::{self, align};
 use crate::tensors::{Disjoint, Tensors};
 
-/// The state of some heads: from where, and to where or both in one.
+/// The state of some heads: from where, and to where or both in one; and where a verify records its tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct States<'a> {
     pub(crate) initial: Option<&'a [f32]>,
     pub(crate) last: Option<Disjoint<'a>>,
     pub(crate) carried: Option<Disjoint<'a>>,
+    pub(crate) record: Option<Record<'a>>,
 }
 
-impl States<'_> {
-    /// Elements `begin .. begin + len` of each.
-    pub(crate) fn cut(self, begin: usize, len: usize) -> Self {
+impl<'a> States<'a> {
+    /// Of all heads. `check` is given each slice, and whether it is read.
+    pub(crate) fn new(state: State<'a>, check: impl Fn(&[f32], bool) -> Result<()>) -> Result<Self> {
+        let mut states = Self::default();
+        match state {
+            State::Zero => {}
+            State::Initial(from) => {
+                check(from, true)?;
+                states.initial = Some(from);
+            }
+            State::Final(to) => {
+                check(to, false)?;
+                states.last = Some(Disjoint::new(to));
+            }
+            State::InitialFinal(from, to) => {
+                check(from, true)?;
+                check(to, false)?;
+                (states.initial, states.last) = (Some(from), Some(Disjoint::new(to)));
+            }
+            State::Carried(state) => {
+                check(state, true)?;
+                states.carried = Some(Disjoint::new(state));
+            }
+        }
+        Ok(states)
+    }
+
+    /// Those of some of the heads, each of `len` elements.
+    pub(crate) fn cut(self, heads: Range<usize>, len: usize) -> Self {
+        let (begin, elements) = (heads.start * len, heads.len() * len);
         Self {
-            initial: self.initial.map(|state| &state[begin..][..len]),
-            last: self.last.map(|state| state.cut(begin, len)),
-            carried: self.carried.map(|state| state.cut(begin, len)),
+            initial: self.initial.map(|state| &state[begin..][..elements]),
+            last: self.last.map(|state| state.cut(begin, elements)),
+            carried: self.carried.map(|state| state.cut(begin, elements)),
+            record: self.record.map(|record| record.cut(heads)),
         }
     }
 }
@@ -84,11 +114,11 @@ impl<'a> Part<'a> {
     pub fn split_at(self, heads: usize) -> (Part<'a>, Part<'a>) {
         let Self { attention, op, heads: all, tensors, states } = self;
         let (heads, head) = (heads.min(all.len()), attention.head_state_len());
-        let (middle, len) = (all.start + heads, all.len() * head);
+        let (middle, len) = (all.start + heads, all.len());
         let part = |heads, states| Part { attention, op, heads, tensors: tensors.share(), states };
         (
-            part(all.start..middle, states.cut(0, heads * head)),
-            part(middle..all.end, states.cut(heads * head, len - heads * head)),
+            part(all.start..middle, states.cut(0..heads, head)),
+            part(middle..all.end, states.cut(heads..len, head)),
         )
     }
 
@@ -121,7 +151,7 @@ impl<'a> Part<'a> {
             // Neighbours of one sequence are walked together.
             let first = head % shape.heads;
             let group = plan.group.min(shape.heads - first).min(all.end - head);
-            let states = states.cut((head - all.start) * state, group * state);
+            let states = states.cut(head - all.start..head - all.start + group, state);
             let (sequence, heads, columns) = (head / shape.heads, first..first + group, 0..shape.value);
             let sizes = plan.sizes.with(heads.len(), columns.len());
             let slice = Slice { tensors, states, sequence, heads, columns };

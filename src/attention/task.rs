@@ -21,7 +21,8 @@ use crate::rule::Normaliser;
 use crate::shape::Row;
 use crate::state::Layout;
 use crate::sweep::decays::Decays;
-use crate::sweep::prepare::{Normalisers, Prepare};
+use crate::sweep::draft::{Keep, Record};
+use crate::sweep::prepare::{Normalisers, Prepare, Tokens};
 use crate::sweep::{Factors, Fold, Pass, Rows, Scores, Tile, padded_key};
 use crate::tensors::Tensors;
 
@@ -203,8 +204,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
                     &mut *spare
                 }
             };
-            let row = self.first(span, h, query);
-            self.tile::<S, B, N, H>(simd, span, row, &mut self.split(sums), scratch);
+            self.tile::<S, B, N, H>(simd, span, [h, query], &mut self.split(sums), scratch);
         }
     }
 
@@ -240,12 +240,18 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         &self,
         simd: S,
         span: Span,
-        row: Row,
+        [h, query]: [usize; 2],
         head: &mut Pieces<'_>,
         scratch: &mut Scratch<'_>,
     ) {
+        let row = self.first(span, h, query);
+        let record = self.states.record.map(|records| records.of(h, span.token));
+        if let Some(record) = record {
+            let (tokens, columns) = (self.tokens(span, row), self.columns.clone());
+            outline(simd, Keep { tokens, record, columns, space: &mut *scratch.space });
+        }
         let factors = self.prepare::<S, B>(simd, span, row, head, scratch);
-        let tile = self.swept(span, row, &factors, scratch);
+        let tile = self.swept(span, row, &factors, scratch, record);
         let (width, panel) = (self.sizes.width(), self.sizes.panel());
         for begin in (0..width).step_by(panel) {
             let stride = panel.min(width - begin);
@@ -268,6 +274,13 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         Row { batch: self.batch, token: self.begin + span.token, heads }
     }
 
+    /// The tokens of a tile.
+    #[inline(always)]
+    fn tokens(&self, span: Span, first: Row) -> Tokens<'_> {
+        let Config { rule, shape, .. } = &self.config;
+        Tokens { rule, shape, tensors: self.tensors, first, len: span.len }
+    }
+
     /// Prepares a tile and adds it to z.
     #[inline(always)]
     pub(super) fn prepare<S: Simd, const B: usize>(
@@ -280,11 +293,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
     ) -> Factors {
         let [z, past, error] = &mut head.z;
         let prepare = Prepare::<B> {
-            rule: &self.config.rule,
-            shape: &self.config.shape,
-            tensors: self.tensors,
-            first,
-            len: span.len,
+            tokens: self.tokens(span, first),
             columns: self.columns.clone(),
             use_past: span.use_past,
             pass: span.pass,
@@ -313,6 +322,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         first: Row,
         factors: &'a Factors,
         scratch: &'a Scratch<'_>,
+        record: Option<Record<'a>>,
     ) -> Tile<'a> {
         Tile {
             shape: &self.config.shape,
@@ -326,6 +336,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             columns: &self.columns,
             use_past: span.use_past,
             pass: span.pass,
+            record,
             ahead: [AHEAD, self.begin + self.len],
         }
     }

@@ -112,10 +112,7 @@ impl From<Error> for Status {
             Error::Overflow { .. } => CW_OVERFLOW,
             Error::TooShort { .. } | Error::Length { .. } => CW_TOO_SMALL,
             Error::Overlap { .. } => CW_OVERLAP,
-            Error::NotFinite { .. }
-            | Error::NotPositive { .. }
-            | Error::ChunkTooLong { .. }
-            | Error::Width { .. } => CW_RANGE,
+            Error::NotFinite { .. } | Error::NotPositive { .. } | Error::TooMany { .. } => CW_RANGE,
             Error::BadState => CW_STATE,
             Error::Conflict { .. } | Error::Unused { .. } => CW_CONFLICT,
             Error::Sequences => CW_SHAPE,

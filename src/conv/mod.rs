@@ -58,7 +58,7 @@ use self::kernel::Task;
 use crate::attention::State;
 use crate::axes::{self, Axis};
 use crate::element::{Elements, ElementsMut};
-use crate::error::{Error, Result, check_len, check_room};
+use crate::error::{Error, Result, check_len, check_most, check_room};
 use crate::isa::{Isa, dispatch};
 
 /// The widest convolution there is.
@@ -222,9 +222,7 @@ impl CausalConv {
                 return Err(Error::Zero { what });
             }
         }
-        if config.width > MAX_WIDTH {
-            return Err(Error::Width { width: config.width });
-        }
+        check_most("taps of a convolution", MAX_WIDTH, config.width)?;
         let state_len = config.checked_state_len()?;
         let isa = match config.isa {
             Some(isa) => isa,

@@ -48,11 +48,11 @@ use crate::attention::{Execution, State, States};
 use crate::error::{Error, Result, check_len};
 use crate::isa::{Isa, dispatch};
 use crate::parallel;
-use crate::rule::{Normaliser, Rule};
+use crate::rule::{Normaliser, Rule, check_chunk};
 use crate::scratch::{self, align, with_alignment};
 use crate::shape::{Heads, Row, Shape};
 
-use crate::tensors::{Disjoint, Tensors};
+use crate::tensors::Tensors;
 
 /// Flops for which it pays to wake a thread, as in linear attention.
 const GRAIN_FLOPS: usize = 1 << 22;
@@ -103,12 +103,7 @@ impl Config {
                 what: "lightning attention and a ragged batch or different numbers of heads",
             });
         }
-        match *chunk {
-            0 => return Err(Error::Zero { what: "chunk" }),
-            // The state counts tokens in an f32.
-            chunk if chunk > 1 << 24 => return Err(Error::ChunkTooLong { chunk }),
-            _ => {}
-        }
+        check_chunk(*chunk)?;
         let layout = Layout { key: shape.key, value: shape.value, chunk: *chunk };
         let all = shape.batch.max(1).checked_mul(shape.heads);
         let all = all.zip(layout.checked_len()).and_then(|(heads, len)| heads.checked_mul(len));
@@ -235,25 +230,8 @@ impl Lightning {
     }
 
     fn states<'a>(&self, state: State<'a>) -> Result<States<'a>> {
-        match &state {
-            State::Zero => {}
-            State::Initial(state) => self.check_state(state)?,
-            State::Final(state) => check_len("state", self.state_len(), state.len())?,
-            State::InitialFinal(initial, last) => {
-                self.check_state(initial)?;
-                check_len("state", self.state_len(), last.len())?;
-            }
-            State::Carried(state) => self.check_state(state)?,
-        }
-        let none = States::default();
-        Ok(match state {
-            State::Zero => none,
-            State::Initial(state) => States { initial: Some(state), ..none },
-            State::Final(state) => States { last: Some(Disjoint::new(state)), ..none },
-            State::InitialFinal(from, to) => {
-                States { initial: Some(from), last: Some(Disjoint::new(to)), ..none }
-            }
-            State::Carried(state) => States { carried: Some(Disjoint::new(state)), ..none },
+        States::new(state, |state, is_read| {
+            if is_read { self.check_state(state) } else { check_len("state", self.state_len(), state.len()) }
         })
     }
 
@@ -264,7 +242,7 @@ impl Lightning {
         parallel::for_each(tasks, align(scratch), part, |task, scratch| {
             let first =
                 Row { batch: task / shape.heads, token: 0, heads: shape.groups.of(task % shape.heads, 0) };
-            let states = call.states.cut(task * self.layout.len(), self.layout.len());
+            let states = call.states.cut(task..task + 1, self.layout.len());
             let Call { tensors, len, .. } = call;
             let (shape, layout) = (&self.config.shape, &self.layout);
             dispatch(self.isa, Head { shape, layout, tensors, states, first, len, scratch });

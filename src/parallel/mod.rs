@@ -12,7 +12,7 @@ pub(crate) struct Tasks {
 }
 
 /// Runs `task` for all of `0..count` on up to `workers` threads, of which the caller's is one; each worker has its own
-/// part of scratch, `part` elements. Tasks compute in the caller's floating-point mode wherever they run.
+/// part of scratch, `part` elements, which may be none. Tasks compute in the caller's floating-point mode wherever they run.
 #[cfg(feature = "std")]
 pub(crate) fn for_each<F>(tasks: Tasks, scratch: &mut [f32], part: usize, task: F)
 where
@@ -37,9 +37,11 @@ where
         }
     };
     let mode = crate::isa::FloatMode::current();
-    let (own, others) = scratch[..workers.min(pool.threads()) * part].split_at_mut(part);
+    let workers = workers.min(pool.threads());
+    let (own, mut others) = scratch[..workers * part].split_at_mut(part);
     pool.scope(|scope| {
-        for scratch in others.chunks_exact_mut(part) {
+        for _ in 1..workers {
+            let scratch = others.split_off_mut(..part).unwrap_or_default();
             scope.spawn(|_| mode.during(|| work(scratch)));
         }
         work(own);

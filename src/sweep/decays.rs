@@ -13,17 +13,18 @@
 //! partial sums, which are added as a fixed tree.
 #![allow(unsafe_code, reason = "vectors of rows are taken without a check for each of them")]
 
+use core::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use super::gated::operand_rows;
 use super::gates::{Decay, map_betas};
-use super::prepare::{Normalisers, Prepare, Widen, map_row};
+use super::prepare::{Normalisers, Prepare, Tokens, Widen, map_row};
 use super::{Blocking, Factors, Scores, padded_key};
 use crate::element::Elements;
 use crate::isa::outline;
 use crate::math::{GROUP, sum_group};
 use crate::rule::{FeatureMap, Gate, Normaliser, Update};
-use crate::shape::Row;
 
 /// Rows of K elements that a block of T tokens needs while it is prepared: phi of k and q, and decays.
 pub(crate) const fn space_rows(tokens: usize) -> usize {
@@ -52,10 +53,10 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) -> Factors {
-        let scale = self.prepare.rule.scale;
+        let scale = self.prepare.tokens.rule.scale;
         let mut factors = Factors { current: [scale; Blocking::MOST], past: [scale; Blocking::MOST] };
-        let (len, rule) = (self.prepare.len, self.prepare.rule);
-        let key = padded_key(self.prepare.shape.key);
+        let Tokens { len, rule, .. } = self.prepare.tokens;
+        let key = padded_key(self.prepare.tokens.shape.key);
         let delta = rule.update == Update::Delta;
         let block = operand_rows(T, delta) * key;
         let (space, operands) =
@@ -63,13 +64,12 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
         let (k, rest) = space.split_at_mut(T * key);
         let (q, rest) = rest.split_at_mut(T * key);
         let (decays, bias) = rest.split_at_mut(T * key);
-        let bias = &mut bias[..key];
-        let gates = self.gates(simd, bias);
+        let gates = Gates::new(simd, self.prepare.tokens, &mut bias[..key]);
         let mut sums = [[[[0.0; GROUP]; 4]; 4]; 2];
         for (i, operands) in operands.chunks_exact_mut(block).take(len.div_ceil(T)).enumerate() {
             let token = i * T;
             let [k, q] = self.rows(simd, token, [&mut *k, &mut *q]);
-            let decay = self.decays(simd, token, gates, decays, bias);
+            let decay = self.decays(simd, token, gates, decays);
             let block = Block::<T>::new(k, q, decays, decay);
             match (rule.gate, delta) {
                 (Gate::Key, true) => block.multiply::<S, true, true>(simd, operands, &mut sums),
@@ -100,11 +100,6 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
 }
 
 impl<const T: usize> Decays<'_, '_, T> {
-    fn row(&self, token: usize) -> Row {
-        let first = self.prepare.first;
-        Row { token: first.token + token, ..first }
-    }
-
     /// phi of k and q of a block: where they lie, if phi is the identity and rows are whole groups of f32, else in `spaces`.
     /// Tokens that there are none of are zero, and change no bit of S.
     #[inline(always)]
@@ -112,7 +107,7 @@ impl<const T: usize> Decays<'_, '_, T> {
     where
         Self: 's,
     {
-        let Prepare { rule, shape, tensors, len, .. } = self.prepare;
+        let Tokens { rule, shape, tensors, len, .. } = self.prepare.tokens;
         let key = padded_key(shape.key);
         let as_they_lie =
             shape.key == key && rule.feature_map == FeatureMap::Identity && rule.qk_norm.is_none();
@@ -124,7 +119,7 @@ impl<const T: usize> Decays<'_, '_, T> {
                     to.fill(if i == 0 { -0.0 } else { 0.0 });
                     to
                 } else {
-                    let row = self.row(token + t);
+                    let row = self.prepare.tokens.row(token + t);
                     let from = if i == 0 { tensors.k(shape, row) } else { tensors.q(shape, row) };
                     match from {
                         Elements::F32(from) if as_they_lie => from,
@@ -140,53 +135,23 @@ impl<const T: usize> Decays<'_, '_, T> {
         rows
     }
 
-    /// The gate's map for this head, and dt_bias: of a key gate a row of it, else its number, sixteen times.
-    #[inline(always)]
-    fn gates<S: Simd>(&self, simd: S, bias: &mut [f32]) -> Decay {
-        let Prepare { rule, shape, tensors, first, .. } = &self.prepare;
-        let head = first.heads.state;
-        bias.fill(0.0);
-        match rule.gate {
-            Gate::Key if !tensors.dt_bias.is_empty() => {
-                bias[..shape.key].copy_from_slice(&tensors.dt_bias[head * shape.key..][..shape.key]);
-            }
-            Gate::Scalar if !tensors.dt_bias.is_empty() => bias[..GROUP].fill(tensors.dt_bias[head]),
-            _ => {}
-        }
-        Decay::new(simd, rule.gate_map, tensors.a_log.get(head).copied().unwrap_or(0.0))
-    }
-
     /// The decays of a block: of a key gate as rows, else as numbers. Where there is no token the decay is 1.
     #[inline(always)]
-    fn decays<S: Simd>(
-        &self,
-        simd: S,
-        token: usize,
-        gates: Decay,
-        rows: &mut [f32],
-        bias: &[f32],
-    ) -> [f32; T] {
-        let Prepare { rule, shape, tensors, len, .. } = self.prepare;
-        let key = padded_key(shape.key);
+    fn decays<S: Simd>(&self, simd: S, token: usize, gates: Gates<'_>, rows: &mut [f32]) -> [f32; T] {
+        let Tokens { rule, shape, len, .. } = self.prepare.tokens;
         let mut decay = [1.0; T];
         match rule.gate {
             Gate::None => {}
             Gate::Scalar => {
                 let mut group = [0.0; GROUP];
                 let count = T.min(len - token);
-                for t in 0..count {
-                    group[t] = tensors.g(shape, self.row(token + t), 1).first();
-                }
-                gates.apply(simd, &mut group, &bias[..GROUP]);
+                gates.numbers(simd, token..token + count, &mut group);
                 decay[..count].copy_from_slice(&group[..count]);
             }
             Gate::Key => {
-                for (t, to) in rows.chunks_exact_mut(key).take(T).enumerate() {
+                for (t, to) in rows.chunks_exact_mut(padded_key(shape.key)).take(T).enumerate() {
                     if token + t < len {
-                        let from = tensors.g(shape, self.row(token + t), shape.key);
-                        outline(simd, Widen { from, to: &mut *to });
-                        gates.apply(simd, to, bias);
-                        to[shape.key..].fill(1.0);
+                        gates.row(simd, token + t, to);
                     } else {
                         to.fill(1.0);
                     }
@@ -199,19 +164,67 @@ impl<const T: usize> Decays<'_, '_, T> {
     /// beta of the tokens of a block; of those that there are none of it is 0.
     #[inline(always)]
     fn betas<S: Simd>(&mut self, simd: S, block: usize) {
-        let Prepare { rule, shape, tensors, len, .. } = self.prepare;
+        let Tokens { rule, shape, tensors, len, .. } = self.prepare.tokens;
         if rule.update != Update::Delta {
             return;
         }
         let count = T.min(len - block * T);
         let mut group = [0.0; GROUP];
         for t in 0..count {
-            group[t] = tensors.beta_of(shape, self.row(block * T + t)).first();
+            group[t] = tensors.beta_of(shape, self.prepare.tokens.row(block * T + t)).first();
         }
         map_betas(simd, rule.beta_map, &mut group);
         let beta = &mut self.scores[block].beta;
         *beta = [0.0; 4];
         beta[..count].copy_from_slice(&group[..count]);
+    }
+}
+
+/// The gates of a head, and how they become decays.
+#[derive(Clone, Copy)]
+pub(super) struct Gates<'a> {
+    tokens: Tokens<'a>,
+    map: Decay,
+    /// dt_bias: of a key gate a row of it, else its number, sixteen times.
+    bias: &'a [f32],
+}
+
+impl<'a> Gates<'a> {
+    /// `bias` is a row of K rounded up to whole groups.
+    #[inline(always)]
+    pub(super) fn new<S: Simd>(simd: S, tokens: Tokens<'a>, bias: &'a mut [f32]) -> Self {
+        let Tokens { rule, shape, tensors, first, .. } = tokens;
+        let head = first.heads.state;
+        bias.fill(0.0);
+        match rule.gate {
+            Gate::Key if !tensors.dt_bias.is_empty() => {
+                bias[..shape.key].copy_from_slice(&tensors.dt_bias[head * shape.key..][..shape.key]);
+            }
+            Gate::Scalar if !tensors.dt_bias.is_empty() => bias[..GROUP].fill(tensors.dt_bias[head]),
+            _ => {}
+        }
+        let map = Decay::new(simd, rule.gate_map, tensors.a_log.get(head).copied().unwrap_or(0.0));
+        Self { tokens, map, bias }
+    }
+
+    /// The decays of tokens with a scalar gate, of which there are at most sixteen.
+    #[inline(always)]
+    pub(super) fn numbers<S: Simd>(self, simd: S, tokens: Range<usize>, to: &mut [f32; GROUP]) {
+        let Tokens { shape, tensors, .. } = self.tokens;
+        for (to, token) in to.iter_mut().zip(tokens) {
+            *to = tensors.g(shape, self.tokens.row(token), 1).first();
+        }
+        self.map.apply(simd, to, &self.bias[..GROUP]);
+    }
+
+    /// The decays of a token with a key gate, and 1 behind them.
+    #[inline(always)]
+    pub(super) fn row<S: Simd>(self, simd: S, token: usize, to: &mut [f32]) {
+        let Tokens { shape, tensors, .. } = self.tokens;
+        let from = tensors.g(shape, self.tokens.row(token), shape.key);
+        outline(simd, Widen { from, to: &mut *to });
+        self.map.apply(simd, to, self.bias);
+        to[shape.key..].fill(1.0);
     }
 }
 

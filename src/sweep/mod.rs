@@ -19,6 +19,7 @@
 #![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
 
 pub(crate) mod decays;
+pub(crate) mod draft;
 pub(crate) mod gated;
 mod gates;
 pub(crate) mod linear;
@@ -28,6 +29,7 @@ use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use self::draft::Record;
 use crate::element::Elements;
 use crate::isa::{Lines, PREFETCHES, outline, prefetch};
 use crate::math::{GROUP, add_compensated};
@@ -154,6 +156,8 @@ pub(crate) struct Tile<'a> {
     /// Whether finished chunks, or an initial state, lie before.
     pub(crate) use_past: bool,
     pub(crate) pass: Pass,
+    /// Where u of the delta rule is recorded, if it is.
+    pub(crate) record: Option<Record<'a>>,
     /// How many tokens later the rows are that are asked for, and the token at which there are no more.
     pub(crate) ahead: [usize; 2],
 }

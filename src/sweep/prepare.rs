@@ -27,13 +27,25 @@ pub(crate) struct Normalisers<'a> {
     pub(crate) error: &'a mut [f32],
 }
 
-/// Prepares a tile, in blocks of B tokens.
-pub(crate) struct Prepare<'a, const B: usize> {
+/// Tokens of one head that are prepared together, and what is known of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens<'a> {
     pub(crate) rule: &'a Rule,
     pub(crate) shape: &'a Shape,
     pub(crate) tensors: &'a Tensors<'a>,
     pub(crate) first: Row,
     pub(crate) len: usize,
+}
+
+impl Tokens<'_> {
+    pub(super) fn row(&self, token: usize) -> Row {
+        Row { token: self.first.token + token, ..self.first }
+    }
+}
+
+/// Prepares a tile, in blocks of B tokens.
+pub(crate) struct Prepare<'a, const B: usize> {
+    pub(crate) tokens: Tokens<'a>,
     /// This task's columns of V.
     pub(crate) columns: core::ops::Range<usize>,
     /// Whether finished chunks, or an initial state, lie before.
@@ -52,9 +64,8 @@ impl<'a, const B: usize> Prepare<'a, B> {
     /// The same tile in blocks of T tokens.
     #[inline(always)]
     pub(crate) fn with_blocks<const T: usize>(self) -> Prepare<'a, T> {
-        let Self { rule, shape, tensors, first, len, columns, use_past, pass, z, operands, wide_v, space } =
-            self;
-        Prepare { rule, shape, tensors, first, len, columns, use_past, pass, z, operands, wide_v, space }
+        let Self { tokens, columns, use_past, pass, z, operands, wide_v, space } = self;
+        Prepare { tokens, columns, use_past, pass, z, operands, wide_v, space }
     }
 }
 
@@ -63,13 +74,13 @@ impl<const B: usize> WithSimd for Prepare<'_, B> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) -> Factors {
-        let whole = whole_blocks::<B>(self.len);
+        let whole = whole_blocks::<B>(self.tokens.len);
         if B > 1 {
             for token in (0..whole).step_by(B) {
                 self.block::<S, B>(simd, token);
             }
         }
-        for token in whole..self.len {
+        for token in whole..self.tokens.len {
             self.block::<S, 1>(simd, token);
         }
         self.widen_v(simd);
@@ -81,14 +92,17 @@ impl<const B: usize> Prepare<'_, B> {
     /// v in f32, where it is of another type.
     #[inline(always)]
     pub(super) fn widen_v<S: Simd>(&mut self, simd: S) {
-        if matches!(self.tensors.v, Elements::F32(_)) {
+        if matches!(self.tokens.tensors.v, Elements::F32(_)) {
             return;
         }
         let width = round_up(self.columns.len(), S::F32_LANES);
-        for token in 0..self.len {
-            let row = Row { token: self.first.token + token, ..self.first };
+        for token in 0..self.tokens.len {
+            let row = self.tokens.row(token);
             let to = &mut self.wide_v[token * width..][..width];
-            outline(simd, Widen { from: self.tensors.v(self.shape, row, self.columns.clone()), to });
+            outline(
+                simd,
+                Widen { from: self.tokens.tensors.v(self.tokens.shape, row, self.columns.clone()), to },
+            );
         }
     }
 
@@ -96,22 +110,24 @@ impl<const B: usize> Prepare<'_, B> {
     /// group is padded with zeros.
     #[inline(always)]
     fn block<S: Simd, const T: usize>(&mut self, simd: S, token: usize) {
-        let key = padded_key(self.shape.key);
-        let tail = self.shape.key % GROUP;
-        let normed = self.rule.qk_norm.is_some();
+        let key = padded_key(self.tokens.shape.key);
+        let tail = self.tokens.shape.key % GROUP;
+        let normed = self.tokens.rule.qk_norm.is_some();
         let mut rows: [[&[f32]; T]; 2] = [[&[]; T]; 2];
         let mut spaces = self.space.chunks_exact_mut(key);
         for t in 0..T {
-            let row = Row { token: self.first.token + token + t, ..self.first };
+            let row = self.tokens.row(token + t);
             for (i, from) in
-                [self.tensors.k(self.shape, row), self.tensors.q(self.shape, row)].into_iter().enumerate()
+                [self.tokens.tensors.k(self.tokens.shape, row), self.tokens.tensors.q(self.tokens.shape, row)]
+                    .into_iter()
+                    .enumerate()
             {
                 rows[i][t] = match (from, spaces.next()) {
                     (Elements::F32(from), _) if tail == 0 && !normed => from,
                     (from, Some(space)) => {
                         outline(simd, Widen { from, to: space });
                         if normed {
-                            map_row(simd, self.rule, space, self.shape.key);
+                            map_row(simd, self.tokens.rule, space, self.tokens.shape.key);
                         }
                         space
                     }
@@ -120,7 +136,7 @@ impl<const B: usize> Prepare<'_, B> {
             }
         }
         let to = &mut self.operands[token * 2 * key..(token + T) * 2 * key];
-        match self.rule.feature_map {
+        match self.tokens.rule.feature_map {
             _ if normed => map::<S, Identity, T>(simd, Identity, rows, to),
             any if S::F32_LANES == 1 => map::<S, FeatureMap, T>(simd, any, rows, to),
             FeatureMap::Elu => map::<S, Elu, T>(simd, Elu, rows, to),
@@ -139,17 +155,17 @@ impl<const B: usize> Prepare<'_, B> {
     /// scale / norm of each token; adds the tile to z.
     #[inline(always)]
     fn factors<S: Simd>(&mut self, simd: S) -> Factors {
-        let scale = self.rule.scale;
+        let scale = self.tokens.rule.scale;
         let mut factors = Factors { current: [scale; Blocking::MOST], past: [scale; Blocking::MOST] };
-        let (eps, per_chunk) = match self.rule.normaliser {
+        let (eps, per_chunk) = match self.tokens.rule.normaliser {
             Normaliser::None => return factors,
             Normaliser::Global { eps } => (eps, false),
             Normaliser::PerChunk { eps, .. } => (eps, true),
         };
         let Normalisers { z, past, error } = &mut self.z;
         let error: &mut [f32] = if per_chunk { &mut [] } else { error };
-        let current = Norms { len: self.len, z, error, add: self.pass != Pass::Read };
-        let finished = Norms { len: self.len, z: past, error: &mut [], add: false };
+        let current = Norms { len: self.tokens.len, z, error, add: self.pass != Pass::Read };
+        let finished = Norms { len: self.tokens.len, z: past, error: &mut [], add: false };
         for (norms, factors, wanted) in
             [(current, &mut factors.current, true), (finished, &mut factors.past, self.use_past && per_chunk)]
         {

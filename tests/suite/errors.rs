@@ -142,7 +142,10 @@ fn chunks() {
     let of = |chunk| with(config, |c| c.rule.normaliser = Normaliser::per_chunk(chunk));
     accepted(of(1 << 24));
     for chunk in [(1 << 24) + 1, usize::MAX] {
-        assert_eq!(refused(of(chunk)), Error::ChunkTooLong { chunk });
+        assert_eq!(
+            refused(of(chunk)),
+            Error::TooMany { what: "tokens of a chunk", most: 1 << 24, got: chunk }
+        );
     }
 }
 
@@ -610,8 +613,8 @@ fn messages() {
         ),
         (Error::NotPositive { what: "layer_norm_eps" }, "layer_norm_eps must be a finite number above zero"),
         (
-            Error::ChunkTooLong { chunk: 16_777_217 },
-            "a chunk of 16777217 tokens: at most 16777216 are allowed",
+            Error::TooMany { what: "tokens of a chunk", most: 1 << 24, got: 16_777_217 },
+            "16777217 tokens of a chunk: at most 16777216 are possible",
         ),
         (Error::BadState, "the state was not made by this configuration"),
         (Error::Isa { name: "neon" }, "the instruction set neon is unknown or not available on this machine"),

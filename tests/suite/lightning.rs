@@ -482,7 +482,10 @@ fn configurations_that_are_refused() {
         assert_eq!(refused(config), Error::Zero { what });
     }
     for chunk in [(1 << 24) + 1, usize::MAX] {
-        assert_eq!(refused(lightning::Config::new(chunk, shape)), Error::ChunkTooLong { chunk });
+        assert_eq!(
+            refused(lightning::Config::new(chunk, shape)),
+            Error::TooMany { what: "tokens of a chunk", most: 1 << 24, got: chunk }
+        );
     }
     let overlapping = shape.with_output(chunkwise::Strides { batch: 30, token: 10, head: 4 });
     assert_eq!(refused(lightning::Config::new(4, overlapping)), Error::Overlap { what: "o" });

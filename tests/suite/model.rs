@@ -392,7 +392,7 @@ fn configurations_that_cannot_be() {
     let crowded = ModelConfig { num_heads: 300, ..good };
     assert_eq!(check(crowded), Error::Zero { what: "head_dim (hidden_size / num_heads)" });
     let long = ModelConfig { chunk_size: usize::MAX, seq_len: (1 << 24) + 1, ..good };
-    assert_eq!(check(long), Error::ChunkTooLong { chunk: (1 << 24) + 1 });
+    assert_eq!(check(long), Error::TooMany { what: "tokens of a chunk", most: 1 << 24, got: (1 << 24) + 1 });
     for eps in [f32::NAN, f32::INFINITY, 0.0, -1.0] {
         let config = ModelConfig { layer_norm_eps: eps, ..good };
         assert_eq!(check(config), Error::NotPositive { what: "layer_norm_eps" });

@@ -14,7 +14,10 @@ fn configurations_that_are_refused() {
     assert_eq!(refused(Config::new(2, 3, 5, 0)), Error::Zero { what: "width" });
     accepted(Config::new(2, 3, 5, MAX_WIDTH));
     for width in [MAX_WIDTH + 1, usize::MAX] {
-        assert_eq!(refused(Config::new(2, 3, 5, width)), Error::Width { width });
+        assert_eq!(
+            refused(Config::new(2, 3, 5, width)),
+            Error::TooMany { what: "taps of a convolution", most: 8, got: width }
+        );
     }
     let strides = |batch, token, channel| Strides { batch, token, channel };
     let y = |y| config.strides(config.x_strides, y);
@@ -147,7 +150,10 @@ fn calls_that_are_refused() {
 #[test]
 fn messages() {
     for (error, text) in [
-        (Error::Width { width: 9 }, "a convolution of 9 taps: at most 8 are possible"),
+        (
+            Error::TooMany { what: "taps of a convolution", most: 8, got: 9 },
+            "9 taps of a convolution: at most 8 are possible",
+        ),
         (
             Error::Sequences,
             "the beginnings of sequences must start at 0, never decrease and end at the number of tokens, and are there for \

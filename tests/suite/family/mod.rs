@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod bits;
+mod draft;
 mod errors;
 #[cfg(feature = "files")]
 pub(crate) mod golden;

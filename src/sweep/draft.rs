@@ -1,0 +1,328 @@
+//! Speculative decoding: what a verify records of its tokens ([`Record`]), and the sweep that takes those that were accepted into
+//! a state where it lies ([`Commit`]):
+//!
+//! ```text
+//! for each row i of S:
+//!     x = S[i]
+//!     for each accepted token t:
+//!         x = a_t[i] x + phi(k_t)[i] u_t
+//!     S[i] = x
+//! ```
+//!
+//! With the u that a verify has solved for, the delta rule is the linear update. Each element is the chain of operations of
+//! [`crate::Attention::decode`], so that a linear update has the bits of as many decodes.
+
+use core::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use super::Fold;
+use super::decays::Gates;
+use super::padded_key;
+use super::prepare::{Tokens, Widen, map_row};
+use crate::isa::outline;
+use crate::math::{GROUP, add_compensated};
+use crate::rule::{Gate, Normaliser, Rule, Update};
+use crate::shape::Shape;
+use crate::state::{Layout, Pieces};
+use crate::tensors::Disjoint;
+use crate::vector::{load, store};
+
+/// Tokens of a draft at most.
+pub(crate) const MOST_TOKENS: usize = 16;
+
+/// Where the record of one head has phi(k), `[T, K]`, u, `[T, V]`, and decays, `[T, 0, 1 or K]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordLayout {
+    tokens: usize,
+    key: usize,
+    value: usize,
+    gate: usize,
+}
+
+impl RecordLayout {
+    pub(crate) fn new(rule: &Rule, shape: &Shape) -> Self {
+        let gate = if rule.gate == Gate::None { 0 } else { rule.gate_row(shape.key) };
+        Self { tokens: shape.len, key: shape.key, value: shape.value, gate }
+    }
+
+    /// Elements.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens * (self.key + self.value + self.gate)
+    }
+
+    fn k(&self, token: usize) -> Range<usize> {
+        token * self.key..(token + 1) * self.key
+    }
+
+    fn u(&self, token: usize) -> Range<usize> {
+        let begin = self.tokens * self.key + token * self.value;
+        begin..begin + self.value
+    }
+
+    fn decays(&self, token: usize) -> Range<usize> {
+        let begin = self.tokens * (self.key + self.value) + token * self.gate;
+        begin..begin + self.gate
+    }
+}
+
+/// The record of one head, which tasks write that differ in columns of V.
+#[derive(Clone, Copy)]
+pub(crate) struct Record<'a> {
+    pub(crate) data: Disjoint<'a>,
+    pub(crate) layout: RecordLayout,
+    /// The first token of the tile that is being computed.
+    pub(crate) token: usize,
+}
+
+impl Record<'_> {
+    /// Columns of u of tokens of the tile, one row of `from` for each.
+    pub(super) fn write_u(&self, token: usize, columns: Range<usize>, from: &[f32], stride: usize) {
+        for (t, from) in from.chunks_exact(stride).enumerate() {
+            let begin = self.layout.u(self.token + token + t).start + columns.start;
+            #[allow(unsafe_code, reason = "columns are split among tasks")]
+            // SAFETY: tasks differ in the head or in the columns, and each writes a row once at a time.
+            unsafe { self.data.part(begin, columns.len()) }.copy_from_slice(&from[..columns.len()]);
+        }
+    }
+}
+
+/// Records a tile: phi(k) and decays, and u where that is v.
+pub(crate) struct Keep<'a> {
+    pub(crate) tokens: Tokens<'a>,
+    pub(crate) record: Record<'a>,
+    /// This task's columns of V: the one that has the first records phi(k) and decays.
+    pub(crate) columns: Range<usize>,
+    /// Two rows of K rounded up to whole groups.
+    pub(crate) space: &'a mut [f32],
+}
+
+impl WithSimd for Keep<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { tokens, record, columns, space } = self;
+        let Tokens { rule, shape, tensors, len, .. } = tokens;
+        let (row, rest) = space.split_at_mut(padded_key(shape.key));
+        let (bias, _) = rest.split_at_mut(padded_key(shape.key));
+        let gates = Gates::new(simd, tokens, bias);
+        let mut decays = [0.0; GROUP];
+        if rule.gate == Gate::Scalar {
+            gates.numbers(simd, 0..len, &mut decays);
+        }
+        for t in 0..len {
+            let (from, to) = (tokens.row(t), record.token + t);
+            #[allow(unsafe_code, reason = "columns are split among tasks")]
+            // SAFETY: tasks differ in the head or in the columns, only the task of the first column takes phi(k) and decays,
+            // and one part is alive at a time.
+            let part = |range: Range<usize>| unsafe { record.data.part(range.start, range.len()) };
+            if rule.update == Update::Linear {
+                let u = record.layout.u(to).start;
+                let to = part(u + columns.start..u + columns.end);
+                outline(simd, Widen { from: tensors.v(shape, from, columns.clone()), to });
+            }
+            if columns.start > 0 {
+                continue;
+            }
+            outline(simd, Widen { from: tensors.k(shape, from), to: &mut *row });
+            map_row(simd, rule, row, shape.key);
+            part(record.layout.k(to)).copy_from_slice(&row[..shape.key]);
+            let to = part(record.layout.decays(to));
+            match rule.gate {
+                Gate::None => {}
+                Gate::Scalar => to[0] = decays[t],
+                Gate::Key => {
+                    gates.row(simd, t, row);
+                    to.copy_from_slice(&row[..shape.key]);
+                }
+            }
+        }
+    }
+}
+
+/// Takes the first tokens of a record into the state of a head.
+pub(crate) struct Commit<'a> {
+    pub(crate) rule: &'a Rule,
+    pub(crate) layout: &'a Layout,
+    pub(crate) record: &'a [f32],
+    pub(crate) record_layout: RecordLayout,
+    /// Tokens to take.
+    pub(crate) accepted: usize,
+    pub(crate) state: &'a mut [f32],
+}
+
+impl WithSimd for Commit<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rule, layout, record, record_layout, accepted, state } = self;
+        let Pieces { mut matrices, mut z, count } = layout.split(state);
+        let source = Source { record, layout: record_layout };
+        let Normaliser::PerChunk { chunk, .. } = rule.normaliser else {
+            let [s, _, error] = &mut matrices;
+            source.add_to_matrix(simd, 0..accepted, s, error);
+            let [z, _, error] = &mut z;
+            source.add_to_z(simd, 0..accepted, z, error);
+            return;
+        };
+        let mut in_chunk = count[0] as usize;
+        let mut begin = 0;
+        while begin < accepted {
+            let end = accepted.min(begin + chunk - in_chunk);
+            source.add_to_matrix(simd, begin..end, matrices[0], &mut []);
+            source.add_to_z(simd, begin..end, z[0], &mut []);
+            in_chunk += end - begin;
+            if in_chunk == chunk {
+                in_chunk = 0;
+                for [sums, past, error] in [&mut matrices, &mut z] {
+                    outline(simd, Fold { sums, past, error });
+                }
+            }
+            begin = end;
+        }
+        count[0] = in_chunk as f32;
+    }
+}
+
+/// The record of one head.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    record: &'a [f32],
+    layout: RecordLayout,
+}
+
+/// Vectors of a row of S that are held in registers while the tokens are taken.
+const WIDE: usize = 4;
+
+/// Of a token and a row of S: by what the row is multiplied, and by what u is.
+type Factors = (f32, f32);
+
+impl Source<'_> {
+    fn decay(&self, token: usize, row: usize) -> f32 {
+        match &self.record[self.layout.decays(token)] {
+            [] => 1.0,
+            [decay] => *decay,
+            decays => decays[row],
+        }
+    }
+
+    /// Takes tokens into S, with the rounding errors beside it where they are kept.
+    #[inline(always)]
+    fn add_to_matrix<S: Simd>(&self, simd: S, tokens: Range<usize>, s: &mut [f32], errors: &mut [f32]) {
+        let (value, wide) = (self.layout.value, WIDE * S::F32_LANES);
+        let mut rows: [&[f32]; MOST_TOKENS] = [&[]; MOST_TOKENS];
+        let mut factors: [Factors; MOST_TOKENS] = [(1.0, 0.0); MOST_TOKENS];
+        let (rows, factors) = (&mut rows[..tokens.len()], &mut factors[..tokens.len()]);
+        for (row, token) in rows.iter_mut().zip(tokens.clone()) {
+            *row = &self.record[self.layout.u(token)];
+        }
+        let mut errors = errors.chunks_exact_mut(value);
+        for (i, s) in s.chunks_exact_mut(value).enumerate() {
+            for (factors, token) in factors.iter_mut().zip(tokens.clone()) {
+                *factors = (self.decay(token, i), self.record[self.layout.k(token).start + i]);
+            }
+            let mut column = 0;
+            if let Some(error) = errors.next() {
+                for column in (0..value).step_by(S::F32_LANES) {
+                    let (s, error) = (&mut s[column..], &mut error[column..]);
+                    let x = [load_part::<S>(s), load_part::<S>(error)];
+                    let [x, e] = compensated(simd, x, factors, rows, column);
+                    store_part::<S>(x, s);
+                    store_part::<S>(e, error);
+                }
+                continue;
+            }
+            while value - column >= wide {
+                let part = &mut s[column..][..wide];
+                store::<S, WIDE>(chain(simd, load::<S, WIDE>(part), factors, rows, column), part);
+                column += wide;
+            }
+            while column < value {
+                let part = &mut s[column..];
+                let [x] = chain(simd, [load_part::<S>(part)], factors, rows, column);
+                store_part::<S>(x, part);
+                column += S::F32_LANES;
+            }
+        }
+    }
+
+    /// Takes tokens into z, of which there is none without a normaliser.
+    #[inline(always)]
+    fn add_to_z<S: Simd>(&self, simd: S, tokens: Range<usize>, z: &mut [f32], errors: &mut [f32]) {
+        for token in tokens {
+            let (k, decays) = (&self.record[self.layout.k(token)], &self.record[self.layout.decays(token)]);
+            for i in (0..z.len()).step_by(S::F32_LANES) {
+                let (x, k) = (load_part::<S>(&z[i..]), load_part::<S>(&k[i..]));
+                let x = match decays {
+                    [] if !errors.is_empty() => {
+                        let (x, error) = add_compensated(simd, x, load_part::<S>(&errors[i..]), k);
+                        store_part::<S>(error, &mut errors[i..]);
+                        x
+                    }
+                    [] => simd.add_f32s(x, k),
+                    [decay] => simd.mul_add_e_f32s(simd.splat_f32s(*decay), x, k),
+                    decays => simd.mul_add_e_f32s(load_part::<S>(&decays[i..]), x, k),
+                };
+                store_part::<S>(x, &mut z[i..]);
+            }
+        }
+    }
+}
+
+/// N vectors of a row of S after the tokens, whose u are rows.
+#[inline(always)]
+fn chain<S: Simd, const N: usize>(
+    simd: S,
+    mut x: [S::f32s; N],
+    factors: &[Factors],
+    rows: &[&[f32]],
+    column: usize,
+) -> [S::f32s; N] {
+    for (&(decay, k), row) in factors.iter().zip(rows) {
+        let (decay, k) = (simd.splat_f32s(decay), simd.splat_f32s(k));
+        let u = if N == 1 { [load_part::<S>(&row[column..]); N] } else { load::<S, N>(&row[column..]) };
+        for j in 0..N {
+            x[j] = simd.mul_add_e_f32s(k, u[j], simd.mul_f32s(decay, x[j]));
+        }
+    }
+    x
+}
+
+/// A vector of a row of S and its rounding errors after the tokens.
+#[inline(always)]
+fn compensated<S: Simd>(
+    simd: S,
+    [mut x, mut error]: [S::f32s; 2],
+    factors: &[Factors],
+    rows: &[&[f32]],
+    column: usize,
+) -> [S::f32s; 2] {
+    for (&(_, k), row) in factors.iter().zip(rows) {
+        let (k, u) = (simd.splat_f32s(k), load_part::<S>(&row[column..]));
+        (x, error) = add_compensated(simd, x, error, simd.mul_add_e_f32s(k, u, simd.splat_f32s(0.0)));
+    }
+    [x, error]
+}
+
+/// The first elements of a row as a vector; zeros behind its end.
+#[inline(always)]
+fn load_part<S: Simd>(row: &[f32]) -> S::f32s {
+    if row.len() >= S::F32_LANES {
+        return load::<S, 1>(row)[0];
+    }
+    let mut part = [0.0; GROUP];
+    part[..row.len()].copy_from_slice(row);
+    load::<S, 1>(&part)[0]
+}
+
+/// Replaces the first elements of a row, as many as it and a vector have.
+#[inline(always)]
+fn store_part<S: Simd>(x: S::f32s, row: &mut [f32]) {
+    if row.len() >= S::F32_LANES {
+        return store::<S, 1>([x], row);
+    }
+    let len = row.len();
+    row.copy_from_slice(&bytemuck::cast_slice::<S::f32s, f32>(&[x])[..len]);
+}
