@@ -214,8 +214,8 @@ typedef struct cw_attention {
 /* On what. Where there are no elements (B or T is 0), and for the pure queries, pointers may be null.
  *
  * State: f32, contiguous [B, H, state of one head], cw_sizes.state_bytes of it. All zeros is the state before the first
- * token. A copy by memcpy is a snapshot, and copying it back rewinds: so one speculates and takes it back. The state of a
- * head is S [K, V] where there is no normaliser, and z [K] behind it with CW_GLOBAL.
+ * token. A copy by memcpy is a snapshot, and copying it back rewinds; for drafts of a few tokens cw_verify and cw_commit need
+ * no copy. The state of a head is S [K, V] where there is no normaliser, and z [K] behind it with CW_GLOBAL.
  *
  * Heads. Each tensor says how many it has. The state has as many as the larger of Hk and Hv, and o as many as the larger of
  * Hq and H; each of Hk and Hv divides H, and each of Hq and H divides Ho. So more of q is grouped-query attention, and more
@@ -263,9 +263,10 @@ typedef struct cw_sizes {
     uint64_t forward_scratch_bytes; /* of cw_forward; of cw_forward_range where threads is 1 */
     uint64_t decode_scratch_bytes;  /* of cw_decode and cw_decode_range, likewise */
     uint64_t scratch_align;         /* bytes */
+    uint64_t record_bytes;          /* of cw_verify and cw_commit; 0 where the call is none of theirs */
 } cw_sizes;
 
-#define CW_SIZES {CW_HEAD(cw_sizes), 0, 0, 0, 0, 0}
+#define CW_SIZES {CW_HEAD(cw_sizes), 0, 0, 0, 0, 0, 0}
 
 /* What to bring. It reads no memory but the structures, and may be asked before there is any: of the call it looks at types,
  * dimensions, strides, sequence_count, and at which of a_log, dt_bias and sequences are null. */
@@ -294,6 +295,23 @@ cw_status cw_decode(const cw_attention *attention, const cw_call *call);
  * states are those of the whole call, scratch is each thread's own. Ranges that do not share a head may run at once. */
 cw_status cw_forward_range(const cw_attention *attention, const cw_call *call, uint64_t first, uint64_t count);
 cw_status cw_decode_range(const cw_attention *attention, const cw_call *call, uint64_t first, uint64_t count);
+
+/* Speculative decoding. cw_verify computes the outputs of a draft, at most 16 tokens of each sequence, on a state that is only
+ * read: the outputs of cw_forward, with its scratch, from state_in; state_out is null. It writes what cw_commit needs of the
+ * tokens to record, cw_sizes.record_bytes, aligned to 4 bytes (64 is faster), apart from everything else of the call.
+ *
+ * cw_commit takes the first accepted[b] tokens of sequence b, of B, 0 to T, into the state where it lies: state_in is state_out,
+ * the state that the draft was verified on. Of the call it looks at that state, types, dimensions and strides; tensors and
+ * scratch are not needed any more. The state becomes what as many calls of cw_decode would have made of it: bit for bit with
+ * CW_UPDATE_LINEAR, within rounding with CW_UPDATE_DELTA.
+ *
+ * CW_RANGE: more than 16 tokens, or more accepted than there are. CW_CONFLICT: a ragged batch, not_causal, or a cw_verify that
+ * has a state_out. */
+cw_status cw_verify(const cw_attention *attention, const cw_call *call, float *record, uint64_t record_bytes);
+cw_status cw_verify_range(const cw_attention *attention, const cw_call *call, float *record, uint64_t record_bytes,
+                          uint64_t first, uint64_t count);
+cw_status cw_commit(const cw_attention *attention, const cw_call *call, const float *record, uint64_t record_bytes,
+                    const uint32_t *accepted);
 
 /* Sizes at compile time, for static arrays, of H heads of the state. The state's is exact (for a compensated one see
  * cw_attention_sizes), the others are upper bounds for any rule, layout and instruction set, on one thread; they leave room

@@ -10,6 +10,7 @@ use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
 #[cfg(feature = "cuda")]
 use chunkwise::capi::cuda::*;
+use chunkwise::capi::draft::*;
 #[cfg(feature = "files")]
 use chunkwise::capi::file::*;
 use chunkwise::capi::model::*;
@@ -280,7 +281,8 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
             state_align,
             forward_scratch_bytes,
             decode_scratch_bytes,
-            scratch_align
+            scratch_align,
+            record_bytes
         } = "CW_SIZES"
     );
     structure!(code, cw_parameter { name, tensor });
@@ -365,6 +367,9 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
         cw_decode(_, _);
         cw_forward_range(_, _, _, _);
         cw_decode_range(_, _, _, _);
+        cw_verify(_, _, _, _);
+        cw_verify_range(_, _, _, _, _, _);
+        cw_commit(_, _, _, _, _);
         cw_model_memory(_, _, _);
         cw_model_init(_, _, _, _, _, _, _, _);
         cw_model_sizes_of(_, _, _, _);

@@ -10,6 +10,7 @@ use std::ptr::{null, null_mut};
 use capi_common::*;
 use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
+use chunkwise::capi::draft::*;
 use chunkwise::capi::state::*;
 use chunkwise::capi::status::*;
 use chunkwise::{
@@ -242,6 +243,143 @@ fn ranges_of_grouped_heads() {
         }
         assert!(untouched(&whole.o, &parts.o) && untouched(&whole.state, &parts.state), "{decode}");
     }
+}
+
+/// A draft, and its record.
+struct Draft {
+    memory: Memory,
+    record: Vec<f32>,
+    accepted: [u32; 2],
+}
+
+impl Draft {
+    fn new(case: &FamilyCase) -> Self {
+        let mut memory = Memory::new(case);
+        let mut sizes = cw_sizes::DEFAULT;
+        // SAFETY: structures of this test.
+        let asked = unsafe { cw_attention_sizes(&attention(&case.config), &memory.call(), &mut sizes) };
+        assert_eq!(asked, CW_OK);
+        Self { memory, record: vec![SENTINEL; sizes.record_bytes as usize / 4], accepted: [9, 4] }
+    }
+
+    fn call(&mut self) -> cw_call {
+        cw_call { state_out: null_mut(), ..self.memory.call() }
+    }
+
+    fn record_bytes(&self) -> u64 {
+        size_of_val(&self.record[..]) as u64
+    }
+
+    fn written(&self, status: i32) -> Vec<u32> {
+        [self.memory.written(status), self.record.iter().map(|x| x.to_bits()).collect()].concat()
+    }
+}
+
+#[test]
+fn drafts_are_those_of_the_rust_calls() {
+    for (name, rule) in rules() {
+        let shape = Shape::grouped(2, 9, Heads::new(4, 2, 2), 5, 6);
+        let case = FamilyCase::new(Config::new(rule, shape), 1);
+        let (rust, mut c) = (case.attention(), Draft::new(&case));
+        assert_eq!(c.record.len(), rust.record_len(), "{name}");
+        let (mut o, mut state, mut record) = (case.output(), c.memory.state.clone(), c.record.clone());
+        let scratch = &mut vec![f32::NAN; rust.scratch_len()];
+        rust.verify(case.tensors(&mut o), &state, &mut record, scratch).unwrap();
+        rust.commit(&record, &c.accepted, &mut state).unwrap();
+        let attention = attention(&case.config);
+        let (call, at, bytes) = (c.call(), c.record.as_mut_ptr(), c.record_bytes());
+        // SAFETY: the memory is this test's.
+        unsafe {
+            for (first, count) in [(1, 3), (0, 1)] {
+                assert_eq!(cw_verify_range(&attention, &call, at, bytes, first, count), CW_OK, "{name}");
+            }
+            assert!(untouched(&o, &c.memory.o) && untouched(&record, &c.record), "{name}: a range");
+            c.record.fill(SENTINEL);
+            assert_eq!(cw_verify(&attention, &call, at, bytes), CW_OK, "{name}");
+            assert!(untouched(&o, &c.memory.o) && untouched(&record, &c.record), "{name}");
+            let call = c.memory.call();
+            assert_eq!(cw_commit(&attention, &call, at, bytes, c.accepted.as_ptr()), CW_OK, "{name}");
+        }
+        assert!(untouched(&state, &c.memory.state), "{name}: the state");
+    }
+}
+
+#[test]
+fn drafts_that_are_refused_have_written_nothing() {
+    let rule = Rule::delta(Gate::Key).qk_norm(1e-6);
+    let case = FamilyCase::of(rule, [2, 9, 3, 5, 6]);
+    let good = attention(&case.config);
+    let mut draft = Draft::new(&case);
+    let before = draft.written(CW_SHAPE);
+    type Change = fn(&mut cw_call, &mut *mut f32, &mut u64);
+    let longer = |call: &mut cw_call| {
+        for tensor in [&mut call.q, &mut call.k, &mut call.v, &mut call.o, &mut call.g, &mut call.beta] {
+            (tensor.dims[1], tensor.strides[0]) = (17, 17 * tensor.strides[1]);
+        }
+    };
+    let refusals: &[(i32, Change)] = &[
+        (CW_NULL, |c, _, _| c.state_in = null()),
+        (CW_CONFLICT, |c, _, _| c.state_out = c.state_in.cast_mut()),
+        (CW_NULL, |_, record, _| *record = null_mut()),
+        (CW_MISALIGNED, |_, record, _| *record = record.wrapping_byte_add(2)),
+        (CW_TOO_SMALL, |_, _, bytes| *bytes -= 1),
+        (CW_OVERLAP, |c, record, _| *record = c.o.data.cast()),
+        (CW_OVERLAP, |c, record, _| *record = c.scratch.cast()),
+        (CW_OVERLAP, |c, record, _| *record = c.state_in.cast_mut()),
+        (CW_OVERLAP, |c, record, _| *record = c.k.data.cast()),
+        (CW_TOO_SMALL, |c, _, _| c.scratch_bytes -= 1),
+        (CW_SHAPE, |c, _, _| c.k.dims[1] -= 1),
+    ];
+    for (at, (want, change)) in refusals.iter().enumerate() {
+        let (mut call, mut record, mut bytes) =
+            (draft.call(), draft.record.as_mut_ptr(), draft.record_bytes());
+        change(&mut call, &mut record, &mut bytes);
+        // SAFETY: refused before anything is touched.
+        assert_eq!(unsafe { cw_verify(&good, &call, record, bytes) }, *want, "refusal {at}");
+        assert!(draft.written(CW_SHAPE) == before, "refusal {at}");
+    }
+    type ChangeCommit = fn(&mut cw_call, &mut *const f32, &mut u64, &mut *const u32);
+    static MANY: [u32; 2] = [9, 10];
+    let refusals: &[(i32, ChangeCommit)] = &[
+        (CW_SHAPE, |c, _, _, _| c.state_in = null()),
+        (CW_NULL, |c, _, _, _| (c.state_in, c.state_out) = (null(), null_mut())),
+        (CW_SHAPE, |c, _, _, _| c.state_out = c.o.data.cast()),
+        (CW_TOO_SMALL, |c, _, _, _| c.state_bytes -= 1),
+        (CW_NULL, |_, record, _, _| *record = null()),
+        (CW_TOO_SMALL, |_, _, bytes, _| *bytes -= 1),
+        (CW_OVERLAP, |c, record, _, _| *record = c.state_in),
+        (CW_NULL, |_, _, _, accepted| *accepted = null()),
+        (CW_MISALIGNED, |_, _, _, accepted| *accepted = accepted.wrapping_byte_add(1)),
+        (CW_OVERLAP, |c, _, _, accepted| *accepted = c.state_in.cast()),
+        (CW_RANGE, |_, _, _, accepted| *accepted = MANY.as_ptr()),
+    ];
+    for (at, (want, change)) in refusals.iter().enumerate() {
+        let (mut record, mut bytes, mut accepted) =
+            (draft.record.as_ptr(), draft.record_bytes(), draft.accepted.as_ptr());
+        let mut call = draft.memory.call();
+        change(&mut call, &mut record, &mut bytes, &mut accepted);
+        // SAFETY: likewise.
+        assert_eq!(
+            unsafe { cw_commit(&good, &call, record, bytes, accepted) },
+            *want,
+            "commit, refusal {at}"
+        );
+        assert!(draft.written(CW_SHAPE) == before, "commit, refusal {at}");
+    }
+    // More tokens than a draft has: the call has no record, and both refuse it.
+    let (mut call, mut carried) = (draft.call(), draft.memory.call());
+    longer(&mut call);
+    longer(&mut carried);
+    let mut sizes = cw_sizes { record_bytes: 7, ..cw_sizes::DEFAULT };
+    let (record, bytes) = (draft.record.as_mut_ptr(), draft.record_bytes());
+    // SAFETY: likewise.
+    unsafe {
+        assert_eq!(cw_attention_sizes(&good, &call, &mut sizes), CW_OK);
+        assert_eq!(sizes.record_bytes, 0);
+        assert_eq!(cw_verify(&good, &call, record, bytes), CW_RANGE);
+        assert_eq!(cw_commit(&good, &carried, record, bytes, draft.accepted.as_ptr()), CW_RANGE);
+    }
+    assert!(draft.written(CW_SHAPE) == before, "seventeen tokens");
 }
 
 /// A decay that is the same for all tokens: strides of 0. And gates in 16 bits, with rows apart.

@@ -1,11 +1,12 @@
 /* A layer of the gated delta rule, as Qwen3-Next and Qwen3.5 have it: two heads of v share one of q and k, and gates and betas
- * are given as a layer computes them, before their maps. A prompt, then tokens one by one, compared with the definition. */
+ * are given as a layer computes them, before their maps. A prompt, a draft of which a part is accepted, then tokens one by one,
+ * compared with the definition. */
 #include <chunkwise.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { PROMPT = 37, T = 50, HK = 2, H = 4, K = 32, V = 48 };
+enum { PROMPT = 37, DRAFT = 8, ACCEPTED = 5, T = 50, HK = 2, H = 4, K = 32, V = 48 };
 
 static float q[T][HK][K], k[T][HK][K], v[T][H][V], o[T][H][V], gate[T][H], beta[T][H], a_log[H], dt_bias[H];
 
@@ -25,12 +26,13 @@ static void check(const char *what, cw_status status) {
     exit(1);
 }
 
-/* Some tokens of the layer, on a state that is carried. */
-static void layer(int first, int count, float *state, uint64_t state_bytes) {
+/* Some tokens of the layer, on a state that is carried. A draft is verified, and its first `accepted` tokens are taken into the
+ * state; the others were wrong, and their outputs are computed again. */
+static void layer(int first, int count, int accepted, float *state, uint64_t state_bytes) {
     cw_attention attention = CW_DELTA(CW_GATE_SCALAR);
     cw_call call = CW_CALL;
     cw_sizes sizes = CW_SIZES;
-    int decode = count == 1;
+    int decode = count == 1, draft = accepted < count;
 
     attention.gate_map = CW_GATE_MAP_SOFTPLUS; /* decays are exp(-exp(A_log) softplus(gate + dt_bias)) */
     attention.beta_map = CW_BETA_SIGMOID;
@@ -51,7 +53,18 @@ static void layer(int first, int count, float *state, uint64_t state_bytes) {
     call.scratch_bytes = decode ? sizes.decode_scratch_bytes : sizes.forward_scratch_bytes;
     call.scratch = malloc((size_t)call.scratch_bytes);
     if (!call.scratch) exit(1);
-    check("layer", decode ? cw_decode(&attention, &call) : cw_forward(&attention, &call));
+    if (draft) {
+        float *record = malloc((size_t)sizes.record_bytes);
+        uint32_t tokens = (uint32_t)accepted;
+        if (!record) exit(1);
+        call.state_out = NULL;
+        check("verify", cw_verify(&attention, &call, record, sizes.record_bytes));
+        call.state_out = state;
+        check("commit", cw_commit(&attention, &call, record, sizes.record_bytes, &tokens));
+        free(record);
+    } else {
+        check("layer", decode ? cw_decode(&attention, &call) : cw_forward(&attention, &call));
+    }
     free(call.scratch);
 }
 
@@ -99,8 +112,9 @@ int main(void) {
     fill(&beta[0][0], T * H);
     fill(a_log, H);
     fill(dt_bias, H);
-    layer(0, PROMPT, &state[0][0][0], sizeof state);
-    for (int t = PROMPT; t < T; t++) layer(t, 1, &state[0][0][0], sizeof state);
+    layer(0, PROMPT, PROMPT, &state[0][0][0], sizeof state);
+    layer(PROMPT, DRAFT, ACCEPTED, &state[0][0][0], sizeof state);
+    for (int t = PROMPT + ACCEPTED; t < T; t++) layer(t, 1, 1, &state[0][0][0], sizeof state);
     for (int h = 0; h < H; h++) worst = fmax(worst, worst_of(h, S[h]));
 
     /* The state as ONNX Runtime, ggml and vLLM hold it. */

@@ -83,20 +83,20 @@ impl Attention {
     /// # Errors
     /// More tokens than the draft has, a number of sequences, a record or a state of another length, a state whose count of
     /// tokens is not possible, and a configuration that [`Attention::verify`] refuses. The state is left untouched then.
-    pub fn commit(&self, record: &[f32], accepted: &[usize], state: &mut [f32]) -> Result<()> {
+    pub fn commit(&self, record: &[f32], accepted: &[u32], state: &mut [f32]) -> Result<()> {
         self.check_draft()?;
         let shape = &self.config.shape;
         check_len("record", self.record_len(), record.len())?;
         check_len("accepted", shape.batch, accepted.len())?;
         for &tokens in accepted {
-            check_most("accepted tokens", shape.len, tokens)?;
+            check_most("accepted tokens", shape.len, tokens as usize)?;
         }
         self.check_state(state, 0..self.all_heads())?;
         let (record_layout, state) = (self.record_layout(), Disjoint::new(state));
         let (records, len) = (record_layout.len(), self.head_state_len());
         let tasks = parallel::Tasks { count: self.all_heads(), workers: self.decode.workers };
         parallel::for_each(tasks, &mut [], 0, |head, _| {
-            let accepted = accepted[head / shape.heads];
+            let accepted = accepted[head / shape.heads] as usize;
             if accepted == 0 {
                 return;
             }
@@ -110,12 +110,12 @@ impl Attention {
         Ok(())
     }
 
-    fn record_layout(&self) -> RecordLayout {
+    pub(crate) fn record_layout(&self) -> RecordLayout {
         RecordLayout::new(&self.config.rule, &self.config.shape)
     }
 
     /// Whether the configuration is one of a draft.
-    fn check_draft(&self) -> Result<()> {
+    pub(crate) fn check_draft(&self) -> Result<()> {
         let shape = &self.config.shape;
         check_most("tokens of a draft", MOST_TOKENS, shape.len)?;
         if shape.ragged {
@@ -144,13 +144,13 @@ impl Attention {
 /// The records of some heads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record<'a> {
-    data: Disjoint<'a>,
+    pub(crate) data: Disjoint<'a>,
     /// Of one head.
-    layout: RecordLayout,
+    pub(crate) layout: RecordLayout,
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn cut(self, heads: Range<usize>) -> Self {
+    pub(crate) fn cut(self, heads: Range<usize>) -> Self {
         let len = self.layout.len();
         Self { data: self.data.cut(heads.start * len, heads.len() * len), ..self }
     }

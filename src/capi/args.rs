@@ -127,6 +127,7 @@ headed! {
         forward_scratch_bytes: u64 = 0,
         decode_scratch_bytes: u64 = 0,
         scratch_align: u64 = 0,
+        record_bytes: u64 = 0,
     }
     /// The options of a model.
     cw_model_config {

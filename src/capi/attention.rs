@@ -3,6 +3,7 @@
 use core::ops::Range;
 
 use super::args::{Headed, Output, cw_attention, cw_call, cw_sizes, slice, slice_mut};
+use super::draft::Draft;
 use super::span::{self, Span, apart, needed};
 use super::status::*;
 use super::{Result, arguments, bytes, guard, size};
@@ -29,6 +30,7 @@ pub unsafe extern "C" fn cw_attention_sizes(
             forward_scratch_bytes: bytes(attention.scratch_len())?,
             decode_scratch_bytes: bytes(attention.decode_scratch_len())?,
             scratch_align: align_of::<f32>() as u64,
+            record_bytes: if attention.check_draft().is_ok() { bytes(attention.record_len())? } else { 0 },
             ..cw_sizes::DEFAULT
         });
         Ok(())
@@ -39,7 +41,7 @@ pub unsafe extern "C" fn cw_attention_sizes(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_forward(attention: *const cw_attention, call: *const cw_call) -> i32 {
     // SAFETY: the caller's promise, passed on.
-    guard(|| unsafe { run(Op::Forward, attention, call, None) })
+    guard(|| unsafe { run(Op::Forward, attention, call, None, None) })
 }
 
 /// All tokens of some heads.
@@ -51,14 +53,14 @@ pub unsafe extern "C" fn cw_forward_range(
     count: u64,
 ) -> i32 {
     // SAFETY: the caller's promise, passed on.
-    guard(|| unsafe { run(Op::Forward, attention, call, Some((first, count))) })
+    guard(|| unsafe { run(Op::Forward, attention, call, Some((first, count)), None) })
 }
 
 /// One token of all heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_decode(attention: *const cw_attention, call: *const cw_call) -> i32 {
     // SAFETY: the caller's promise, passed on.
-    guard(|| unsafe { run(Op::Decode, attention, call, None) })
+    guard(|| unsafe { run(Op::Decode, attention, call, None, None) })
 }
 
 /// One token of some heads.
@@ -70,15 +72,16 @@ pub unsafe extern "C" fn cw_decode_range(
     count: u64,
 ) -> i32 {
     // SAFETY: the caller's promise, passed on.
-    guard(|| unsafe { run(Op::Decode, attention, call, Some((first, count))) })
+    guard(|| unsafe { run(Op::Decode, attention, call, Some((first, count)), None) })
 }
 
-/// `range` is the first of the heads of all sequences, and how many.
-unsafe fn run(
+/// `range` is the first of the heads of all sequences, and how many; `draft` is there if the tokens are only verified.
+pub(super) unsafe fn run(
     op: Op,
     attention: *const cw_attention,
     call: *const cw_call,
     range: Option<(u64, u64)>,
+    draft: Option<Draft>,
 ) -> Result<()> {
     // SAFETY: the caller's promise, passed on.
     let (attention, call) = unsafe { arguments(attention, call)? };
@@ -92,6 +95,7 @@ unsafe fn run(
             return Err(Status(CW_SHAPE));
         }
     }
+    let record = draft.map(|draft| draft.check(&call, &whole)).transpose()?.unwrap_or_default();
     let heads = match range {
         Some((first, count)) => {
             let end = first.checked_add(count).filter(|end| *end <= whole.all_heads() as u64);
@@ -111,13 +115,15 @@ unsafe fn run(
     let [q, k, v, g, beta] = lengths.inputs(&call)?;
     let [a_log, dt_bias, sequences] = lengths.parameters(&call)?;
     let read = [q, k, v, g, beta, a_log, dt_bias, sequences, memory.read];
-    apart(&[call.o.span(lengths.o)?, memory.written, scratch], &read)?;
+    apart(&[call.o.span(lengths.o)?, memory.written, scratch, record], &read)?;
 
     // SAFETY: each span was asked about: not null, aligned, inside the address space, and what is written apart from all
     // else. That the memory is there, and that no other thread writes it, is the caller's promise; other ranges of the same
     // call have other rows of o and other parts of the state.
-    let (tensors, states, scratch): (Tensors<'_>, States<'_>, &mut [f32]) =
+    let (tensors, mut states, scratch): (Tensors<'_>, States<'_>, &mut [f32]) =
         unsafe { (lengths.tensors(&call), memory.states(), slice_mut(call.scratch.cast(), scratch_len)) };
+    // SAFETY: likewise of the record.
+    states.record = draft.map(|draft| unsafe { draft.record(&attention, heads.clone()) });
     attention.check_tensors(op, &tensors)?;
     if let Some(initial) = states.initial {
         attention.check_state(initial, heads.clone())?;
@@ -254,7 +260,7 @@ impl Memory {
                 States { carried: last, ..States::default() }
             } else {
                 let initial = (!self.initial.is_null()).then(|| slice(self.initial, self.len));
-                States { initial, last, carried: None }
+                States { initial, last, ..States::default() }
             }
         }
     }

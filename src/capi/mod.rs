@@ -13,6 +13,7 @@ pub mod attention;
 mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod draft;
 #[cfg(feature = "files")]
 pub mod file;
 #[cfg(any(feature = "cuda", feature = "files"))]

@@ -9,6 +9,7 @@ use arbitrary::{Result, Unstructured};
 use chunkwise::capi::CW_ABI_VERSION;
 use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
+use chunkwise::capi::draft::*;
 use chunkwise::capi::state::*;
 use chunkwise::capi::status::*;
 
@@ -16,6 +17,7 @@ use chunkwise::capi::status::*;
 const BLOCK: usize = 1 << 17;
 const PLACE: usize = BLOCK / 16;
 const SCRATCH: usize = 8;
+const RECORD: usize = 14;
 
 /// Memory of the caller's.
 struct Block(Vec<u64>);
@@ -214,7 +216,17 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         None => (core::ptr::null(), 0),
     };
     let (state_in, in_room) = block.place(u, 4)?;
-    let (state_out, out_room) = if u.ratio(2, 3)? { (state_in, in_room) } else { block.place(u, 5)? };
+    let op = u.int_in_range(0..=6)?;
+    let verifies = matches!(op, 4 | 5) && u.ratio(9, 10)?;
+    let (state_out, out_room) = if verifies {
+        (core::ptr::null_mut(), BLOCK)
+    } else if u.ratio(2, 3)? {
+        (state_in, in_room)
+    } else {
+        block.place(u, 5)?
+    };
+    let (record, record_room) = block.place(u, RECORD)?;
+    let (accepted, accepted_room) = block.byte(u, 7 * PLACE + 4096)?;
     let (scratch, scratch_room) = block.place(u, SCRATCH)?;
     let call = cw_call {
         size: size(u, size_of::<cw_call>())?,
@@ -247,13 +259,23 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         if u.ratio(9, 10)? {
             known(cw_state_init(state_in.cast(), sizes.state_bytes.min(in_room as u64)));
         }
+        let numbers: [u32; 2] = [mostly(u, len as u32)?, u.int_in_range(0..=3)?];
+        if !accepted.is_null() && accepted_room >= size_of_val(&numbers) {
+            accepted.copy_from_nonoverlapping(numbers.as_ptr().cast(), size_of_val(&numbers));
+        }
         let before = block.bytes().to_vec();
         let (first, count) = (dim(u, 6)?, dim(u, 6)?);
-        let status = match u.int_in_range(0..=3)? {
+        let (record, room) = (record.cast::<f32>(), record_room as u64);
+        let status = match op {
             0 => cw_forward(&attention, &call),
             1 => cw_decode(&attention, &call),
             2 => cw_forward_range(&attention, &call, first, count),
-            _ => cw_decode_range(&attention, &call, first, count),
+            3 => cw_decode_range(&attention, &call, first, count),
+            4 => cw_verify(&attention, &call, record, room),
+            5 => cw_verify_range(&attention, &call, record, room, first, count),
+            // The numbers of more sequences would lie outside the block.
+            _ if call.q.dims[0] > 2 || accepted_room < size_of_val(&numbers) => CW_SHAPE,
+            _ => cw_commit(&attention, &call, record, room, accepted.cast()),
         };
         known(status);
         let mut may = Vec::new();
@@ -261,9 +283,15 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
             assert_eq!(asked, CW_OK, "what runs has sizes");
             let bytes =
                 reach(call.o.dims, call.o.strides) as usize * if call.o.dtype == CW_F32 { 4 } else { 2 };
-            may.push(block.range(call.o.data.cast(), bytes));
-            may.push(block.range(state_out, out_room.min(sizes.state_bytes as usize)));
-            may.push(block.range(scratch, scratch_room));
+            if op < 6 {
+                may.push(block.range(call.o.data.cast(), bytes));
+                may.push(block.range(scratch, scratch_room));
+            }
+            if matches!(op, 4 | 5) {
+                may.push(block.range(record.cast(), record_room.min(sizes.record_bytes as usize)));
+            } else {
+                may.push(block.range(state_out, out_room.min(sizes.state_bytes as usize)));
+            }
         }
         for (at, (was, is)) in before.iter().zip(block.bytes()).enumerate() {
             assert!(

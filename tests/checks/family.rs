@@ -90,9 +90,10 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     if attention.state_len().max(attention.scratch_len()).max(attention.decode_scratch_len()) > MOST {
         return Ok(());
     }
-    match u.int_in_range(0..=3)? {
+    match u.int_in_range(0..=4)? {
         0 => wrong(u, case),
         1 => any_bits(u, case),
+        4 => draft(u, case),
         2 => harmless::<f32>(u, case),
         _ if u.arbitrary()? => harmless::<bf16>(u, case),
         _ => harmless::<f16>(u, case),
@@ -188,6 +189,46 @@ fn harmless<E: Number>(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result
         assert_eq!(first_difference(&o, &widen(&narrow::<E>(&decoded))), None, "{config:?}");
         assert_eq!(first_difference(&state, &after), None, "{config:?}");
     }
+    Ok(())
+}
+
+/// A draft, of which some tokens are accepted: the outputs of a forward; the bits of as many decodes, or with the delta rule what
+/// the oracle says. What is refused has written nothing.
+fn draft(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
+    numbers(u, &mut case)?;
+    let (attention, Config { rule, shape, .. }) = (case.attention(), case.config);
+    let is_draft = shape.len <= Attention::MAX_DRAFT && case.decodes();
+    let (mut o, mut state) = (case.output(), case.initial.clone());
+    // One that is no draft may have a record of any length.
+    let mut record = vec![SENTINEL; if is_draft { attention.record_len() } else { 0 }];
+    let scratch = &mut vec![f32::NAN; attention.scratch_len()];
+    let verified = attention.verify(case.tensors(&mut o), &state, &mut record, scratch);
+    assert_eq!(verified.is_ok(), is_draft, "{:?}", case.config);
+    let accepted = u.int_in_range(0..=shape.len + 1)?;
+    let committed = attention.commit(&record, &vec![accepted as u32; shape.batch], &mut state);
+    assert_eq!(
+        committed.is_ok(),
+        is_draft && (accepted <= shape.len || shape.batch == 0),
+        "{:?}",
+        case.config
+    );
+    if verified.is_err() {
+        assert!(untouched(&o, &case.output()), "{:?}", case.config);
+    } else {
+        assert!(untouched(&o, &case.forward().0), "{:?}", case.config);
+    }
+    if committed.is_err() {
+        assert!(untouched(&state, &case.initial), "{:?}", case.config);
+        return Ok(());
+    }
+    let part = case.changed(|case| case.config.shape.len = accepted.min(shape.len));
+    if rule.update == Update::Linear {
+        assert_eq!(first_difference(&state, &part.decode().1), None, "{:?}", case.config);
+        return Ok(());
+    }
+    let (want, size) = (part.oracle().1, sizes(&part).1);
+    let error = norm_error_of(&state, &want, &size);
+    assert!(error <= case.bound(), "the state is off by {error:e}: {:?}", case.config);
     Ok(())
 }
 

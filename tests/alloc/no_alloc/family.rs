@@ -45,3 +45,21 @@ fn every_rule() {
         }
     }
 }
+
+#[test]
+fn drafts() {
+    for isa in Isa::available() {
+        for (name, rule) in rules().into_iter().chain([("linear", Rule::linear(Normaliser::None))]) {
+            let shape = Shape::grouped(2, 16, Heads::new(4, 2, 1), 20, 70);
+            let case = FamilyCase::new(Config::new(rule, shape), 1).on(isa);
+            let attention = case.attention();
+            let (o, state) = (&mut case.output()[..], &mut case.initial.clone()[..]);
+            let scratch = &mut vec![0.0; attention.scratch_len()];
+            let record = &mut vec![0.0; without_allocating(name, || attention.record_len())];
+            let verify = || attention.verify(case.tensors(o), state, record, scratch);
+            without_allocating(name, verify).expect("legal arguments");
+            without_allocating(name, || attention.commit(record, &[16, 7], state)).expect("legal arguments");
+            without_allocating(name, || attention.commit(record, &[17, 7], state)).expect_err("too many");
+        }
+    }
+}

@@ -49,7 +49,7 @@ fn verify<E: Number>(case: &FamilyCase) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// The state after a part of the draft.
-fn commit(attention: &Attention, record: &[f32], accepted: &[usize], state: &[f32]) -> Vec<f32> {
+fn commit(attention: &Attention, record: &[f32], accepted: &[u32], state: &[f32]) -> Vec<f32> {
     let mut state = state.to_vec();
     attention.commit(record, accepted, &mut state).expect("legal arguments");
     state
@@ -65,7 +65,8 @@ fn check(name: &str, case: &FamilyCase) {
     let decoded: Vec<_> = (0..=len).map(|tokens| first(tokens).decode().1).collect();
     for tokens in 0..=len {
         let accepted: Vec<_> = (0..batch).map(|b| if b == 0 { tokens } else { len - tokens }).collect();
-        let got = commit(&case.attention(), &record, &accepted, &case.initial);
+        let numbers: Vec<_> = accepted.iter().map(|tokens| *tokens as u32).collect();
+        let got = commit(&case.attention(), &record, &numbers, &case.initial);
         let sequence = got.len() / batch;
         for (b, got) in got.chunks_exact(sequence).enumerate() {
             let name = format!("{name}, {} of {len} tokens of sequence {b}", accepted[b]);

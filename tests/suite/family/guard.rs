@@ -149,3 +149,35 @@ fn ragged_batches() {
         }
     }
 }
+
+#[test]
+fn drafts() {
+    let buffers = &mut Buffers::new();
+    for rule in all_rules().into_iter().filter(|rule| rule.causal) {
+        for (len, key, value) in [(1, 1, 1), (3, 5, 17), (16, 18, 35), (9, 16, 64), (5, 7, 129)] {
+            for isa in Isa::available() {
+                let case = FamilyCase::of(rule, [2, len, 2, key, value]).on(isa);
+                let attention = case.attention();
+                on_both_sides(|side| {
+                    let Buffers {
+                        tensors: [.., o, g, beta],
+                        numbers: [record, _, state, _, scratch],
+                        begins,
+                    } = &mut *buffers;
+                    let state = state.place(side, &case.initial);
+                    let record = record.place(side, &vec![SENTINEL; attention.record_len()]);
+                    let scratch = scratch.place(side, &vec![SENTINEL; attention.scratch_len()]);
+                    let o = o.place(side, &case.output());
+                    let tensors = Tensors::new(&case.q[..], &case.k[..], &case.v[..], &mut *o)
+                        .gate(&*g.place(side, &case.g))
+                        .beta(&*beta.place(side, &case.beta))
+                        .gate_parameters(&case.a_log, &case.dt_bias);
+                    attention.verify(tensors, state, record, scratch).expect("legal arguments");
+                    let accepted = begins.place(side, &[len as u32, len as u32 / 2]);
+                    attention.commit(record, accepted, state).expect("legal arguments");
+                    [o, record, state].into_iter().flat_map(|x| x.to_vec()).collect()
+                });
+            }
+        }
+    }
+}
