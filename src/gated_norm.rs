@@ -43,7 +43,7 @@ use crate::axes::{self, Axis};
 use crate::element::{Elements, ElementsMut, widen};
 use crate::error::{Error, Result, check_len, check_room};
 use crate::isa::{Isa, dispatch};
-use crate::math::{GROUP, sigmoid, silu, sum_group};
+use crate::math::{GROUP, inverse_root, sigmoid, silu, sum_group};
 use crate::scratch::round_up;
 use crate::shape::Strides;
 
@@ -274,7 +274,7 @@ impl Task<'_> {
             let x = x.unwrap_or(y.as_elements().slice(to..to + size));
             sum_of_squares(simd, x) / size as f32
         };
-        let scale = simd.splat_f32s(1.0 / libm::sqrtf(mean + eps));
+        let scale = inverse_root(simd, mean + eps);
         for begin in (0..size).step_by(BLOCK) {
             let end = size.min(begin + BLOCK);
             let (result, z_space, w_space) = (&mut [0.0; BLOCK], &mut [0.0; BLOCK], &mut [1.0; BLOCK]);

@@ -22,6 +22,12 @@ pub(crate) fn sum_group(x: &[f32; GROUP]) -> f32 {
     (four[0] + four[2]) + (four[1] + four[3])
 }
 
+/// 1 / sqrt(x), each rounded by itself.
+#[inline(always)]
+pub(crate) fn inverse_root<S: Simd>(simd: S, x: f32) -> S::f32s {
+    simd.div_f32s(simd.splat_f32s(1.0), simd.sqrt_f32s(simd.splat_f32s(x)))
+}
+
 /// max(x, 0), and NaN for NaN.
 #[inline(always)]
 pub(crate) fn positive_part<S: Simd>(simd: S, x: S::f32s) -> S::f32s {

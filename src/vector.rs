@@ -26,6 +26,12 @@ pub(crate) fn store<S: Simd, const N: usize>(from: [S::f32s; N], row: &mut [f32]
     vectors_mut::<S, N>(&mut row[..N * S::F32_LANES])[0] = from;
 }
 
+/// The first element of a vector.
+#[inline(always)]
+pub(crate) fn first_lane<S: Simd>(x: S::f32s) -> f32 {
+    bytemuck::cast_slice::<S::f32s, f32>(&[x])[0]
+}
+
 /// Copies a row and pads it with zeros. Whole vectors are copied as vectors: rows are short, a call of memcpy is not.
 #[inline(always)]
 pub(crate) fn copy_row<S: Simd>(_: S, from: &[f32], to: &mut [f32]) {

@@ -359,11 +359,8 @@ fn drafts_that_are_refused_have_written_nothing() {
         let mut call = draft.memory.call();
         change(&mut call, &mut record, &mut bytes, &mut accepted);
         // SAFETY: likewise.
-        assert_eq!(
-            unsafe { cw_commit(&good, &call, record, bytes, accepted) },
-            *want,
-            "commit, refusal {at}"
-        );
+        let got = unsafe { cw_commit(&good, &call, record, bytes, accepted) };
+        assert_eq!(got, *want, "commit, refusal {at}");
         assert!(draft.written(CW_SHAPE) == before, "commit, refusal {at}");
     }
     // More tokens than a draft has: the call has no record, and both refuse it.

@@ -11,6 +11,7 @@ mod walk;
 
 use core::ops::Range;
 
+#[cfg(feature = "cdylib")]
 pub(crate) use self::draft::Record;
 pub use self::part::Part;
 pub(crate) use self::part::States;

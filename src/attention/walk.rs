@@ -7,6 +7,7 @@ use pulp::Simd;
 use super::task::Task;
 use crate::isa::outline;
 use crate::rule::Update;
+use crate::sweep::decode::DeltaDecode;
 use crate::sweep::gated::GatedPanel;
 use crate::sweep::linear::{Panel, kind};
 use crate::sweep::{Pass, Rows, Sums, Tile};
@@ -88,11 +89,28 @@ impl Walk<'_> {
     fn blocks<S: Simd, const DECODE: bool, const DELTA: bool>(&mut self, simd: S) {
         match (DECODE, S::F32_LANES) {
             (true, 1) => {}
+            (true, _) if DELTA => self.decode::<S, 4>(simd),
             (true, _) => self.gated::<S, 1, 4, DELTA>(simd),
             (false, 8) if DELTA => {}
             (false, _) => self.gated::<S, 4, 2, DELTA>(simd),
         }
-        if DECODE { self.gated::<S, 1, 1, DELTA>(simd) } else { self.gated::<S, 4, 1, DELTA>(simd) }
+        match DECODE {
+            true if DELTA => self.decode::<S, 1>(simd),
+            true => self.gated::<S, 1, 1, DELTA>(simd),
+            false => self.gated::<S, 4, 1, DELTA>(simd),
+        }
+    }
+
+    /// Takes all panels of N vectors that there are, of one token of the delta rule.
+    #[inline(always)]
+    fn decode<S: Simd, const N: usize>(&mut self, simd: S) {
+        let (width, column, skip) = (N * S::F32_LANES, self.column, self.column - self.begin);
+        let panels = (self.end - self.column) / width;
+        if panels > 0 {
+            let s = self.sums.s.skip_columns(skip);
+            outline(simd, DeltaDecode::<N> { tile: self.tile, column, panels, s });
+            self.column += panels * width;
+        }
     }
 
     /// Takes N vectors at a time in blocks of T tokens, as often as there are as many.

@@ -5,7 +5,8 @@ use pulp::{Simd, WithSimd};
 use crate::element::Elements;
 use crate::error::{Error, Result, check_len};
 use crate::isa::{Isa, dispatch};
-use crate::math::{GROUP, sum_group};
+use crate::math::{GROUP, inverse_root, sum_group};
+use crate::vector::first_lane;
 
 /// Layer norm over a row, biased variance:
 ///
@@ -74,7 +75,7 @@ impl WithSimd for Task<'_> {
             let mean = sum(simd, x, 0.0, false) / size as f32;
             let variance = sum(simd, x, mean, true) / size as f32;
             let clipped = clip && variance < eps;
-            let scale = 1.0 / libm::sqrtf(if clipped { eps } else { variance + eps });
+            let scale = first_lane::<S>(inverse_root(simd, if clipped { eps } else { variance + eps }));
             for (at, (y, x)) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
                 let block = at * BLOCK..at * BLOCK + x.len();
                 let (space, more) = (&mut [0.0; BLOCK], &mut [0.0; BLOCK]);

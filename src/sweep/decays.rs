@@ -19,7 +19,7 @@ use pulp::{Simd, WithSimd};
 
 use super::gated::operand_rows;
 use super::gates::{Decay, map_betas};
-use super::prepare::{Normalisers, Prepare, Tokens, Widen, map_row};
+use super::prepare::{Normalisers, Prepare, Tokens, Widen, map_row, normalise};
 use super::{Blocking, Factors, Scores, padded_key};
 use crate::element::Elements;
 use crate::isa::outline;
@@ -109,8 +109,7 @@ impl<const T: usize> Decays<'_, '_, T> {
     {
         let Tokens { rule, shape, tensors, len, .. } = self.prepare.tokens;
         let key = padded_key(shape.key);
-        let as_they_lie =
-            shape.key == key && rule.feature_map == FeatureMap::Identity && rule.qk_norm.is_none();
+        let whole = shape.key == key && rule.feature_map == FeatureMap::Identity;
         let mut rows: [[&[f32]; T]; 2] = [[&[]; T]; 2];
         for (i, space) in spaces.into_iter().enumerate() {
             for (t, to) in space.chunks_exact_mut(key).take(T).enumerate() {
@@ -121,9 +120,13 @@ impl<const T: usize> Decays<'_, '_, T> {
                 } else {
                     let row = self.prepare.tokens.row(token + t);
                     let from = if i == 0 { tensors.k(shape, row) } else { tensors.q(shape, row) };
-                    match from {
-                        Elements::F32(from) if as_they_lie => from,
-                        from => {
+                    match (from, rule.qk_norm) {
+                        (Elements::F32(from), None) if whole => from,
+                        (Elements::F32(from), Some(eps)) if whole => {
+                            normalise(simd, from, eps, to);
+                            to
+                        }
+                        (from, _) => {
                             outline(simd, Widen { from, to: &mut *to });
                             map_row(simd, rule, to, shape.key);
                             to

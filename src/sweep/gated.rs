@@ -23,7 +23,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::{Ends, Rows, Tile, padded_key};
+use super::{Ends, Rows, Scores, Tile, padded_key};
 use crate::math::GROUP;
 
 /// Rows of operands of a block of so many tokens.
@@ -72,7 +72,7 @@ impl<const T: usize, const N: usize, const DELTA: bool> WithSimd for GatedPanel<
                 self.rows::<S, true, true>(simd, before, operands, &mut columns);
             }
             u = self.solve(simd, i, len, v, &mut columns);
-            if let (true, Some(record)) = (DELTA && T > 1, &tile.record) {
+            if let (true, Some(record)) = (DELTA, &tile.record) {
                 let (width, columns) = (N * S::F32_LANES, self.column..tile.columns.len());
                 let columns = columns.start..columns.end.min(columns.start + width);
                 let rows = bytemuck::cast_slice::<S::f32s, f32>(u.as_flattened());
@@ -114,7 +114,7 @@ impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DEL
             let first = group * GROUP;
             for i in 0..GROUP.min(key - first) {
                 // SAFETY: there is a row `first + i` below K, and S was checked for K rows.
-                let row = unsafe { self.s.row::<S, N>(first + i) };
+                let row = unsafe { self.s.row::<S, N>(first + i, 0) };
                 let before = *row;
                 let mut x = before;
                 if UPDATE {
@@ -162,34 +162,53 @@ impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DEL
     ) -> [[S::f32s; N]; T] {
         let (scores, factors) = (&self.tile.scores[block], &self.tile.factors.current[block * T..]);
         let mut u = v;
-        for t in 0..T {
-            if DELTA && t < len {
-                let beta = simd.splat_f32s(scores.beta[t]);
-                for j in 0..N {
-                    u[t][j] = simd.sub_f32s(v[t][j], columns.y[t][j]);
-                }
-                for s in 0..t {
-                    let m = simd.splat_f32s(-scores.m[t][s]);
-                    for j in 0..N {
-                        u[t][j] = simd.mul_add_e_f32s(m, u[s][j], u[t][j]);
-                    }
-                }
-                for j in 0..N {
-                    u[t][j] = simd.mul_f32s(beta, u[t][j]);
-                }
-            }
-            for s in 0..=t {
-                let p = simd.splat_f32s(scores.p[t][s]);
-                for j in 0..N {
-                    columns.o[t][j] = simd.mul_add_e_f32s(p, u[s][j], columns.o[t][j]);
-                }
-            }
-            // A product and a sum with +0: an output that is exactly zero is +0 whatever the factor's sign.
-            let factor = simd.splat_f32s(factors[t]);
-            for j in 0..N {
-                columns.o[t][j] = simd.mul_add_e_f32s(columns.o[t][j], factor, simd.splat_f32s(0.0));
-            }
+        self.token::<S, 0>(simd, scores, factors, len, &mut u, columns);
+        if T == 4 {
+            self.token::<S, 1>(simd, scores, factors, len, &mut u, columns);
+            self.token::<S, 2>(simd, scores, factors, len, &mut u, columns);
+            self.token::<S, 3>(simd, scores, factors, len, &mut u, columns);
         }
         u
+    }
+
+    /// u of a token, and its output. The token is a constant: loops that are not unrolled would keep u, o and y in memory.
+    #[inline(always)]
+    fn token<S: Simd, const TOKEN: usize>(
+        &self,
+        simd: S,
+        scores: &Scores,
+        factors: &[f32],
+        len: usize,
+        u: &mut [[S::f32s; N]; T],
+        columns: &mut Columns<S, T, N>,
+    ) {
+        if DELTA && TOKEN < len {
+            let mut x = u[TOKEN];
+            for j in 0..N {
+                x[j] = simd.sub_f32s(x[j], columns.y[TOKEN][j]);
+            }
+            for s in 0..TOKEN {
+                let m = simd.splat_f32s(-scores.m[TOKEN][s]);
+                for j in 0..N {
+                    x[j] = simd.mul_add_e_f32s(m, u[s][j], x[j]);
+                }
+            }
+            let beta = simd.splat_f32s(scores.beta[TOKEN]);
+            for j in 0..N {
+                u[TOKEN][j] = simd.mul_f32s(beta, x[j]);
+            }
+        }
+        let mut o = columns.o[TOKEN];
+        for s in 0..TOKEN + 1 {
+            let p = simd.splat_f32s(scores.p[TOKEN][s]);
+            for j in 0..N {
+                o[j] = simd.mul_add_e_f32s(p, u[s][j], o[j]);
+            }
+        }
+        // A product and a sum with +0: an output that is exactly zero is +0 whatever the factor's sign.
+        let factor = simd.splat_f32s(factors[TOKEN]);
+        for j in 0..N {
+            columns.o[TOKEN][j] = simd.mul_add_e_f32s(o[j], factor, simd.splat_f32s(0.0));
+        }
     }
 }

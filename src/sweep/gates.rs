@@ -4,6 +4,7 @@ use pulp::Simd;
 
 use crate::math::{exp, sigmoid, softplus};
 use crate::rule::{BetaMap, GateMap};
+use crate::vector::first_lane;
 
 /// The map of a gate for one head, with its `exp(A_log)`.
 #[derive(Clone, Copy)]
@@ -16,8 +17,7 @@ impl Decay {
     /// `a_log` is that of the head, 0 where there is none.
     #[inline(always)]
     pub(crate) fn new<S: Simd>(simd: S, map: GateMap, a_log: f32) -> Self {
-        let rate = exp(simd, simd.splat_f32s(a_log));
-        Self { map, rate: bytemuck::cast_slice(core::slice::from_ref(&rate))[0] }
+        Self { map, rate: first_lane::<S>(exp(simd, simd.splat_f32s(a_log))) }
     }
 
     /// The decays a of elements of g and their dt_bias, in place.

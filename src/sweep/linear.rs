@@ -103,13 +103,13 @@ impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
             let first = group * GROUP;
             for i in 0..GROUP.min(key - first) {
                 // SAFETY: there is a row `first + i` below K, and each matrix that is used was checked for K rows.
-                let row = unsafe { self.sums.s.row::<S, N>(first + i) };
+                let row = unsafe { self.sums.s.row::<S, N>(first + i, 0) };
                 let mut x = *row;
                 let mut sum = [simd.splat_f32s(0.0); N];
                 let mut past = sum;
                 if reads_past {
                     // SAFETY: as above.
-                    past = unsafe { *self.sums.past.row::<S, N>(first + i) };
+                    past = unsafe { *self.sums.past.row::<S, N>(first + i, 0) };
                 }
                 for t in 0..T {
                     let (k, q) = (simd.splat_f32s(k[t][i]), simd.splat_f32s(q[t][i]));
@@ -134,7 +134,7 @@ impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
                 }
                 if is_compensated {
                     // SAFETY: as above.
-                    let error = unsafe { self.sums.error.row::<S, N>(first + i) };
+                    let error = unsafe { self.sums.error.row::<S, N>(first + i, 0) };
                     for j in 0..N {
                         (x[j], error[j]) = add_compensated(simd, row[j], error[j], sum[j]);
                     }

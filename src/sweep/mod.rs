@@ -8,7 +8,8 @@
 //!             S[i] = x                                 ... and stored once
 //! ```
 //!
-//! [`linear`] is the loop of the linear rule, [`gated`] that of the rules with decays or a delta.
+//! [`linear`] is the loop of the linear rule, [`gated`] that of the rules with decays or a delta, [`decode`] that of the delta rule
+//! for one token.
 //!
 //! 1. What a sweep multiplies with is prepared before ([`prepare`]; of blocks with decays, [`decays`]), a tile of tokens at a
 //!    time: nothing here knows a feature map, a gate's map, a normaliser or a type of element.
@@ -19,6 +20,7 @@
 #![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
 
 pub(crate) mod decays;
+pub(crate) mod decode;
 pub(crate) mod draft;
 pub(crate) mod gated;
 mod gates;
@@ -178,15 +180,15 @@ impl Rows<'_> {
         );
     }
 
-    /// N vectors of a row.
+    /// N vectors of a row, from a column on.
     ///
     /// # Safety
-    /// [`Rows::check`] has passed for more rows and for as many columns.
+    /// [`Rows::check`] has passed for more rows and for all columns up to these.
     #[inline(always)]
-    unsafe fn row<S: Simd, const N: usize>(&mut self, row: usize) -> &mut [S::f32s; N] {
+    unsafe fn row<S: Simd, const N: usize>(&mut self, row: usize, column: usize) -> &mut [S::f32s; N] {
+        let begin = row * self.stride + column;
         // SAFETY: in bounds by the caller's promise.
-        let row =
-            unsafe { self.data.get_unchecked_mut(row * self.stride..).get_unchecked_mut(..N * S::F32_LANES) };
+        let row = unsafe { self.data.get_unchecked_mut(begin..begin + N * S::F32_LANES) };
         &mut vectors_mut::<S, N>(row)[0]
     }
 

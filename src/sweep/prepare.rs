@@ -11,7 +11,7 @@ use super::Pass;
 use super::{Blocking, Factors, padded_key, whole_blocks};
 use crate::element::{Elements, widen};
 use crate::isa::outline;
-use crate::math::{GROUP, add_compensated, elu_plus_one, positive_part, sum_group};
+use crate::math::{GROUP, add_compensated, elu_plus_one, inverse_root, positive_part, sum_group};
 use crate::rule::{FeatureMap, Normaliser, Rule};
 use crate::scratch::round_up;
 use crate::shape::{Row, Shape};
@@ -187,18 +187,33 @@ pub(super) fn map_row<S: Simd>(simd: S, rule: &Rule, row: &mut [f32], key: usize
         row[key..].fill(0.0);
     }
     if let Some(eps) = rule.qk_norm {
-        let mut group = [0.0; GROUP];
-        let sums = S::as_mut_simd_f32s(&mut group).0;
-        for x in row.chunks_exact(GROUP) {
-            for (sum, x) in sums.iter_mut().zip(S::as_simd_f32s(x).0) {
-                *sum = simd.mul_add_e_f32s(*x, *x, *sum);
-            }
-        }
-        let factor = simd.splat_f32s(1.0 / libm::sqrtf(sum_group(&group) + eps));
+        let factor = inverse_length(simd, row, eps);
         for x in S::as_mut_simd_f32s(row).0 {
             *x = simd.mul_f32s(*x, factor);
         }
     }
+}
+
+/// A row of whole groups divided by its length.
+#[inline(always)]
+pub(super) fn normalise<S: Simd>(simd: S, from: &[f32], eps: f32, to: &mut [f32]) {
+    let factor = inverse_length(simd, from, eps);
+    for (to, from) in S::as_mut_simd_f32s(to).0.iter_mut().zip(S::as_simd_f32s(from).0) {
+        *to = simd.mul_f32s(*from, factor);
+    }
+}
+
+/// `1 / sqrt(sum of x^2 + eps)` of a row of whole groups.
+#[inline(always)]
+fn inverse_length<S: Simd>(simd: S, row: &[f32], eps: f32) -> S::f32s {
+    let mut group = [0.0; GROUP];
+    let sums = S::as_mut_simd_f32s(&mut group).0;
+    for x in row.chunks_exact(GROUP) {
+        for (sum, x) in sums.iter_mut().zip(S::as_simd_f32s(x).0) {
+            *sum = simd.mul_add_e_f32s(*x, *x, *sum);
+        }
+    }
+    inverse_root(simd, sum_group(&group) + eps)
 }
 
 /// Widens a row; a function, for it is used in several places and is long.

@@ -429,7 +429,7 @@ fn options_that_make_no_sense() {
     eps("1e-3").unwrap();
     let chunk =
         JSON.replace("\"chunk_size\": 4, \"seq_len\": 12", "\"chunk_size\": 99999999, \"seq_len\": 99999999");
-    refused(load(&File::good().config(&chunk).bytes()), &["chunk of 99999999"]);
+    refused(load(&File::good().config(&chunk).bytes()), &["99999999 tokens of a chunk"]);
 }
 
 #[test]
