@@ -1,9 +1,9 @@
-//! One sequence: `prefill/isa/BxHxTxD/normaliser`, elements are recurrent flops.
+//! One sequence: `prefill/isa/BxHxTxD/rule`, elements are recurrent flops.
 
 mod common;
 
 use chunkwise::Isa;
-use common::{Case, NORMALISERS, SHAPES, config};
+use common::{Case, RULES, SHAPES, config};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn prefill(criterion: &mut Criterion) {
@@ -11,8 +11,8 @@ fn prefill(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("prefill/{isa}"));
         for shape in SHAPES {
             let [batch, heads, len, dim] = shape;
-            for (name, normaliser) in NORMALISERS {
-                let mut case = Case::<f32>::new(config(isa, normaliser, shape)).unwrap();
+            for (name, rule) in RULES {
+                let mut case = Case::<f32>::new(config(isa, rule, shape)).unwrap();
                 case.forward_error().assert();
                 group.throughput(Throughput::Elements(case.recurrent_flops() as u64));
                 group.bench_function(format!("{batch}x{heads}x{len}x{dim}/{name}"), |b| {

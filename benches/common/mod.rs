@@ -12,7 +12,7 @@ mod untrained;
 #[path = "../../src/bin/chunkwise/bench/work.rs"]
 mod work;
 
-use chunkwise::{Config, Isa, Normaliser, Rule, Shape};
+use chunkwise::{Config, Gate, Isa, Normaliser, Rule, Shape};
 
 pub(crate) use untrained::*;
 pub(crate) use work::*;
@@ -24,13 +24,19 @@ pub(crate) const SHAPES: [[usize; 4]; 5] =
 /// The shapes of decode, `[B, H, D]`.
 pub(crate) const DECODE_SHAPES: [[usize; 3]; 3] = [[1, 4, 64], [1, 16, 128], [8, 16, 128]];
 
-pub(crate) const NORMALISERS: [(&str, Normaliser); 3] = [
-    ("none", Normaliser::None),
-    ("global", Normaliser::Global { eps: 1e-6 }),
-    ("chunk64", Normaliser::per_chunk(64)),
+/// The linear rule by its normaliser, and the other rules.
+pub(crate) const RULES: [(&str, Rule); 8] = [
+    ("none", Rule::linear(Normaliser::None)),
+    ("global", Rule::linear(Normaliser::Global { eps: 1e-6 })),
+    ("chunk64", Rule::linear(Normaliser::per_chunk(64))),
+    ("scalar-gate", Rule::gated(Gate::Scalar)),
+    ("key-gate", Rule::gated(Gate::Key)),
+    ("delta", Rule::delta(Gate::None)),
+    ("gated-delta", Rule::delta(Gate::Scalar)),
+    ("kda", Rule::delta(Gate::Key)),
 ];
 
 /// Contiguous tensors, K = V, one thread.
-pub(crate) fn config(isa: Isa, normaliser: Normaliser, [batch, heads, len, dim]: [usize; 4]) -> Config {
-    Config::new(Rule::linear(normaliser), Shape::new(batch, len, heads, dim, dim)).isa(isa)
+pub(crate) fn config(isa: Isa, rule: Rule, [batch, heads, len, dim]: [usize; 4]) -> Config {
+    Config::new(rule, Shape::new(batch, len, heads, dim, dim)).isa(isa)
 }

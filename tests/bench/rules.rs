@@ -31,6 +31,27 @@ fn every_rule_is_right() {
     }
 }
 
+/// A draft executes a forward and adds its tokens to the state once more, which is read by the one, read and written by the other.
+#[test]
+fn drafts() {
+    let rules = format!("linear,{}", RULES.join(","));
+    let words = ["--op", "draft", "--rule", &rules, "--shape", "3,2,6,16,8,16", "--isa", "all", "--check"];
+    let all = measured(words);
+    assert_eq!(all.len(), 7 * Isa::available().count());
+    for (each, products) in all.iter().zip(
+        [6, 6, 6, 6, 8, 8, 8]
+            .into_iter()
+            .flat_map(|products| std::iter::repeat_n(products, Isa::available().count())),
+    ) {
+        let normalised = each["rule"].is_null();
+        let state = 3 * 6 * (8 * 16 + if normalised { 8 } else { 0 }) * 4;
+        assert_eq!(number(each, "bytes"), f64::from(3 * state), "{each}");
+        assert_eq!(number(each, "flops"), f64::from(3 * 6 * 16 * products * 8 * 16), "{each}");
+        assert!(number(each, "error") > 0.0, "{each}");
+    }
+    refused(&chunkwise(["bench", "--op", "draft", "--shape", "1,1,17,8"]), &["at most 16 tokens"]);
+}
+
 /// 4 K V for each token and head of the state, and 6 K V where the delta rule reads the state twice.
 #[test]
 fn flops_of_rules() {

@@ -52,6 +52,10 @@ pub(super) fn check(spec: &Spec) -> Made<()> {
     match spec.op {
         Op::Prefill => attention_fits(&config(spec, spec.shape.len)?),
         Op::Decode => attention_fits(&config(spec, CHECKED)?),
+        Op::Draft if spec.shape.len > Attention::MAX_DRAFT => {
+            Err(format!("a draft has at most {} tokens", Attention::MAX_DRAFT).into())
+        }
+        Op::Draft => attention_fits(&config(spec, spec.shape.len)?),
         Op::Model | Op::Step => {
             let (config, Shape { batch, len, .. }) = (model_config(spec)?, spec.shape);
             config.check()?;
@@ -93,6 +97,7 @@ impl Job {
         let mut job = match spec.op {
             Op::Prefill => Self::prefill::<E>(spec, levels)?,
             Op::Decode => Self::decode::<E>(spec)?,
+            Op::Draft => Self::draft::<E>(spec)?,
             Op::Model | Op::Step => Self::model::<E>(spec)?,
         };
         job.times = (READING / job.seconds()).ceil().clamp(1.0, 1e9) as usize;
@@ -132,6 +137,24 @@ impl Job {
             memory: What::Update { of: "state".into(), bytes: case.state_size() },
             error,
             run: Box::new(move || case.decode()),
+            readings: Vec::new(),
+        })
+    }
+
+    fn draft<E: Number>(spec: &Spec) -> Made<Self> {
+        let offset = spec.state_offset.unwrap_or(0);
+        let mut case = Case::<E>::with_state_offset(config(spec, spec.shape.len)?, offset)?;
+        Ok(Self {
+            spec: spec.clone(),
+            times: 1,
+            error: case.draft_error(),
+            flops: case.draft_flops(),
+            recurrent_flops: Some(case.recurrent_flops()),
+            // The state is read, then read and written.
+            bytes: case.state_size() as f64 + case.state_bytes(),
+            tokens: (spec.shape.batch * spec.shape.len) as f64,
+            memory: What::Update { of: "state".into(), bytes: case.state_size() },
+            run: Box::new(move || case.draft()),
             readings: Vec::new(),
         })
     }

@@ -128,17 +128,23 @@ pub(super) fn usual(op: Op, rule: RuleName) -> Vec<Shape> {
     ];
     const DECODE: [Shape; 3] =
         [Shape::new([1, 4, 1, 64, 64]), Shape::new([1, 16, 1, 128, 128]), Shape::new([8, 16, 1, 128, 128])];
+    const DRAFT: [Shape; 3] = [
+        Shape::new([1, 16, 4, 128, 128]),
+        Shape::new([1, 16, 8, 128, 128]),
+        Shape::new([1, 16, 16, 128, 128]),
+    ];
     const MODEL: [Shape; 3] =
         [Shape::new([1, 4, 64, 64, 64]), Shape::new([8, 4, 64, 64, 64]), Shape::new([1, 4, 1024, 64, 64])];
     let shapes = match op {
         Op::Prefill => &PREFILL[..],
         Op::Decode => &DECODE,
+        Op::Draft => &DRAFT,
         Op::Model => &MODEL,
         Op::Step => &MODEL[..1],
     };
     let layers = LAYERS.iter().filter(|(_, of, _)| *of == rule).map(|(.., shape)| *shape);
     match (op, rule) {
-        (Op::Model | Op::Step, _) | (_, RuleName::Linear) => shapes.to_vec(),
+        (Op::Draft | Op::Model | Op::Step, _) | (_, RuleName::Linear) => shapes.to_vec(),
         // Those that were measured beside others, and the layers.
         _ => shapes[..2].iter().copied().chain(layers).collect(),
     }

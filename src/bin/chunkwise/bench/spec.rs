@@ -31,6 +31,8 @@ words! {
         Prefill,
         /// One token of each sequence, `Attention::decode` on its state
         Decode,
+        /// T tokens of a draft, at most 16, `Attention::verify` on a state and `Attention::commit` of all of them
+        Draft,
         /// All tokens through the model of H heads and hidden size H K, 4 layers, for the last time step
         Model,
         /// One time step of that model
@@ -267,6 +269,7 @@ impl Spec {
         match self.op {
             Op::Prefill => Self { state_offset: None, ..attention },
             Op::Decode => Self { shape: one, state_offset, ..attention },
+            Op::Draft => Self { state_offset, ..attention },
             Op::Model => model,
             Op::Step => Self { shape: one, ..model },
         }

@@ -18,6 +18,8 @@ pub(crate) struct Case<E = f32> {
     beta: Aligned<f32>,
     o: Aligned<E>,
     state: Aligned<f32>,
+    /// Of a draft; empty where there are more tokens.
+    record: Aligned<f32>,
     scratch: Aligned<f32>,
 }
 
@@ -40,6 +42,10 @@ impl<E: Number> Case<E> {
             beta: Aligned::copy_of(&beta),
             o: Aligned::filled(E::default(), batch * len * groups.output() * value),
             state: Aligned::with_offset(0.0, attention.state_len(), offset),
+            record: Aligned::filled(
+                0.0,
+                if len <= Attention::MAX_DRAFT { attention.record_len() } else { 0 },
+            ),
             scratch: Aligned::filled(0.0, attention.scratch_len().max(attention.decode_scratch_len())),
         })
     }
@@ -56,7 +62,7 @@ impl<E: Number> Case<E> {
     }
 
     fn decode_token(&mut self, t: usize) {
-        let Self { attention, q, k, v, g, beta, o, state, scratch } = self;
+        let Self { attention, q, k, v, g, beta, o, state, scratch, .. } = self;
         let Config { rule, shape, .. } = attention.config();
         let Shape { heads, groups, key, value, .. } = shape;
         // A gate of each token, or one for all.
@@ -71,6 +77,15 @@ impl<E: Number> Case<E> {
         );
         let tensors = tensors.gate(g).beta(beta);
         attention.decode(tensors, state, scratch).expect("lengths that fit");
+    }
+
+    /// All tokens, verified on the state that is there, then committed to it.
+    pub(crate) fn draft(&mut self) {
+        let Self { attention, q, k, v, g, beta, o, state, record, scratch } = self;
+        let Shape { batch, len, .. } = attention.config().shape;
+        let tensors = Tensors::new(&q[..], &k[..], &v[..], &mut o[..]).gate(&g[..]).beta(&beta[..]);
+        attention.verify(tensors, state, record, scratch).expect("lengths that fit");
+        attention.commit(record, &vec![len as u32; batch], state).expect("lengths that fit");
     }
 
     /// 4 K V for each token and head of the state, 6 K V of the delta rule: what the recurrence needs, whatever the kernel
@@ -93,6 +108,12 @@ impl<E: Number> Case<E> {
     pub(crate) fn decode_flops(&self) -> f64 {
         let past = matches!(self.attention.config().rule.normaliser, Normaliser::PerChunk { .. });
         self.flops(1, past.into())
+    }
+
+    /// Flops that [`Case::draft`] executes: a commit adds all tokens to the state once more.
+    pub(crate) fn draft_flops(&self) -> f64 {
+        let Shape { batch, len, heads, key, value, .. } = self.attention.config().shape;
+        self.forward_flops() + (2 * batch * heads * len * key * value) as f64
     }
 
     /// Of all heads, for so many tokens of each.
@@ -133,6 +154,13 @@ impl<E: Number> Case<E> {
     /// All tokens at once against the oracle.
     pub(crate) fn forward_error(&mut self) -> Error {
         self.forward();
+        self.error()
+    }
+
+    /// A draft on the zero state.
+    pub(crate) fn draft_error(&mut self) -> Error {
+        self.state.fill(0.0);
+        self.draft();
         self.error()
     }
 
