@@ -328,6 +328,68 @@ cw_status cw_commit(const cw_attention *attention, const cw_call *call, const fl
     (4 * (12 * CW_UP(key) + 2 * CW_UP(value) + ((value) % 16 == 0 ? 0 : 48 * CW_UP(key)) + 15))
 #define CW_UP(n) (((uint64_t)(n) + 15) / 16 * 16)
 
+/* ---- The layers around attention ---- */
+
+enum { CW_ACTIVATION_NONE = 0, CW_ACTIVATION_SILU = 1 };
+
+/* The causal short convolution of each channel along time:
+ *
+ *     y_t[c] = act(bias[c] + sum_j weight[c][j] x_{t - (width - 1) + j}[c])      act(a) = a, or a / (1 + exp(-a))
+ *
+ * x and y are [B, T, C] of rank 3 with any strides, those of channels first among them; each of CW_F32, CW_BF16, CW_F16. The
+ * state is the last width - 1 inputs of each sequence, f32, contiguous [B, width - 1, C], the oldest first; zeros before
+ * the first token. state_in and state_out are as in cw_call. A ragged batch has B = 1, and sequences and sequence_count as in
+ * cw_call; N takes the place of B in the state. A call works on the calling thread, and brings no scratch. */
+typedef struct cw_conv {
+    uint32_t size, abi;
+    cw_tensor x;               /* [B, T, C] */
+    cw_tensor y;               /* [B, T, C], written; strides must keep its elements apart */
+    const float *weight;       /* [C, width], contiguous; the last tap meets the token itself */
+    const float *bias;         /* [C]; null: there is none */
+    uint64_t width;            /* taps, 1 to 8 */
+    uint32_t activation;       /* CW_ACTIVATION_NONE, CW_ACTIVATION_SILU */
+    uint32_t isa;              /* as in cw_attention */
+    const float *state_in;     /* the state before; null: zeros */
+    float *state_out;          /* where the state after goes; null: dropped; may be state_in */
+    uint64_t state_bytes;      /* in each of them, at least what cw_conv_sizes says */
+    const uint32_t *sequences; /* of a ragged batch, else null */
+    uint64_t sequence_count;   /* of a ragged batch, else 0 */
+} cw_conv;
+
+#define CW_CONV                                                                                              \
+    {CW_HEAD(cw_conv), CW_NO_TENSOR, CW_NO_TENSOR, 0, 0, 0, CW_ACTIVATION_NONE, CW_ISA_DEFAULT, 0, 0, 0, 0, 0}
+
+/* Bytes of the state. It reads no memory but the structure. */
+cw_status cw_conv_sizes(const cw_conv *conv, uint64_t *state_bytes);
+
+/* All tokens. */
+cw_status cw_conv_forward(const cw_conv *conv);
+
+/* One token of each sequence, T = 1: state_in must be state_out, and is updated where it lies. CW_SHAPE: T is not 1, another
+ * state_out, a ragged batch. */
+cw_status cw_conv_decode(const cw_conv *conv);
+
+enum { CW_NORM_SILU = 0, CW_NORM_SIGMOID = 1 };
+
+/* The gated RMS norm of the rows of each head, y = x / sqrt(mean(x^2) + eps) weight act(z), act(a) = a sigmoid(a) or
+ * sigmoid(a): Qwen3-Next, Qwen3.5 and OLMo-Hybrid, and Kimi Linear. All tensors are [B, T, H, D] with contiguous rows. y may be x: the
+ * same memory, type and strides. */
+typedef struct cw_gated_norm {
+    uint32_t size, abi;
+    cw_tensor x;
+    cw_tensor z;
+    cw_tensor y;         /* written; strides must keep its rows apart */
+    float eps;           /* above zero */
+    uint32_t gate;       /* CW_NORM_SILU, CW_NORM_SIGMOID */
+    uint32_t isa;        /* as in cw_attention */
+    const float *weight; /* [D]; null: ones */
+} cw_gated_norm;
+
+#define CW_GATED_NORM {CW_HEAD(cw_gated_norm), CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, 1e-6f, CW_NORM_SILU, CW_ISA_DEFAULT, 0}
+
+/* All rows, on the calling thread. */
+cw_status cw_gated_norm_forward(const cw_gated_norm *norm);
+
 /* ---- Models: Edifice's FlashLinearAttention and LightningAttention, at inference ---- */
 
 enum { CW_LINEAR = 1, CW_LIGHTNING = 2 };

@@ -215,6 +215,12 @@ impl GatedNorm {
         self.isa
     }
 
+    /// Elements that x, z and y reach.
+    #[cfg(feature = "cdylib")]
+    pub(crate) fn reach(&self) -> [usize; 3] {
+        self.reach
+    }
+
     /// All rows.
     ///
     /// # Errors

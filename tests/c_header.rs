@@ -13,6 +13,7 @@ use chunkwise::capi::cuda::*;
 use chunkwise::capi::draft::*;
 #[cfg(feature = "files")]
 use chunkwise::capi::file::*;
+use chunkwise::capi::layers::*;
 use chunkwise::capi::model::*;
 use chunkwise::capi::state::*;
 use chunkwise::capi::status::*;
@@ -36,7 +37,7 @@ macro_rules! named {
 
 named! {
     u32, "uint32_t"; i32, "int32_t"; u64, "uint64_t"; f32, "float"; c_char, "char"; c_void, "void"; (), "void";
-    cw_tensor, "cw_tensor"; cw_attention, "cw_attention"; cw_call, "cw_call"; cw_sizes, "cw_sizes";
+    cw_tensor, "cw_tensor"; cw_attention, "cw_attention"; cw_call, "cw_call"; cw_sizes, "cw_sizes"; cw_conv, "cw_conv"; cw_gated_norm, "cw_gated_norm";
     cw_parameter, "cw_parameter"; cw_model, "cw_model"; cw_model_config, "cw_model_config";
     cw_model_sizes, "cw_model_sizes"; cw_model_call, "cw_model_call"; cw_model_file, "cw_model_file";
 }
@@ -285,6 +286,26 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
             record_bytes
         } = "CW_SIZES"
     );
+    structure!(
+        code,
+        cw_conv {
+            size,
+            abi,
+            x,
+            y,
+            weight,
+            bias,
+            width,
+            activation,
+            isa,
+            state_in,
+            state_out,
+            state_bytes,
+            sequences,
+            sequence_count
+        } = "CW_CONV"
+    );
+    structure!(code, cw_gated_norm { size, abi, x, z, y, eps, gate, isa, weight } = "CW_GATED_NORM");
     structure!(code, cw_parameter { name, tensor });
     structure!(
         code,
@@ -370,6 +391,10 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
         cw_verify(_, _, _, _);
         cw_verify_range(_, _, _, _, _, _);
         cw_commit(_, _, _, _, _);
+        cw_conv_sizes(_, _);
+        cw_conv_forward(_);
+        cw_conv_decode(_);
+        cw_gated_norm_forward(_);
         cw_model_memory(_, _, _);
         cw_model_init(_, _, _, _, _, _, _, _);
         cw_model_sizes_of(_, _, _, _);

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::span::{self, Span};
 use super::status::*;
 use super::{CW_ABI_VERSION, Result, size};
-use crate::element::Elements;
+use crate::element::{Elements, ElementsMut};
 use crate::tensors::{Disjoint, Outputs};
 
 /// A structure that begins with `size` and `abi`.
@@ -128,6 +128,31 @@ headed! {
         decode_scratch_bytes: u64 = 0,
         scratch_align: u64 = 0,
         record_bytes: u64 = 0,
+    }
+    /// A causal convolution.
+    cw_conv {
+        x: cw_tensor = cw_tensor::NONE,
+        y: cw_tensor = cw_tensor::NONE,
+        weight: *const f32 = null(),
+        bias: *const f32 = null(),
+        width: u64 = 0,
+        activation: u32 = CW_ACTIVATION_NONE,
+        isa: u32 = CW_ISA_DEFAULT,
+        state_in: *const f32 = null(),
+        state_out: *mut f32 = null_mut(),
+        state_bytes: u64 = 0,
+        sequences: *const u32 = null(),
+        sequence_count: u64 = 0,
+    }
+    /// A gated norm.
+    cw_gated_norm {
+        x: cw_tensor = cw_tensor::NONE,
+        z: cw_tensor = cw_tensor::NONE,
+        y: cw_tensor = cw_tensor::NONE,
+        eps: f32 = 1e-6,
+        gate: u32 = CW_NORM_SILU,
+        isa: u32 = CW_ISA_DEFAULT,
+        weight: *const f32 = null(),
     }
     /// The options of a model.
     cw_model_config {
@@ -280,6 +305,21 @@ impl cw_tensor {
                 CW_BF16 => Elements::Bf16(slice(self.data.cast(), len)),
                 CW_F16 => Elements::F16(slice(self.data.cast(), len)),
                 _ => Elements::F32(slice(self.data.cast(), len)),
+            }
+        }
+    }
+
+    /// As many elements, to be written by this call alone.
+    ///
+    /// # Safety
+    /// [`cw_tensor::span`] has said yes, and its bytes can be written for 'a by nobody else.
+    pub(super) unsafe fn elements_mut<'a>(&self, len: usize) -> ElementsMut<'a> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.dtype {
+                CW_BF16 => ElementsMut::Bf16(slice_mut(self.data.cast(), len)),
+                CW_F16 => ElementsMut::F16(slice_mut(self.data.cast(), len)),
+                _ => ElementsMut::F32(slice_mut(self.data.cast(), len)),
             }
         }
     }

@@ -16,6 +16,7 @@ pub mod cuda;
 pub mod draft;
 #[cfg(feature = "files")]
 pub mod file;
+pub mod layers;
 #[cfg(any(feature = "cuda", feature = "files"))]
 mod message;
 pub mod model;

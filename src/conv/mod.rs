@@ -299,7 +299,7 @@ impl CausalConv {
     }
 
     /// Elements that x and y reach, where y doesn't overlap itself.
-    fn reach(&self, batch: usize, len: usize) -> Result<[usize; 2]> {
+    pub(crate) fn reach(&self, batch: usize, len: usize) -> Result<[usize; 2]> {
         let Config { channels, x_strides, y_strides, .. } = self.config;
         let (x, y) = (x_strides.axes(batch, len, channels), y_strides.axes(batch, len, channels));
         let reach = [axes::reach("x", x)?, axes::reach("y", y)?];
