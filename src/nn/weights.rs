@@ -56,8 +56,8 @@ pub struct Weights<'w> {
 
 impl<'w> Weights<'w> {
     /// Puts the parameters together, asking for each in the order of [`ModelConfig::parameters`]; `blocks` is
-    /// where the blocks are kept, one for each layer. Shapes are the asked one's business: a slice must have
-    /// the length of its parameter.
+    /// where the blocks are kept, one for each layer. Only the length of a slice is checked; `get` is responsible for
+    /// its shape.
     ///
     /// # Errors
     /// Those of `get`; a configuration that does not check; too few or too many blocks; a slice of another length.

@@ -1,4 +1,4 @@
-//! Files that mean harm: each is an error, in a time and in memory that its length bounds. What the calling thread holds is
+//! Hostile files: each is an error, in a time and in memory that its length bounds. What the calling thread holds is
 //! counted.
 
 use std::time::{Duration, Instant};

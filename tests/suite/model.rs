@@ -406,7 +406,7 @@ fn configurations_that_cannot_be() {
     }
 }
 
-/// Sizes may be asked of options that nobody has checked.
+/// Sizes may be asked of options that have not been checked.
 #[test]
 fn sizes_of_configurations_that_cannot_be() {
     let good = ModelConfig::new(8);

@@ -1,4 +1,4 @@
-//! Streams of very many steps: with snapshots taken and gone back to at random, the state is bit for bit that of a stream
+//! Streams of very many steps: with snapshots taken and restored at random, the state is bit for bit that of a stream
 //! without; eight threads that share one model get the bits that one gets.
 //!
 //! The whole of it: `cargo test --test suite -- --ignored soak::`. Last run on 2026-11-25, on AVX-512: the same bits everywhere, in
@@ -66,7 +66,7 @@ fn wandering(steps: usize, stream: &mut impl Stream) -> (Vec<u32>, Vec<u32>) {
         last = stream.step(at, &mut state);
         at += 1;
     }
-    assert!(restored > steps / 100, "only {restored} snapshots were gone back to");
+    assert!(restored > steps / 100, "only {restored} snapshots were restored");
     (bits(&state), last)
 }
 

@@ -1,8 +1,8 @@
 //! W packed once: panels of two vectors of columns, each contiguous from the first row of W to the last, in W's own type.
 //!
-//! Tiles of f32 multiply with panels where they lie. A few rows, as of one time step, read them as one stream, which the
-//! hardware's prefetchers follow to the end: rows of W as they are stored are streams of a few KiB each, of which the
-//! beginnings are waited for.
+//! Tiles of f32 multiply with panels where they lie. A few rows, as of one time step, read them sequentially, which
+//! hardware prefetchers follow to the end. Rows of W as they are stored are runs of a few KiB each, at the beginning of
+//! which the prefetcher has not started.
 
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
