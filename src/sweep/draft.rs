@@ -16,10 +16,9 @@ use core::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::Fold;
 use super::decays::Gates;
-use super::padded_key;
 use super::prepare::{Tokens, Widen, map_row};
+use super::{Fold, padded_key};
 use crate::isa::outline;
 use crate::math::{GROUP, add_compensated};
 use crate::rule::{Gate, Normaliser, Rule, Update};

@@ -73,15 +73,9 @@ impl<const T: usize, const N: usize, const DELTA: bool> WithSimd for GatedPanel<
             }
             u = self.solve(simd, i, len, v, &mut columns);
             if let (true, Some(record)) = (DELTA, &tile.record) {
-                let (width, columns) = (N * S::F32_LANES, self.column..tile.columns.len());
-                let columns = columns.start..columns.end.min(columns.start + width);
+                let (width, from) = (N * S::F32_LANES, tile.columns.start + self.column);
                 let rows = bytemuck::cast_slice::<S::f32s, f32>(u.as_flattened());
-                record.write_u(
-                    token,
-                    tile.columns.start + columns.start..tile.columns.start + columns.end,
-                    &rows[..len * width],
-                    width,
-                );
+                record.write_u(token, from..tile.columns.end.min(from + width), &rows[..len * width], width);
             }
             ends.write(simd, token, len, columns.o);
             before = operands;
