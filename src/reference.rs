@@ -131,14 +131,6 @@ impl Recurrence<'_> {
     }
 }
 
-/// The hardware's where there is std: libm's, in software, comes out of QEMU 7.2 wrong on s390x, as its fmaf does.
-fn square_root(x: f64) -> f64 {
-    #[cfg(feature = "std")]
-    return x.sqrt();
-    #[cfg(not(feature = "std"))]
-    libm::sqrt(x)
-}
-
 /// A row of q or k under its map and norm.
 #[derive(Clone, Copy)]
 struct Vector<'a> {
@@ -152,7 +144,7 @@ impl Vector<'_> {
         let map = self.map;
         let length = self.norm.map_or(1.0, |eps| {
             let sum: f64 = self.x.iter().map(|x| phi(map, *x) * phi(map, *x)).sum();
-            square_root(sum + f64::from(eps))
+            libm::sqrt(sum + f64::from(eps))
         });
         self.x.iter().map(move |x| phi(map, *x) / length)
     }
