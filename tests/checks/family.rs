@@ -93,8 +93,8 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     match u.int_in_range(0..=4)? {
         0 => wrong(u, case),
         1 => any_bits(u, case),
-        4 => draft(u, case),
-        2 => harmless::<f32>(u, case),
+        2 => draft(u, case),
+        3 => harmless::<f32>(u, case),
         _ if u.arbitrary()? => harmless::<bf16>(u, case),
         _ => harmless::<f16>(u, case),
     }
