@@ -280,7 +280,7 @@ impl Task<'_> {
             let x = x.unwrap_or(y.as_elements().slice(to..to + size));
             sum_of_squares(simd, x) / size as f32
         };
-        let scale = inverse_root(simd, mean + eps);
+        let scale = inverse_root(simd, simd.splat_f32s(mean + eps));
         for begin in (0..size).step_by(BLOCK) {
             let end = size.min(begin + BLOCK);
             let (result, z_space, w_space) = (&mut [0.0; BLOCK], &mut [0.0; BLOCK], &mut [1.0; BLOCK]);

@@ -24,8 +24,8 @@ pub(crate) fn sum_group(x: &[f32; GROUP]) -> f32 {
 
 /// 1 / sqrt(x), each rounded by itself.
 #[inline(always)]
-pub(crate) fn inverse_root<S: Simd>(simd: S, x: f32) -> S::f32s {
-    simd.div_f32s(simd.splat_f32s(1.0), simd.sqrt_f32s(simd.splat_f32s(x)))
+pub(crate) fn inverse_root<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    simd.div_f32s(simd.splat_f32s(1.0), simd.sqrt_f32s(x))
 }
 
 /// max(x, 0), and NaN for NaN.

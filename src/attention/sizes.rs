@@ -64,7 +64,8 @@ impl Sizes {
 
     /// The most tokens in a block.
     const fn block(&self) -> usize {
-        if self.blocking.tile < Blocking::MOST_TOKENS { self.blocking.tile } else { Blocking::MOST_TOKENS }
+        let most = if matches!(self.operands, Operands::Linear) { 4 } else { 2 };
+        if self.blocking.tile < most { self.blocking.tile } else { most }
     }
 
     /// Elements of a tile's operands.

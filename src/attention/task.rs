@@ -303,12 +303,12 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             space: &mut *scratch.space,
         };
         if self.config.rule.in_blocks() {
-            // Blocks have one token or four, whatever those of the linear rule have.
+            // Blocks have one token or two, whatever those of the linear rule have.
             let scores = &mut scratch.scores;
             return if DECODE {
                 outline(simd, Decays::<1> { prepare: prepare.with_blocks(), scores })
             } else {
-                outline(simd, Decays::<4> { prepare: prepare.with_blocks(), scores })
+                outline(simd, Decays::<2> { prepare: prepare.with_blocks(), scores })
             };
         }
         outline(simd, prepare)

@@ -83,7 +83,7 @@ impl Walk<'_> {
         }
     }
 
-    /// All columns, of rules with decays or a delta: of many tokens in blocks of four by the vectors of a panel, of one token
+    /// All columns, of rules with decays or a delta: of many tokens in blocks of two by the vectors of a panel, of one token
     /// by as many vectors as there are registers for their o and y.
     #[inline(always)]
     fn blocks<S: Simd, const DECODE: bool, const DELTA: bool>(&mut self, simd: S) {
@@ -91,13 +91,16 @@ impl Walk<'_> {
             (true, 1) => {}
             (true, _) if DELTA => self.decode::<S, 4>(simd),
             (true, _) => self.gated::<S, 1, 4, DELTA>(simd),
-            (false, 8) if DELTA => {}
-            (false, _) => self.gated::<S, 4, 2, DELTA>(simd),
+            (false, 4 | 16) => {
+                self.gated::<S, 2, 4, DELTA>(simd);
+                self.gated::<S, 2, 2, DELTA>(simd);
+            }
+            (false, _) => self.gated::<S, 2, 2, DELTA>(simd),
         }
         match DECODE {
             true if DELTA => self.decode::<S, 1>(simd),
             true => self.gated::<S, 1, 1, DELTA>(simd),
-            false => self.gated::<S, 4, 1, DELTA>(simd),
+            false => self.gated::<S, 2, 1, DELTA>(simd),
         }
     }
 

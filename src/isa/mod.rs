@@ -12,12 +12,12 @@ mod arm;
 mod x86;
 
 use core::fmt;
-use core::ops::Range;
 
 use half::f16;
 use pulp::{Simd, WithSimd};
 
 use crate::error::{Error, Result};
+use crate::math::{GROUP, sum_group};
 
 macro_rules! proof {
     ($($(#[$doc:meta])* $name:ident),*) => {$(
@@ -257,23 +257,35 @@ impl Lines {
     pub(crate) const NONE: Self = Self { first: core::ptr::null(), stride: 0, bytes: 0 };
 }
 
-/// Asks for the cache lines of rows that will be read or written some microseconds from now. It is a call, for its loop
-/// would be unrolled wherever it is used.
-#[inline(never)]
-pub(crate) fn prefetch(lines: Lines, rows: Range<usize>) {
-    for row in rows {
-        let first = lines.first.wrapping_add(row * lines.stride);
-        for byte in (0..lines.bytes).step_by(64) {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: a hint, valid on any address; SSE is part of x86-64.
-            unsafe {
-                use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(byte).cast());
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            let _ = (first, byte);
-        }
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Asks for the cache line that will be read or written some microseconds from now.
+#[inline(always)]
+pub(crate) fn prefetch(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, valid on any address; SSE is part of x86-64.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// The sums of sixteen groups, each as the tree of [`sum_group`]. On x86-64 what is left of two groups fills a vector after each
+/// step of the tree, so that all of them together take no more than two groups take alone.
+#[inline(always)]
+pub(crate) fn sum_groups<S: Simd>(_: S, groups: &[[f32; GROUP]; GROUP]) -> [f32; GROUP] {
+    #[cfg(target_arch = "x86_64")]
+    match S::F32_LANES {
+        // SAFETY: S is pulp's V4, which `dispatch` reaches by an `Isa` that proves AVX-512.
+        16 => return unsafe { x86::sum_groups_of_16(groups) },
+        // SAFETY: S is pulp's V3, which `dispatch` reaches by an `Isa` that proves AVX2.
+        8 => return unsafe { x86::sum_groups_of_8(groups) },
+        _ => {}
+    }
+    groups.each_ref().map(sum_group)
 }
 
 /// Widens f16, by the instruction set's own conversion where it has one. Both have one length.
@@ -382,6 +394,26 @@ mod tests {
         }
         for isa in Isa::available() {
             assert_eq!(dispatch(isa, Lanes), isa.lanes(), "{isa}");
+        }
+    }
+
+    /// Numbers so different that another order of additions gives other bits.
+    #[test]
+    fn sums_of_groups_have_the_bits_of_one() {
+        struct Sums<'a>(&'a [[f32; GROUP]; GROUP]);
+        impl WithSimd for Sums<'_> {
+            type Output = [f32; GROUP];
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, simd: S) -> [f32; GROUP] {
+                sum_groups(simd, self.0)
+            }
+        }
+        let mut groups = [[0.0; GROUP]; GROUP];
+        for (i, x) in groups.as_flattened_mut().iter_mut().enumerate() {
+            *x = libm::sinf(i as f32) * libm::exp2f((i * 7 % 23) as f32);
+        }
+        for isa in Isa::available() {
+            assert_eq!(dispatch(isa, Sums(&groups)), groups.each_ref().map(sum_group), "{isa}");
         }
     }
 }

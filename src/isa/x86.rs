@@ -10,6 +10,7 @@ use core::arch::x86_64::*;
 use half::f16;
 
 use super::{AVX2, AVX512, SCALAR};
+use crate::math::GROUP;
 
 /// Rows at a time: pulp's tokens don't include F16C, so these are calls, never inlined.
 #[target_feature(enable = "avx,f16c")]
@@ -49,6 +50,61 @@ pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
         _mm_storeu_si128(half.as_mut_ptr().cast(), bits);
     }
     to_tail.copy_from_slice(&half[..to_tail.len()]);
+}
+
+/// [`super::sum_groups`] in vectors of 16. In each step `low` and `high` are the halves to be added, of two vectors.
+#[target_feature(enable = "avx512f")]
+pub(super) fn sum_groups_of_16(groups: &[[f32; GROUP]; GROUP]) -> [f32; GROUP] {
+    // The last steps put element 4 i + j of their order at 4 j + i: groups are taken in the order that undoes it.
+    // SAFETY: each group is 16 elements.
+    let group = |i: usize| unsafe { _mm512_loadu_ps(groups[i % 4 * 4 + i / 4].as_ptr()) };
+    let halves = |i: usize| {
+        let (a, b) = (group(2 * i), group(2 * i + 1));
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+    };
+    let quarters = |i: usize| {
+        let (a, b) = (halves(2 * i), halves(2 * i + 1));
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+    };
+    let pairs = |i: usize| {
+        let (a, b) = (_mm512_castps_pd(quarters(2 * i)), _mm512_castps_pd(quarters(2 * i + 1)));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    };
+    let (a, b) = (pairs(0), pairs(1));
+    let sums = _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+    let mut to = [0.0; GROUP];
+    // SAFETY: there are 16 elements.
+    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), sums) };
+    to
+}
+
+/// The same in vectors of 8.
+#[target_feature(enable = "avx2")]
+pub(super) fn sum_groups_of_8(groups: &[[f32; GROUP]; GROUP]) -> [f32; GROUP] {
+    let mut to = [0.0; GROUP];
+    for (i, to) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        // The last steps put element 2 i + j of their order at 4 j + i.
+        let halves = |k: usize| {
+            let group = &groups[8 * i + k % 2 * 4 + k / 2];
+            // SAFETY: each group is 16 elements.
+            unsafe { _mm256_add_ps(_mm256_loadu_ps(group.as_ptr()), _mm256_loadu_ps(group[8..].as_ptr())) }
+        };
+        let quarters = |k: usize| {
+            let (a, b) = (halves(2 * k), halves(2 * k + 1));
+            _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+        };
+        let pairs = |k: usize| {
+            let (a, b) = (_mm256_castps_pd(quarters(2 * k)), _mm256_castps_pd(quarters(2 * k + 1)));
+            let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+            _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high))
+        };
+        let (a, b) = (pairs(0), pairs(1));
+        let sums = _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
+        // SAFETY: there are 8 elements.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), sums) };
+    }
+    to
 }
 
 /// MXCSR: rounding, flushing of denormal inputs and outputs, and which exceptions trap.

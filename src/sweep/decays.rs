@@ -1,16 +1,16 @@
-//! What the sweep of rules with decays or a delta multiplies with, a block of T tokens at a time: phi of q and k with the decays
-//! from and to the ends of the block, and what its tokens take of each other.
+//! What the sweep of rules with decays or a delta multiplies with, a block of T tokens, one or two, at a time: phi of q and k
+//! with the decays from and to the ends of the block, and what its tokens take of each other.
 //!
 //! ```text
-//! for each token s, with w = k_s:                     everything elementwise over K
-//!     P_ss = q_s . w
-//!     for t = s + 1 ..= T:  w = a_t w,  P_ts = q_t . w,  M_ts = k_t . w
-//!     k''_s = w
-//! b_t = a_1 .. a_t:  q'_t = b_t q_t,  k'_t = b_t k_t;  c = b_T
+//! c = a_0 a_1;  k''_0 = a_1 k_0,  k''_1 = k_1;  q'_0 = a_0 q_0,  q'_1 = c q_1;  k' likewise        elementwise over K
+//! P_00 = q_0 . k_0,  P_10 = q_1 . k''_0,  P_11 = q_1 . k_1,  M = k_1 . k''_0                        dot products
 //! ```
 //!
 //! A scalar gate and a key gate take the same steps; a scalar one has the same decay for all K. Dot products have sixteen
 //! partial sums, which are added as a fixed tree.
+//!
+//! The norm of q and k costs no pass of its own: q and k stay as they are, and 1 / |q| becomes a part of the factor of an
+//! output, 1 / |k| of the factors of y and u.
 #![allow(unsafe_code, reason = "vectors of rows are taken without a check for each of them")]
 
 use core::ops::Range;
@@ -19,17 +19,23 @@ use pulp::{Simd, WithSimd};
 
 use super::gated::operand_rows;
 use super::gates::{Decay, map_betas};
-use super::prepare::{Normalisers, Prepare, Tokens, Widen, map_row, normalise};
+use super::prepare::{Normalisers, Prepare, Tokens, Widen, map_row};
 use super::{Blocking, Factors, Scores, padded_key};
 use crate::element::Elements;
-use crate::isa::outline;
-use crate::math::{GROUP, sum_group};
+use crate::isa::{outline, sum_groups};
+use crate::math::{GROUP, inverse_root, sum_group};
 use crate::rule::{FeatureMap, Gate, Normaliser, Update};
 
-/// Rows of K elements that a block of T tokens needs while it is prepared: phi of k and q, and decays.
+/// Rows of K elements that a block of T tokens needs while it is prepared: phi of k and q, decays, and dt_bias.
 pub(crate) const fn space_rows(tokens: usize) -> usize {
     3 * tokens + 1
 }
+
+/// Dot products of a block.
+const PRODUCTS: usize = 8;
+
+/// Those of tokens with each other: P_00, P_10, P_11, M; and behind them, for the norms, q_0, q_1, k_0, k_1 with themselves.
+type Products = [[f32; GROUP]; PRODUCTS];
 
 /// Prepares a tile, in blocks of T tokens.
 pub(crate) struct Decays<'a, 'z, const T: usize> {
@@ -53,57 +59,60 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) -> Factors {
-        let scale = self.prepare.tokens.rule.scale;
-        let mut factors = Factors { current: [scale; Blocking::MOST], past: [scale; Blocking::MOST] };
-        let Tokens { len, rule, .. } = self.prepare.tokens;
-        let key = padded_key(self.prepare.tokens.shape.key);
+        let Tokens { len, rule, shape, .. } = self.prepare.tokens;
+        let key = padded_key(shape.key);
         let delta = rule.update == Update::Delta;
-        let block = operand_rows(T, delta) * key;
         let (space, operands) =
             (core::mem::take(&mut self.prepare.space), core::mem::take(&mut self.prepare.operands));
-        let (k, rest) = space.split_at_mut(T * key);
-        let (q, rest) = rest.split_at_mut(T * key);
+        let (rows, rest) = space.split_at_mut(2 * T * key);
         let (decays, bias) = rest.split_at_mut(T * key);
         let gates = Gates::new(simd, self.prepare.tokens, &mut bias[..key]);
-        let mut sums = [[[[0.0; GROUP]; 4]; 4]; 2];
-        for (i, operands) in operands.chunks_exact_mut(block).take(len.div_ceil(T)).enumerate() {
+        let mut numbers = [1.0; GROUP];
+        if rule.gate == Gate::Scalar {
+            gates.numbers(simd, 0..len, &mut numbers);
+            numbers[len..].fill(1.0);
+        }
+        let blocks = operands.chunks_exact_mut(operand_rows(T, delta) * key).take(len.div_ceil(T));
+        let mut products = [[[0.0; GROUP]; PRODUCTS]; 2];
+        let count = blocks.len();
+        for (i, operands) in blocks.enumerate() {
             let token = i * T;
-            let [k, q] = self.rows(simd, token, [&mut *k, &mut *q]);
-            let decay = self.decays(simd, token, gates, decays);
+            let [k, q] = self.rows(simd, token, rows);
+            if rule.gate == Gate::Key {
+                self.decays(simd, token, gates, decays);
+            }
+            let mut decay = [1.0; T];
+            decay.copy_from_slice(&numbers[token..token + T]);
             let block = Block::<T>::new(k, q, decays, decay);
+            let products_of = &mut products[i % 2];
             match (rule.gate, delta) {
-                (Gate::Key, true) => block.multiply::<S, true, true>(simd, operands, &mut sums),
-                (Gate::Key, false) => block.multiply::<S, true, false>(simd, operands, &mut sums),
-                (_, true) => block.multiply::<S, false, true>(simd, operands, &mut sums),
-                (_, false) => block.multiply::<S, false, false>(simd, operands, &mut sums),
+                (Gate::Key, true) => block.multiply::<S, true, true>(simd, operands, products_of),
+                (Gate::Key, false) => block.multiply::<S, true, false>(simd, operands, products_of),
+                (_, true) => block.multiply::<S, false, true>(simd, operands, products_of),
+                (_, false) => block.multiply::<S, false, false>(simd, operands, products_of),
             }
-            let scores = &mut self.scores[i];
-            for t in 0..T {
-                for s in 0..=t {
-                    scores.p[t][s] = sum_group(&sums[0][t][s]);
-                    scores.m[t][s] = sum_group(&sums[1][t][s]);
-                }
+            if rule.qk_norm.is_some() {
+                block.squares(simd, products_of);
             }
-            self.betas(simd, i);
-            if let Normaliser::Global { eps } = rule.normaliser {
-                let count = T.min(len - token);
-                let key_gate = rule.gate == Gate::Key;
-                let norms = block.norms(simd, count, key_gate, &mut self.prepare.z);
-                for (factor, norm) in factors.current[token..].iter_mut().zip(&norms[..count]) {
-                    *factor /= norm + eps;
+            // Sums of two blocks fill a vector.
+            if i % 2 == 1 || i + 1 == count {
+                let sums = sum_groups(simd, bytemuck::cast_ref(&products));
+                for (scores, sums) in self.scores[i & !1..=i].iter_mut().zip(sums.chunks_exact(PRODUCTS)) {
+                    scores.products.copy_from_slice(sums);
                 }
             }
         }
+        let factors = self.factors(simd, operands);
         self.prepare.widen_v(simd);
         factors
     }
 }
 
 impl<const T: usize> Decays<'_, '_, T> {
-    /// phi of k and q of a block: where they lie, if phi is the identity and rows are whole groups of f32, else in `spaces`.
+    /// phi of k and q of a block: where they lie, if phi is the identity and rows are whole groups of f32, else in `space`.
     /// Tokens that there are none of are zero, and change no bit of S.
     #[inline(always)]
-    fn rows<'s, S: Simd>(&self, simd: S, token: usize, spaces: [&'s mut [f32]; 2]) -> [[&'s [f32]; T]; 2]
+    fn rows<'s, S: Simd>(&self, simd: S, token: usize, space: &'s mut [f32]) -> [[&'s [f32]; T]; 2]
     where
         Self: 's,
     {
@@ -111,26 +120,23 @@ impl<const T: usize> Decays<'_, '_, T> {
         let key = padded_key(shape.key);
         let whole = shape.key == key && rule.feature_map == FeatureMap::Identity;
         let mut rows: [[&[f32]; T]; 2] = [[&[]; T]; 2];
-        for (i, space) in spaces.into_iter().enumerate() {
-            for (t, to) in space.chunks_exact_mut(key).take(T).enumerate() {
-                rows[i][t] = if token + t >= len {
+        let mut spaces = space.chunks_exact_mut(key);
+        for (i, rows) in rows.iter_mut().enumerate() {
+            for (t, to) in rows.iter_mut().enumerate() {
+                let Some(space) = spaces.next() else { continue };
+                if token + t >= len {
                     // A product of a k of -0 and a u of +0, added to a row of S, leaves a zero there the sign that it has.
-                    to.fill(if i == 0 { -0.0 } else { 0.0 });
-                    to
-                } else {
-                    let row = self.prepare.tokens.row(token + t);
-                    let from = if i == 0 { tensors.k(shape, row) } else { tensors.q(shape, row) };
-                    match (from, rule.qk_norm) {
-                        (Elements::F32(from), None) if whole => from,
-                        (Elements::F32(from), Some(eps)) if whole => {
-                            normalise(simd, from, eps, to);
-                            to
-                        }
-                        (from, _) => {
-                            outline(simd, Widen { from, to: &mut *to });
-                            map_row(simd, rule, to, shape.key);
-                            to
-                        }
+                    space.fill(if i == 0 { -0.0 } else { 0.0 });
+                    *to = space;
+                    continue;
+                }
+                let row = self.prepare.tokens.row(token + t);
+                *to = match if i == 0 { tensors.k(shape, row) } else { tensors.q(shape, row) } {
+                    Elements::F32(from) if whole => from,
+                    from => {
+                        outline(simd, Widen { from, to: &mut *space });
+                        map_row(simd, rule.feature_map, space, shape.key);
+                        space
                     }
                 };
             }
@@ -138,48 +144,77 @@ impl<const T: usize> Decays<'_, '_, T> {
         rows
     }
 
-    /// The decays of a block: of a key gate as rows, else as numbers. Where there is no token the decay is 1.
+    /// The decays of a block of a key gate. Where there is no token they are 1.
     #[inline(always)]
-    fn decays<S: Simd>(&self, simd: S, token: usize, gates: Gates<'_>, rows: &mut [f32]) -> [f32; T] {
-        let Tokens { rule, shape, len, .. } = self.prepare.tokens;
-        let mut decay = [1.0; T];
-        match rule.gate {
-            Gate::None => {}
-            Gate::Scalar => {
-                let mut group = [0.0; GROUP];
-                let count = T.min(len - token);
-                gates.numbers(simd, token..token + count, &mut group);
-                decay[..count].copy_from_slice(&group[..count]);
-            }
-            Gate::Key => {
-                for (t, to) in rows.chunks_exact_mut(padded_key(shape.key)).take(T).enumerate() {
-                    if token + t < len {
-                        gates.row(simd, token + t, to);
-                    } else {
-                        to.fill(1.0);
-                    }
-                }
+    fn decays<S: Simd>(&self, simd: S, token: usize, gates: Gates<'_>, rows: &mut [f32]) {
+        let Tokens { shape, len, .. } = self.prepare.tokens;
+        for (t, to) in rows.chunks_exact_mut(padded_key(shape.key)).take(T).enumerate() {
+            if token + t < len {
+                gates.row(simd, token + t, to);
+            } else {
+                to.fill(1.0);
             }
         }
-        decay
     }
 
-    /// beta of the tokens of a block; of those that there are none of it is 0.
+    /// From the products of all blocks: what tokens take of each other, by what u and y are multiplied, and by what outputs
+    /// are. Adds the tile to z.
     #[inline(always)]
-    fn betas<S: Simd>(&mut self, simd: S, block: usize) {
+    fn factors<S: Simd>(&mut self, simd: S, operands: &[f32]) -> Factors {
+        let Tokens { rule, len, .. } = self.prepare.tokens;
+        let betas = self.betas(simd);
+        let mut inverse_lengths = [[1.0; Scores::MOST * 2]; 2];
+        if let Some(eps) = rule.qk_norm {
+            let [q, k] = &mut inverse_lengths;
+            for (i, scores) in self.scores[..len.div_ceil(T)].iter().enumerate() {
+                for t in 0..T {
+                    (q[i * T + t], k[i * T + t]) = (scores.products[4 + t], scores.products[6 + t]);
+                }
+            }
+            for x in inverse_lengths.iter_mut().flat_map(|x| S::as_mut_simd_f32s(x).0) {
+                *x = inverse_root(simd, simd.add_f32s(*x, simd.splat_f32s(eps)));
+            }
+        }
+        let [of_q, of_k] = inverse_lengths;
+        let mut factors = Factors { current: [rule.scale; Blocking::MOST], past: [rule.scale; Blocking::MOST] };
+        let block = operand_rows(T, rule.update == Update::Delta) * self.prepare.z.z.len();
+        for (i, scores) in self.scores[..len.div_ceil(T)].iter_mut().enumerate() {
+            let token = i * T;
+            let count = T.min(len - token);
+            let [p00, p10, p11, m, ..] = scores.products;
+            scores.p = [[p00, 0.0], [p10, p11]];
+            for t in 0..T {
+                let of_k = if t < count { of_k[token + t] } else { 1.0 };
+                scores.y[t] = -of_k;
+                scores.u[t] = betas[token + t] * of_k;
+            }
+            scores.m = scores.y[T - 1] * m;
+            let mut norms = [1.0; 2];
+            if let Normaliser::Global { eps } = rule.normaliser {
+                let [a, b] = add_to_z::<S, T>(simd, scores, &operands[i * block..][..block], &mut self.prepare.z);
+                norms = [of_q[token] * a + eps, of_q[token + T - 1] * b + eps];
+            }
+            for t in 0..count {
+                factors.current[token + t] *= of_q[token + t] / norms[t];
+            }
+        }
+        factors
+    }
+
+    /// beta of the tokens of a tile, 1 with the linear update; of those that there are none of it is 0.
+    #[inline(always)]
+    fn betas<S: Simd>(&self, simd: S) -> [f32; GROUP] {
         let Tokens { rule, shape, tensors, len, .. } = self.prepare.tokens;
         if rule.update != Update::Delta {
-            return;
+            return [1.0; GROUP];
         }
-        let count = T.min(len - block * T);
-        let mut group = [0.0; GROUP];
-        for t in 0..count {
-            group[t] = tensors.beta_of(shape, self.prepare.tokens.row(block * T + t)).first();
+        let mut betas = [0.0; GROUP];
+        for (t, beta) in betas[..len].iter_mut().enumerate() {
+            *beta = tensors.beta_of(shape, self.prepare.tokens.row(t)).first();
         }
-        map_betas(simd, rule.beta_map, &mut group);
-        let beta = &mut self.scores[block].beta;
-        *beta = [0.0; 4];
-        beta[..count].copy_from_slice(&group[..count]);
+        map_betas(simd, rule.beta_map, &mut betas);
+        betas[len..].fill(0.0);
+        betas
     }
 }
 
@@ -263,111 +298,99 @@ impl<'a, const T: usize> Block<'a, T> {
         [q, k, a]
     }
 
-    /// Operands of a block, and the partial sums of its dot products, P and M; `KEY`: its decays are rows.
+    /// Operands of a block, and the partial sums of the dot products of its tokens; `KEY`: its decays are rows.
     #[inline(always)]
     fn multiply<S: Simd, const KEY: bool, const DELTA: bool>(
         &self,
         simd: S,
         operands: &mut [f32],
-        sums: &mut [[[[f32; GROUP]; 4]; 4]; 2],
+        products: &mut Products,
     ) {
-        assert_eq!(operands.len(), operand_rows(T, DELTA) * self.k[0].len(), "operands of a block");
-        self.column::<S, KEY, DELTA>(simd, 0, operands, sums);
-        if T == 4 {
-            self.column::<S, KEY, DELTA>(simd, 1, operands, sums);
-            self.column::<S, KEY, DELTA>(simd, 2, operands, sums);
-            self.column::<S, KEY, DELTA>(simd, 3, operands, sums);
-        }
-        self.since_begin::<S, KEY, DELTA>(simd, operands);
-    }
-
-    /// What token s gives to those behind it in the block, and to the state.
-    #[inline(always)]
-    fn column<S: Simd, const KEY: bool, const DELTA: bool>(
-        &self,
-        simd: S,
-        s: usize,
-        operands: &mut [f32],
-        sums: &mut [[[[f32; GROUP]; 4]; 4]; 2],
-    ) {
-        let zero = simd.splat_f32s(0.0);
-        let rows = operand_rows(T, DELTA);
+        let (rows, last) = (operand_rows(T, DELTA), T - 1);
+        assert_eq!(operands.len(), rows * self.k[0].len(), "operands of a block");
         for lane in (0..GROUP).step_by(S::F32_LANES) {
-            let (mut p, mut m) = ([zero; T], [zero; T]);
+            let mut sums = [simd.splat_f32s(0.0); 4];
             for (group, operands) in operands.chunks_exact_mut(rows * GROUP).enumerate() {
-                let at = group * GROUP + lane;
-                // SAFETY: operands have as many groups as the rows, by the check of `multiply`.
-                let [q, k, a] = unsafe { self.vectors::<S, KEY>(simd, at) };
-                let mut w = k[s];
-                p[s] = simd.mul_add_e_f32s(q[s], w, p[s]);
-                for t in s + 1..T {
-                    w = simd.mul_f32s(a[t], w);
-                    p[t] = simd.mul_add_e_f32s(q[t], w, p[t]);
-                    if DELTA {
-                        m[t] = simd.mul_add_e_f32s(k[t], w, m[t]);
-                    }
-                }
-                set(simd, operands, s * GROUP + lane, w);
-            }
-            for t in s..T {
-                set(simd, &mut sums[0][t][s], lane, p[t]);
-                set(simd, &mut sums[1][t][s], lane, m[t]);
-            }
-        }
-    }
-
-    /// q and k with the decays from the block's beginning, and the decay of the whole block.
-    #[inline(always)]
-    fn since_begin<S: Simd, const KEY: bool, const DELTA: bool>(&self, simd: S, operands: &mut [f32]) {
-        let rows = operand_rows(T, DELTA);
-        for (group, operands) in operands.chunks_exact_mut(rows * GROUP).enumerate() {
-            let operands = operands.as_chunks_mut::<GROUP>().0;
-            for lane in (0..GROUP).step_by(S::F32_LANES) {
-                // SAFETY: operands have as many groups as the rows, by the check of `multiply`.
+                // SAFETY: operands have as many groups as the rows, by the check above.
                 let [q, k, a] = unsafe { self.vectors::<S, KEY>(simd, group * GROUP + lane) };
-                let mut b = a[0];
-                for t in 0..T {
-                    if t > 0 {
-                        b = simd.mul_f32s(b, a[t]);
-                    }
-                    set(simd, &mut operands[T + 1 + t], lane, simd.mul_f32s(b, q[t]));
+                let [mut decayed, mut c] = [k[0], a[0]];
+                sums[0] = simd.mul_add_e_f32s(q[0], k[0], sums[0]);
+                if T == 2 {
+                    decayed = simd.mul_f32s(a[last], decayed);
+                    c = simd.mul_f32s(c, a[last]);
+                    sums[1] = simd.mul_add_e_f32s(q[last], decayed, sums[1]);
+                    sums[2] = simd.mul_add_e_f32s(q[last], k[last], sums[2]);
                     if DELTA {
-                        set(simd, &mut operands[2 * T + 1 + t], lane, simd.mul_f32s(b, k[t]));
+                        sums[3] = simd.mul_add_e_f32s(k[last], decayed, sums[3]);
                     }
                 }
-                set(simd, &mut operands[T], lane, b);
+                let operands = operands.as_chunks_mut::<GROUP>().0;
+                set(simd, &mut operands[last], lane, k[last]);
+                set(simd, &mut operands[0], lane, decayed);
+                set(simd, &mut operands[T], lane, c);
+                for (t, since) in [(0, a[0]), (last, c)] {
+                    set(simd, &mut operands[T + 1 + t], lane, simd.mul_f32s(since, q[t]));
+                    if DELTA {
+                        set(simd, &mut operands[2 * T + 1 + t], lane, simd.mul_f32s(since, k[t]));
+                    }
+                }
+            }
+            for (products, sum) in products.iter_mut().zip(sums) {
+                set(simd, products, lane, sum);
             }
         }
     }
 
-    /// `phi(q_t) . z_t` of the first `count` tokens, which z takes in.
+    /// The partial sums of the squares of q and of k.
     #[inline(always)]
-    fn norms<S: Simd>(&self, simd: S, count: usize, key_gate: bool, z: &mut Normalisers<'_>) -> [f32; T] {
-        assert_eq!(z.z.len(), self.k[0].len(), "elements of z");
-        let mut norms = [0.0; T];
-        for (t, norm) in norms.iter_mut().enumerate().take(count) {
-            let mut group = [0.0; GROUP];
-            for lane in (0..GROUP).step_by(S::F32_LANES) {
-                let mut sum = simd.splat_f32s(0.0);
-                for at in (lane..z.z.len()).step_by(GROUP) {
-                    // SAFETY: z has as many elements as the rows, by the check above.
-                    let [q, k, a] = unsafe {
-                        if key_gate {
-                            self.vectors::<S, true>(simd, at)
-                        } else {
-                            self.vectors::<S, false>(simd, at)
-                        }
-                    };
-                    let z = &mut S::as_mut_simd_f32s(&mut z.z[at..][..S::F32_LANES]).0[0];
-                    *z = simd.mul_add_e_f32s(a[t], *z, k[t]);
-                    sum = simd.mul_add_e_f32s(q[t], *z, sum);
+    fn squares<S: Simd>(&self, simd: S, products: &mut Products) {
+        for lane in (0..GROUP).step_by(S::F32_LANES) {
+            let mut sums = [[simd.splat_f32s(0.0); T]; 2];
+            for at in (lane..self.k[0].len()).step_by(GROUP) {
+                // SAFETY: rows are of whole groups.
+                let [q, k, _] = unsafe { self.vectors::<S, false>(simd, at) };
+                for t in 0..T {
+                    sums[0][t] = simd.mul_add_e_f32s(q[t], q[t], sums[0][t]);
+                    sums[1][t] = simd.mul_add_e_f32s(k[t], k[t], sums[1][t]);
                 }
-                set(simd, &mut group, lane, sum);
             }
-            *norm = sum_group(&group);
+            for t in 0..T {
+                set(simd, &mut products[4 + t], lane, sums[0][t]);
+                set(simd, &mut products[6 + t], lane, sums[1][t]);
+            }
         }
-        norms
     }
+}
+
+/// `phi(q_t) . z_t` of the tokens of a block, which z takes in: z is a column of S whose v are 1.
+#[inline(always)]
+fn add_to_z<S: Simd, const T: usize>(simd: S, scores: &Scores, operands: &[f32], z: &mut Normalisers<'_>) -> [f32; 2] {
+    let rows = operand_rows(T, false);
+    let mut sums = [[0.0; GROUP]; 2];
+    for lane in (0..GROUP).step_by(S::F32_LANES) {
+        let mut partial = [simd.splat_f32s(0.0); T];
+        for (operands, z) in operands.chunks_exact(rows * GROUP).zip(z.z.chunks_exact_mut(GROUP)) {
+            let row = |row: usize| S::as_simd_f32s(&operands[row * GROUP + lane..][..S::F32_LANES]).0[0];
+            let z = &mut S::as_mut_simd_f32s(&mut z[lane..][..S::F32_LANES]).0[0];
+            let mut x = simd.mul_f32s(row(T), *z);
+            for t in 0..T {
+                partial[t] = simd.mul_add_e_f32s(row(T + 1 + t), *z, partial[t]);
+                x = simd.mul_add_e_f32s(row(t), simd.splat_f32s(scores.u[t]), x);
+            }
+            *z = x;
+        }
+        for t in 0..T {
+            set(simd, &mut sums[t], lane, partial[t]);
+        }
+    }
+    let mut norms = [0.0; 2];
+    for t in 0..T {
+        norms[t] = sum_group(&sums[t]);
+        for s in 0..=t {
+            norms[t] += scores.p[t][s] * scores.u[s];
+        }
+    }
+    norms
 }
 
 /// The vector of a row that begins at an element.

@@ -5,7 +5,7 @@
 //!     for each row i of S:
 //!         x = S[i]                   of this panel:    o += q'[i] x,  y += k'[i] x
 //!         S[i] = c[i] x + k''[i] u   of the one before
-//!     u = beta (v - y);  o += P u
+//!     u = beta (v - y);  o += P u    (each of them times its factor)
 //! ```
 //!
 //! u depends on all rows, so that a row is read before it can be updated, and again then. The update of a panel, whose rows are
@@ -50,10 +50,10 @@ impl<const N: usize> WithSimd for DeltaDecode<'_, N> {
                 self.rows::<S, true, true>(simd, panel, u)
             };
             let scores = &self.tile.scores[0];
-            let (beta, p) = (simd.splat_f32s(scores.beta[0]), simd.splat_f32s(scores.p[0][0]));
-            let factor = simd.splat_f32s(self.tile.factors.current[0]);
+            let [of_y, of_u] = [scores.y[0], scores.u[0]].map(|x| simd.splat_f32s(x));
+            let (p, factor) = (simd.splat_f32s(scores.p[0][0]), simd.splat_f32s(self.tile.factors.current[0]));
             for j in 0..N {
-                u[j] = simd.mul_f32s(beta, simd.sub_f32s(v[j], y[j]));
+                u[j] = simd.mul_f32s(of_u, simd.mul_add_e_f32s(of_y, y[j], v[j]));
                 // As in the sweep of blocks: an output that is exactly zero is +0.
                 o[j] = simd.mul_add_e_f32s(p, u[j], o[j]);
                 o[j] = simd.mul_add_e_f32s(o[j], factor, simd.splat_f32s(0.0));

@@ -17,11 +17,11 @@ use core::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::decays::Gates;
-use super::prepare::{Tokens, Widen, map_row};
+use super::prepare::{Tokens, Widen, inverse_length, map_row, normalise};
 use super::{Fold, padded_key};
 use crate::isa::outline;
 use crate::math::{GROUP, add_compensated};
-use crate::rule::{Gate, Normaliser, Rule, Update};
+use crate::rule::{Gate, Normaliser, Rule};
 use crate::shape::Shape;
 use crate::state::{Layout, Pieces};
 use crate::tensors::Disjoint;
@@ -30,7 +30,8 @@ use crate::vector::{load, store};
 /// Tokens of a draft at most.
 pub(crate) const MOST_TOKENS: usize = 16;
 
-/// Where the record of one head has phi(k), `[T, K]`, u, `[T, V]`, and decays, `[T, 0, 1 or K]`.
+/// Where the record of one head has phi(k), `[T, K]`, u, `[T, V]`, and decays, `[T, 0, 1 or K]`. Of rules in blocks phi(k) is without
+/// its norm, which u has taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordLayout {
     tokens: usize,
@@ -86,7 +87,7 @@ impl Record<'_> {
     }
 }
 
-/// Records a tile: phi(k) and decays, and u where that is v.
+/// Records a tile: phi(k) and decays, and v, which is u, of a rule that is not in blocks.
 pub(crate) struct Keep<'a> {
     pub(crate) tokens: Tokens<'a>,
     pub(crate) record: Record<'a>,
@@ -116,7 +117,7 @@ impl WithSimd for Keep<'_> {
             // SAFETY: tasks differ in the head or in the columns, only the task of the first column takes phi(k) and decays,
             // and one part is alive at a time.
             let part = |range: Range<usize>| unsafe { record.data.part(range.start, range.len()) };
-            if rule.update == Update::Linear {
+            if !rule.in_blocks() {
                 let u = record.layout.u(to).start;
                 let to = part(u + columns.start..u + columns.end);
                 outline(simd, Widen { from: tensors.v(shape, from, columns.clone()), to });
@@ -125,7 +126,10 @@ impl WithSimd for Keep<'_> {
                 continue;
             }
             outline(simd, Widen { from: tensors.k(shape, from), to: &mut *row });
-            map_row(simd, rule, row, shape.key);
+            map_row(simd, rule.feature_map, row, shape.key);
+            if let (Some(eps), false) = (rule.qk_norm, rule.in_blocks()) {
+                normalise(simd, row, eps);
+            }
             part(record.layout.k(to)).copy_from_slice(&row[..shape.key]);
             let to = part(record.layout.decays(to));
             match rule.gate {
@@ -158,7 +162,8 @@ impl WithSimd for Commit<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { rule, layout, record, record_layout, accepted, state } = self;
         let Pieces { mut matrices, mut z, count } = layout.split(state);
-        let source = Source { record, layout: record_layout };
+        let qk_norm = if rule.in_blocks() { rule.qk_norm } else { None };
+        let source = Source { record, layout: record_layout, qk_norm };
         let Normaliser::PerChunk { chunk, .. } = rule.normaliser else {
             let [s, _, error] = &mut matrices;
             source.add_to_matrix(simd, 0..accepted, s, error);
@@ -190,6 +195,8 @@ impl WithSimd for Commit<'_> {
 struct Source<'a> {
     record: &'a [f32],
     layout: RecordLayout,
+    /// eps of the norm that k has not taken yet.
+    qk_norm: Option<f32>,
 }
 
 /// Vectors of a row of S that are held in registers while the tokens are taken.
@@ -252,6 +259,7 @@ impl Source<'_> {
     fn add_to_z<S: Simd>(&self, simd: S, tokens: Range<usize>, z: &mut [f32], errors: &mut [f32]) {
         for token in tokens {
             let (k, decays) = (&self.record[self.layout.k(token)], &self.record[self.layout.decays(token)]);
+            let inverse = self.qk_norm.map_or(1.0, |eps| inverse_length(simd, k, eps));
             for i in (0..z.len()).step_by(S::F32_LANES) {
                 let (x, k) = (load_part::<S>(&z[i..]), load_part::<S>(&k[i..]));
                 let x = match decays {
@@ -261,8 +269,12 @@ impl Source<'_> {
                         x
                     }
                     [] => simd.add_f32s(x, k),
-                    [decay] => simd.mul_add_e_f32s(simd.splat_f32s(*decay), x, k),
-                    decays => simd.mul_add_e_f32s(load_part::<S>(&decays[i..]), x, k),
+                    // As z of a block of one token takes it.
+                    decays => {
+                        let decay =
+                            if let [decay] = decays { simd.splat_f32s(*decay) } else { load_part::<S>(&decays[i..]) };
+                        simd.mul_add_e_f32s(k, simd.splat_f32s(inverse), simd.mul_f32s(decay, x))
+                    }
                 };
                 store_part::<S>(x, &mut z[i..]);
             }

@@ -1,29 +1,34 @@
-//! The sweep of rules with decays or a delta, in blocks of T tokens from the state S_0 before the block:
+//! The sweep of rules with decays or a delta, in blocks of T tokens, one or two, from the state S_0 before the block:
 //!
 //! ```text
 //! linear update                                    delta
 //! for each row i of S:                             for each row i of S:
 //!     x = S[i]                                         x = c[i] S[i] + sum_t k''_t[i] u_t     of the block before
 //!     o_t += q'_t[i] x                                 o_t += q'_t[i] x,  y_t += k'_t[i] x
-//!     S[i] = c[i] x + sum_t k''_t[i] v_t               S[i] = x
+//!     S[i] = c[i] x + sum_t k''_t[i] u_t               S[i] = x
 //! u_t = v_t                                        u_t = beta_t (v_t - y_t - sum_{s<t} M_ts u_s)
 //! o_t += sum_{s<=t} P_ts u_s                       o_t likewise; behind the last block, S takes its update
 //!
 //! b_t = a_1 .. a_t, d_t = a_{t+1} .. a_T, c = b_T; q' = b q, k' = b k, k'' = d k; P and M: see `Scores`
 //! ```
 //!
-//! Decays are only multiplied, never divided by or subtracted as logarithms: with decays of at most 1 nothing overflows, and
-//! a decay of 0 is a reset. It spends 2.25 K V multiply-adds a token for the linear update and 3.25 for the delta; what
-//! tokens of a block take of each other is a few of them for each column.
+//! Where keys are divided by their length, u is divided by it once more, and the rows k' and k'' are of keys as they are.
 //!
-//! Blocks have four tokens on every instruction set, for bits depend on it; a last one that is shorter is filled up with
-//! tokens whose k, q and beta are 0 and whose decay is 1. Operands of a block are
+//! Decays are only multiplied, never divided by or subtracted as logarithms: with decays of at most 1 nothing overflows, and
+//! a decay of 0 is a reset. It spends 2.5 K V multiply-adds a token for the linear update and 3.5 for the delta. Blocks of
+//! four tokens spend 2.25 and 3.25, and are slower: eleven dot products of K elements more, and on AVX2, where
+//! they leave registers for one vector of columns, more loads than multiply-adds.
+//!
+//! Blocks have two tokens on every instruction set, for bits depend on it; a last one that is shorter is filled up with
+//! a token whose k, q and beta are 0 and whose decay is 1. Operands of a block are
 //! `[K / 16][k'' x T, c, q' x T, k' x T][16]`, k' only for the delta.
 #![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
 
+use core::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
-use super::{Ends, Rows, Scores, Tile, padded_key};
+use super::{Ends, Rows, Tile, padded_key};
 use crate::math::GROUP;
 
 /// Rows of operands of a block of so many tokens.
@@ -61,28 +66,33 @@ impl<const T: usize, const N: usize, const DELTA: bool> WithSimd for GatedPanel<
         for (i, operands) in tile.operands.chunks_exact(block).take(tile.len.div_ceil(T)).enumerate() {
             let token = i * T;
             let len = T.min(tile.len - token);
-            ends.prefetch(token..token + len);
+            let asked = (&ends, token..token + len);
             let v = ends.v::<S, T, N>(simd, token, len);
-            let mut columns = Columns::<S, T, N> { u: if DELTA { u } else { v }, o: zero, y: zero };
+            let mut columns = Columns::<S, T, N> { u, o: zero, y: zero };
             if !DELTA {
-                self.rows::<S, true, true>(simd, operands, operands, &mut columns);
-            } else if before.is_empty() {
-                self.rows::<S, false, true>(simd, operands, operands, &mut columns);
+                u = self.solve(simd, i, len, v, zero);
+                columns.u = u;
+                self.rows::<S, true, true>(simd, operands, operands, &mut columns, asked);
             } else {
-                self.rows::<S, true, true>(simd, before, operands, &mut columns);
+                if before.is_empty() {
+                    self.rows::<S, false, true>(simd, operands, operands, &mut columns, asked);
+                } else {
+                    self.rows::<S, true, true>(simd, before, operands, &mut columns, asked);
+                }
+                u = self.solve(simd, i, len, v, columns.y);
             }
-            u = self.solve(simd, i, len, v, &mut columns);
-            if let (true, Some(record)) = (DELTA, &tile.record) {
+            let o = self.outputs(simd, i, u, columns.o);
+            if let Some(record) = &tile.record {
                 let (width, from) = (N * S::F32_LANES, tile.columns.start + self.column);
                 let rows = bytemuck::cast_slice::<S::f32s, f32>(u.as_flattened());
                 record.write_u(token, from..tile.columns.end.min(from + width), &rows[..len * width], width);
             }
-            ends.write(simd, token, len, columns.o);
+            ends.write(simd, token, len, o);
             before = operands;
         }
         if DELTA && !before.is_empty() {
             let mut columns = Columns::<S, T, N> { u, o: zero, y: zero };
-            self.rows::<S, true, false>(simd, before, before, &mut columns);
+            self.rows::<S, true, false>(simd, before, before, &mut columns, (&ends, 0..0));
         }
     }
 }
@@ -96,12 +106,15 @@ impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DEL
         update: &[f32],
         read: &[f32],
         columns: &mut Columns<S, T, N>,
+        asked: (&Ends<'_>, Range<usize>),
     ) {
         let key = self.tile.shape.key;
         let rows = operand_rows(T, DELTA);
         let (mut o, mut y, u) = (columns.o, columns.y, columns.u);
         let groups = update.chunks_exact(rows * GROUP).zip(read.chunks_exact(rows * GROUP));
+        let count = groups.len();
         for (group, (update, read)) in groups.enumerate() {
+            asked.0.prefetch(asked.1.clone(), group, count);
             let (update, read) = (update.as_chunks::<GROUP>().0, read.as_chunks::<GROUP>().0);
             let (k, c) = (&update[..T], &update[T]);
             let (q, keys) = (&read[T + 1..2 * T + 1], &read[rows - T..]);
@@ -144,7 +157,7 @@ impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DEL
         (columns.o, columns.y) = (o, y);
     }
 
-    /// u of a block of which there are `len` tokens, and what outputs take of it.
+    /// u of a block of which there are `len` tokens.
     #[inline(always)]
     fn solve<S: Simd>(
         &self,
@@ -152,57 +165,54 @@ impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DEL
         block: usize,
         len: usize,
         v: [[S::f32s; N]; T],
-        columns: &mut Columns<S, T, N>,
+        y: [[S::f32s; N]; T],
     ) -> [[S::f32s; N]; T] {
-        let (scores, factors) = (&self.tile.scores[block], &self.tile.factors.current[block * T..]);
+        let scores = &self.tile.scores[block];
+        let factor = |t: usize| [simd.splat_f32s(scores.y[t]), simd.splat_f32s(scores.u[t])];
         let mut u = v;
-        self.token::<S, 0>(simd, scores, factors, len, &mut u, columns);
-        if T == 4 {
-            self.token::<S, 1>(simd, scores, factors, len, &mut u, columns);
-            self.token::<S, 2>(simd, scores, factors, len, &mut u, columns);
-            self.token::<S, 3>(simd, scores, factors, len, &mut u, columns);
+        let [of_y, of_u] = factor(0);
+        for j in 0..N {
+            if DELTA {
+                u[0][j] = simd.mul_add_e_f32s(of_y, y[0][j], u[0][j]);
+            }
+            u[0][j] = simd.mul_f32s(of_u, u[0][j]);
+        }
+        if T == 2 {
+            let (last, m) = (T - 1, simd.splat_f32s(scores.m));
+            let [of_y, of_u] = factor(last);
+            for j in 0..N {
+                if DELTA && len == T {
+                    u[last][j] = simd.mul_add_e_f32s(of_y, y[last][j], u[last][j]);
+                    u[last][j] = simd.mul_add_e_f32s(m, u[0][j], u[last][j]);
+                }
+                u[last][j] = simd.mul_f32s(of_u, u[last][j]);
+            }
         }
         u
     }
 
-    /// u of a token, and its output. The token is a constant: loops that are not unrolled would keep u, o and y in memory.
+    /// Outputs of a block, from the sums over the rows of S.
     #[inline(always)]
-    fn token<S: Simd, const TOKEN: usize>(
+    fn outputs<S: Simd>(
         &self,
         simd: S,
-        scores: &Scores,
-        factors: &[f32],
-        len: usize,
-        u: &mut [[S::f32s; N]; T],
-        columns: &mut Columns<S, T, N>,
-    ) {
-        if DELTA && TOKEN < len {
-            let mut x = u[TOKEN];
-            for j in 0..N {
-                x[j] = simd.sub_f32s(x[j], columns.y[TOKEN][j]);
-            }
-            for s in 0..TOKEN {
-                let m = simd.splat_f32s(-scores.m[TOKEN][s]);
-                for j in 0..N {
-                    x[j] = simd.mul_add_e_f32s(m, u[s][j], x[j]);
-                }
-            }
-            let beta = simd.splat_f32s(scores.beta[TOKEN]);
-            for j in 0..N {
-                u[TOKEN][j] = simd.mul_f32s(beta, x[j]);
-            }
-        }
-        let mut o = columns.o[TOKEN];
-        for s in 0..TOKEN + 1 {
-            let p = simd.splat_f32s(scores.p[TOKEN][s]);
-            for j in 0..N {
-                o[j] = simd.mul_add_e_f32s(p, u[s][j], o[j]);
-            }
-        }
-        // A product and a sum with +0: an output that is exactly zero is +0 whatever the factor's sign.
-        let factor = simd.splat_f32s(factors[TOKEN]);
+        block: usize,
+        u: [[S::f32s; N]; T],
+        mut o: [[S::f32s; N]; T],
+    ) -> [[S::f32s; N]; T] {
+        let (scores, factors) = (&self.tile.scores[block], &self.tile.factors.current[block * T..][..T]);
+        let [[p00, _], [p10, p11]] = scores.p.map(|p| p.map(|p| simd.splat_f32s(p)));
+        let (last, zero) = (T - 1, simd.splat_f32s(0.0));
         for j in 0..N {
-            columns.o[TOKEN][j] = simd.mul_add_e_f32s(o[j], factor, simd.splat_f32s(0.0));
+            o[0][j] = simd.mul_add_e_f32s(p00, u[0][j], o[0][j]);
+            // A product and a sum with +0: an output that is exactly zero is +0 whatever the factor's sign.
+            o[0][j] = simd.mul_add_e_f32s(o[0][j], simd.splat_f32s(factors[0]), zero);
+            if T == 2 {
+                o[last][j] = simd.mul_add_e_f32s(p10, u[0][j], o[last][j]);
+                o[last][j] = simd.mul_add_e_f32s(p11, u[last][j], o[last][j]);
+                o[last][j] = simd.mul_add_e_f32s(o[last][j], simd.splat_f32s(factors[last]), zero);
+            }
         }
+        o
     }
 }

@@ -91,7 +91,7 @@ impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
     /// One block of T tokens.
     #[inline(always)]
     fn block<S: Simd, const T: usize>(&mut self, simd: S, token: usize, operands: &[f32], ends: &Ends<'a>) {
-        ends.prefetch(token..token + T);
+        ends.prefetch(token..token + T, 0, 1);
         let (reads_past, is_compensated) = (self.reads_past(), self.is_compensated());
         let v: [[S::f32s; N]; T] = ends.v(simd, token, T);
         let mut o = [[simd.splat_f32s(0.0); N]; T];

@@ -33,7 +33,7 @@ use pulp::{Simd, WithSimd};
 
 use self::draft::Record;
 use crate::element::Elements;
-use crate::isa::{Lines, PREFETCHES, outline, prefetch};
+use crate::isa::{LINE, Lines, PREFETCHES, outline, prefetch};
 use crate::math::{GROUP, add_compensated};
 use crate::scratch::round_up;
 use crate::shape::{Row, Shape};
@@ -63,13 +63,13 @@ impl Blocking {
         }
     }
 
-    /// Of blocks of four tokens with decays or a delta: their u, o and y, a row of S and two broadcasts. 4 tokens by 2 vectors
-    /// take 28 of 32 registers, by 1 all of AVX2's 16.
+    /// Of blocks of two tokens with decays or a delta: their u, o and y, a row of S and a broadcast. 2 tokens by 4 vectors take 30
+    /// of 32 registers, by 2 15 of AVX2's 16.
     const fn gated(lanes: usize) -> Self {
         match lanes {
-            16 => Self { vectors: 2, tile: 16 },
+            16 => Self { vectors: 4, tile: 16 },
             8 => Self { vectors: 2, tile: 16 },
-            4 => Self { vectors: 2, tile: 16 },
+            4 => Self { vectors: 4, tile: 16 },
             _ => Self { vectors: 2, tile: 8 },
         }
     }
@@ -80,9 +80,6 @@ impl Blocking {
 
     /// The largest tile there is.
     pub(crate) const MOST: usize = 24;
-
-    /// The largest block there is, on any instruction set and of any kind.
-    pub(crate) const MOST_TOKENS: usize = 4;
 
     /// Columns of a panel.
     pub(crate) const fn panel(self, lanes: usize) -> usize {
@@ -109,21 +106,25 @@ pub(crate) struct Factors {
     pub(crate) past: [f32; Blocking::MOST],
 }
 
-/// What the tokens of a block of at most four take of each other. Of a block of one token only the first elements are used.
+/// What the tokens of a block of one or two take of each other. Of a block of one token only the first elements are used.
 #[derive(Clone, Copy)]
 pub(crate) struct Scores {
+    /// Dot products of the tokens, before anything is made of them.
+    pub(crate) products: [f32; 8],
     /// `p[t][s] = q_t . (k_s decayed from s to t)` for `s <= t`: what output t takes of u_s.
-    pub(crate) p: [[f32; 4]; 4],
-    /// `m[t][s] = k_t . (k_s decayed from s to t)` for `s < t`: what token t finds in the state of u_s.
-    pub(crate) m: [[f32; 4]; 4],
-    /// Of each token.
-    pub(crate) beta: [f32; 4],
+    pub(crate) p: [[f32; 2]; 2],
+    /// What u_1 takes of u_0, of the delta rule.
+    pub(crate) m: f32,
+    /// What u_t takes of `y_t = k'_t . S`, of the delta rule: -1 / |k_t|, where keys are divided by their length.
+    pub(crate) y: [f32; 2],
+    /// By what u_t is multiplied: beta_t of the delta rule, 1 / |k_t| likewise.
+    pub(crate) u: [f32; 2],
 }
 
 impl Scores {
-    pub(crate) const ZERO: Self = Self { p: [[0.0; 4]; 4], m: [[0.0; 4]; 4], beta: [0.0; 4] };
+    pub(crate) const ZERO: Self = Self { products: [0.0; 8], p: [[0.0; 2]; 2], m: 0.0, y: [0.0; 2], u: [0.0; 2] };
     /// Blocks of a tile at most.
-    pub(crate) const MOST: usize = Blocking::MOST / 4;
+    pub(crate) const MOST: usize = 8;
 }
 
 /// Which half of the recurrence a pass over the tokens computes. Attention that is not causal takes two passes.
@@ -271,12 +272,17 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// Asks for the rows of later tokens.
+    /// Asks for a share of the rows of later tokens, one of `groups`: all at once they would take the buffers that rows of S
+    /// need on their way from L2.
     #[inline(always)]
-    fn prefetch(&self, tokens: Range<usize>) {
+    fn prefetch(&self, tokens: Range<usize>, group: usize, groups: usize) {
         if PREFETCHES && tokens.end <= self.ahead {
             for lines in &self.lines[..self.shares] {
-                prefetch(*lines, tokens.clone());
+                for byte in (group * LINE..lines.bytes).step_by(groups * LINE) {
+                    for token in tokens.clone() {
+                        prefetch(lines.first.wrapping_add(token * lines.stride + byte));
+                    }
+                }
             }
         }
     }

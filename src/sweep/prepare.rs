@@ -13,6 +13,7 @@ use crate::element::{Elements, widen};
 use crate::isa::outline;
 use crate::math::{GROUP, add_compensated, elu_plus_one, inverse_root, positive_part, sum_group};
 use crate::rule::{FeatureMap, Normaliser, Rule};
+use crate::vector::first_lane;
 use crate::scratch::round_up;
 use crate::shape::{Row, Shape};
 use crate::tensors::Tensors;
@@ -126,8 +127,9 @@ impl<const B: usize> Prepare<'_, B> {
                     (Elements::F32(from), _) if tail == 0 && !normed => from,
                     (from, Some(space)) => {
                         outline(simd, Widen { from, to: space });
-                        if normed {
-                            map_row(simd, self.tokens.rule, space, self.tokens.shape.key);
+                        if let Some(eps) = self.tokens.rule.qk_norm {
+                            map_row(simd, self.tokens.rule.feature_map, space, self.tokens.shape.key);
+                            normalise(simd, space, eps);
                         }
                         space
                     }
@@ -177,43 +179,40 @@ impl<const B: usize> Prepare<'_, B> {
     }
 }
 
-/// phi of a row of `key` elements, in place, and its norm if the rule has one. Elements behind them are zero.
+/// phi of a row of `key` elements, in place. Elements behind them are zero.
 #[inline(always)]
-pub(super) fn map_row<S: Simd>(simd: S, rule: &Rule, row: &mut [f32], key: usize) {
-    if rule.feature_map != FeatureMap::Identity {
+pub(super) fn map_row<S: Simd>(simd: S, map: FeatureMap, row: &mut [f32], key: usize) {
+    if map != FeatureMap::Identity {
         for x in S::as_mut_simd_f32s(row).0 {
-            *x = rule.feature_map.phi(simd, *x);
+            *x = map.phi(simd, *x);
         }
         row[key..].fill(0.0);
     }
-    if let Some(eps) = rule.qk_norm {
-        let factor = inverse_length(simd, row, eps);
-        for x in S::as_mut_simd_f32s(row).0 {
-            *x = simd.mul_f32s(*x, factor);
-        }
+}
+
+/// Divides a row of whole groups by its length.
+#[inline(always)]
+pub(super) fn normalise<S: Simd>(simd: S, row: &mut [f32], eps: f32) {
+    let factor = simd.splat_f32s(inverse_length(simd, row, eps));
+    for x in S::as_mut_simd_f32s(row).0 {
+        *x = simd.mul_f32s(*x, factor);
     }
 }
 
-/// A row of whole groups divided by its length.
+/// `1 / sqrt(sum of x^2 + eps)` of a row.
 #[inline(always)]
-pub(super) fn normalise<S: Simd>(simd: S, from: &[f32], eps: f32, to: &mut [f32]) {
-    let factor = inverse_length(simd, from, eps);
-    for (to, from) in S::as_mut_simd_f32s(to).0.iter_mut().zip(S::as_simd_f32s(from).0) {
-        *to = simd.mul_f32s(*from, factor);
-    }
-}
-
-/// `1 / sqrt(sum of x^2 + eps)` of a row of whole groups.
-#[inline(always)]
-fn inverse_length<S: Simd>(simd: S, row: &[f32], eps: f32) -> S::f32s {
+pub(super) fn inverse_length<S: Simd>(simd: S, row: &[f32], eps: f32) -> f32 {
     let mut group = [0.0; GROUP];
     let sums = S::as_mut_simd_f32s(&mut group).0;
-    for x in row.chunks_exact(GROUP) {
+    let (groups, tail) = row.as_chunks::<GROUP>();
+    let mut last = [0.0; GROUP];
+    last[..tail.len()].copy_from_slice(tail);
+    for x in groups.iter().chain([&last]) {
         for (sum, x) in sums.iter_mut().zip(S::as_simd_f32s(x).0) {
             *sum = simd.mul_add_e_f32s(*x, *x, *sum);
         }
     }
-    inverse_root(simd, sum_group(&group) + eps)
+    first_lane::<S>(inverse_root(simd, simd.splat_f32s(sum_group(&group) + eps)))
 }
 
 /// Widens a row; a function, for it is used in several places and is long.

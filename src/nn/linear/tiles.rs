@@ -21,7 +21,7 @@ use pulp::{Simd, WithSimd};
 use super::tile::{Acc, NV, RowTile, for_row_tiles, mul_ab, panel_width, zero};
 use super::{DEPTH, Stage, Task};
 use crate::element::{Elements, widen};
-use crate::isa::{Lines, outline, prefetch};
+use crate::isa::{LINE, outline, prefetch};
 use crate::vector::{copy_row, vectors, vectors_mut};
 
 /// Panels in a group.
@@ -125,7 +125,9 @@ impl WithSimd for Pack<'_> {
                 let (kernel, size) = task.layer.kernel.address();
                 let ahead = (row + AHEAD) * outputs + columns.start;
                 let first = kernel.wrapping_add(ahead * size);
-                prefetch(Lines { first, stride: 0, bytes: columns.len() * size }, 0..1);
+                for byte in (0..columns.len() * size).step_by(LINE) {
+                    prefetch(first.wrapping_add(byte));
+                }
             }
             let row = task.layer.kernel.slice(row * outputs + columns.start..row * outputs + columns.end);
             pack_row(simd, row, to, depth, i);
