@@ -190,7 +190,9 @@ impl<'a> Tensors<'a> {
                 store::<S, N>(from, unsafe { o.part(begin, columns) });
             }
             o => {
-                let row = &bytemuck::cast_slice::<S::f32s, f32>(from.as_slice())[..columns];
+                // A copy, so that `from` itself need not lie in memory.
+                let row = from;
+                let row = &bytemuck::cast_slice::<S::f32s, f32>(&row)[..columns];
                 outline(simd, Write { o, begin, row });
             }
         }

@@ -84,7 +84,8 @@ impl<const T: usize, const N: usize, const DELTA: bool> WithSimd for GatedPanel<
             let o = self.outputs(simd, i, u, columns.o);
             if let Some(record) = &tile.record {
                 let (width, from) = (N * S::F32_LANES, tile.columns.start + self.column);
-                let rows = bytemuck::cast_slice::<S::f32s, f32>(u.as_flattened());
+                let rows = u;
+                let rows = bytemuck::cast_slice::<S::f32s, f32>(rows.as_flattened());
                 record.write_u(token, from..tile.columns.end.min(from + width), &rows[..len * width], width);
             }
             ends.write(simd, token, len, o);

@@ -278,10 +278,14 @@ impl<'a> Ends<'a> {
     fn prefetch(&self, tokens: Range<usize>, group: usize, groups: usize) {
         if PREFETCHES && tokens.end <= self.ahead {
             for lines in &self.lines[..self.shares] {
-                for byte in (group * LINE..lines.bytes).step_by(groups * LINE) {
-                    for token in tokens.clone() {
-                        prefetch(lines.first.wrapping_add(token * lines.stride + byte));
+                let mut byte = group * LINE;
+                while byte < lines.bytes {
+                    let mut line = lines.first.wrapping_add(tokens.start * lines.stride + byte);
+                    for _ in tokens.clone() {
+                        prefetch(line);
+                        line = line.wrapping_add(lines.stride);
                     }
+                    byte += groups * LINE;
                 }
             }
         }
@@ -296,16 +300,18 @@ impl<'a> Ends<'a> {
         len: usize,
     ) -> [[S::f32s; N]; T] {
         let rows = &self.v[token * self.v_stride..];
+        let mut v = [[simd.splat_f32s(0.0); N]; T];
         if self.columns < N * S::F32_LANES || len < T {
-            let mut edge = [[simd.splat_f32s(0.0); N]; T];
+            // An array of its own, so that v itself need not lie in memory.
+            let mut edge = v;
             let to = bytemuck::cast_slice_mut(edge.as_flattened_mut());
             let columns = self.columns.min(N * S::F32_LANES);
             outline(simd, Edge { rows, stride: self.v_stride, columns, len, to, width: N * S::F32_LANES });
-            return edge;
-        }
-        let mut v = [[simd.splat_f32s(0.0); N]; T];
-        for t in 0..T {
-            v[t] = load::<S, N>(&rows[t * self.v_stride..]);
+            v = edge;
+        } else {
+            for t in 0..T {
+                v[t] = load::<S, N>(&rows[t * self.v_stride..]);
+            }
         }
         v
     }
