@@ -156,9 +156,9 @@ impl<'a> Tensors<'a> {
         self.beta.slice(begin..begin + 1)
     }
 
-    /// Where the rows of q, k, v and o lie from a token on.
+    /// Where the rows of q, k, v, o and g lie from a token on; those of g have `gate` elements.
     #[inline(always)]
-    pub(crate) fn lines(&self, shape: &Shape, row: Row) -> [Lines; 4] {
+    pub(crate) fn lines(&self, shape: &Shape, row: Row, gate: usize) -> [Lines; 5] {
         let line = |(data, size): (*const u8, usize), strides: Strides, head: usize, len: usize| Lines {
             first: data.wrapping_add(strides.offset(row, head) * size),
             stride: strides.token * size,
@@ -169,6 +169,7 @@ impl<'a> Tensors<'a> {
             line(self.k.address(), shape.k_strides, row.heads.k, shape.key),
             line(self.v.address(), shape.v_strides, row.heads.v, shape.value),
             line(self.o.address(), shape.o_strides, row.heads.o, shape.value),
+            line(self.g.address(), shape.g_strides(gate), row.heads.state, gate),
         ]
     }
 

@@ -17,7 +17,7 @@ use super::part::States;
 use super::sizes::Sizes;
 use crate::element::Elements;
 use crate::isa::outline;
-use crate::rule::Normaliser;
+use crate::rule::{Gate, Normaliser};
 use crate::shape::Row;
 use crate::state::Layout;
 use crate::sweep::decays::Decays;
@@ -338,6 +338,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             columns: &self.columns,
             use_past: span.use_past,
             pass: span.pass,
+            gate: if self.config.rule.gate == Gate::Key { self.config.shape.key } else { 0 },
             record,
             ahead: [
                 if self.config.rule.in_blocks() { AHEAD_IN_BLOCKS } else { AHEAD },

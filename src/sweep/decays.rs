@@ -25,6 +25,7 @@ use crate::element::Elements;
 use crate::isa::{outline, sum_groups};
 use crate::math::{GROUP, inverse_root, sum_group};
 use crate::rule::{FeatureMap, Gate, Normaliser, Update};
+use crate::vector::copy_row;
 
 /// Rows of K elements that a block of T tokens needs while it is prepared: phi of k and q, decays, and dt_bias.
 pub(crate) const fn space_rows(tokens: usize) -> usize {
@@ -259,8 +260,10 @@ impl<'a> Gates<'a> {
     #[inline(always)]
     pub(super) fn row<S: Simd>(self, simd: S, token: usize, to: &mut [f32]) {
         let Tokens { shape, tensors, .. } = self.tokens;
-        let from = tensors.g(shape, self.tokens.row(token), shape.key);
-        outline(simd, Widen { from, to: &mut *to });
+        match tensors.g(shape, self.tokens.row(token), shape.key) {
+            Elements::F32(from) => copy_row(simd, from, to),
+            from => outline(simd, Widen { from, to: &mut *to }),
+        }
         self.map.apply(simd, to, self.bias);
         to[shape.key..].fill(1.0);
     }

@@ -159,7 +159,9 @@ pub(crate) struct Tile<'a> {
     /// Whether finished chunks, or an initial state, lie before.
     pub(crate) use_past: bool,
     pub(crate) pass: Pass,
-    /// Where u of the delta rule is recorded, if it is.
+    /// Elements of a row of g, of a key gate; 0 of any other, whose rows are of one element.
+    pub(crate) gate: usize,
+    /// Where u of rules in blocks is recorded, if it is.
     pub(crate) record: Option<Record<'a>>,
     /// How many tokens later the rows are that are asked for, and the token at which there are no more.
     pub(crate) ahead: [usize; 2],
@@ -226,8 +228,8 @@ struct Ends<'a> {
     /// Where the first row of o begins.
     o: usize,
     o_stride: usize,
-    /// Rows of a later token that are asked for: of q, k, v and o those that are this panel's share.
-    lines: [Lines; 4],
+    /// Rows of a later token that are asked for: of q, k, v, o and g those that are this panel's share.
+    lines: [Lines; 5],
     shares: usize,
     /// For how many tokens there are such rows.
     ahead: usize,
@@ -248,11 +250,11 @@ impl<'a> Ends<'a> {
         };
         let [ahead, end] = tile.ahead;
         let (width, mut shares) = (N * S::F32_LANES, 0);
-        let mut lines = [Lines::NONE; 4];
+        let mut lines = [Lines::NONE; 5];
         if PREFETCHES && first.token + ahead < end {
             let panels = tile.columns.len().div_ceil(width);
             let row = Row { token: first.token + ahead, ..first };
-            for (i, share) in tensors.lines(shape, row).into_iter().enumerate() {
+            for (i, share) in tensors.lines(shape, row, tile.gate).into_iter().enumerate() {
                 if i % panels == from / width {
                     lines[shares] = share;
                     shares += 1;
