@@ -75,7 +75,10 @@ impl WithSimd for Task<'_> {
             let mean = sum(simd, x, 0.0, false) / size as f32;
             let variance = sum(simd, x, mean, true) / size as f32;
             let clipped = clip && variance < eps;
-            let scale = first_lane::<S>(inverse_root(simd, simd.splat_f32s(if clipped { eps } else { variance + eps })));
+            let scale = first_lane::<S>(inverse_root(
+                simd,
+                simd.splat_f32s(if clipped { eps } else { variance + eps }),
+            ));
             for (at, (y, x)) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
                 let block = at * BLOCK..at * BLOCK + x.len();
                 let (space, more) = (&mut [0.0; BLOCK], &mut [0.0; BLOCK]);

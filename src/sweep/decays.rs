@@ -177,7 +177,8 @@ impl<const T: usize> Decays<'_, '_, T> {
             }
         }
         let [of_q, of_k] = inverse_lengths;
-        let mut factors = Factors { current: [rule.scale; Blocking::MOST], past: [rule.scale; Blocking::MOST] };
+        let mut factors =
+            Factors { current: [rule.scale; Blocking::MOST], past: [rule.scale; Blocking::MOST] };
         let block = operand_rows(T, rule.update == Update::Delta) * self.prepare.z.z.len();
         for (i, scores) in self.scores[..len.div_ceil(T)].iter_mut().enumerate() {
             let token = i * T;
@@ -192,7 +193,8 @@ impl<const T: usize> Decays<'_, '_, T> {
             scores.m = scores.y[T - 1] * m;
             let mut norms = [1.0; 2];
             if let Normaliser::Global { eps } = rule.normaliser {
-                let [a, b] = add_to_z::<S, T>(simd, scores, &operands[i * block..][..block], &mut self.prepare.z);
+                let [a, b] =
+                    add_to_z::<S, T>(simd, scores, &operands[i * block..][..block], &mut self.prepare.z);
                 norms = [of_q[token] * a + eps, of_q[token + T - 1] * b + eps];
             }
             for t in 0..count {
@@ -367,7 +369,12 @@ impl<'a, const T: usize> Block<'a, T> {
 
 /// `phi(q_t) . z_t` of the tokens of a block, which z takes in: z is a column of S whose v are 1.
 #[inline(always)]
-fn add_to_z<S: Simd, const T: usize>(simd: S, scores: &Scores, operands: &[f32], z: &mut Normalisers<'_>) -> [f32; 2] {
+fn add_to_z<S: Simd, const T: usize>(
+    simd: S,
+    scores: &Scores,
+    operands: &[f32],
+    z: &mut Normalisers<'_>,
+) -> [f32; 2] {
     let rows = operand_rows(T, false);
     let mut sums = [[0.0; GROUP]; 2];
     for lane in (0..GROUP).step_by(S::F32_LANES) {

@@ -51,7 +51,8 @@ impl<const N: usize> WithSimd for DeltaDecode<'_, N> {
             };
             let scores = &self.tile.scores[0];
             let [of_y, of_u] = [scores.y[0], scores.u[0]].map(|x| simd.splat_f32s(x));
-            let (p, factor) = (simd.splat_f32s(scores.p[0][0]), simd.splat_f32s(self.tile.factors.current[0]));
+            let (p, factor) =
+                (simd.splat_f32s(scores.p[0][0]), simd.splat_f32s(self.tile.factors.current[0]));
             for j in 0..N {
                 u[j] = simd.mul_f32s(of_u, simd.mul_add_e_f32s(of_y, y[j], v[j]));
                 // As in the sweep of blocks: an output that is exactly zero is +0.

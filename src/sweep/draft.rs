@@ -199,58 +199,55 @@ struct Source<'a> {
     qk_norm: Option<f32>,
 }
 
-/// Vectors of a row of S that are held in registers while the tokens are taken.
-const WIDE: usize = 4;
+/// A token of the record of one head.
+#[derive(Clone, Copy, Default)]
+struct Token<'a> {
+    k: &'a [f32],
+    u: &'a [f32],
+    /// None, one, or one for each row of S.
+    decays: &'a [f32],
+}
 
-/// Of a token and a row of S: by what the row is multiplied, and by what u is.
-type Factors = (f32, f32);
-
-impl Source<'_> {
-    fn decay(&self, token: usize, row: usize) -> f32 {
-        match &self.record[self.layout.decays(token)] {
+impl Token<'_> {
+    /// By what a row of S is multiplied.
+    #[inline(always)]
+    fn decay(&self, row: usize) -> f32 {
+        match self.decays {
             [] => 1.0,
             [decay] => *decay,
             decays => decays[row],
         }
     }
+}
+
+impl<'a> Source<'a> {
+    fn token(&self, token: usize) -> Token<'a> {
+        let [k, u, decays] = [self.layout.k(token), self.layout.u(token), self.layout.decays(token)];
+        Token { k: &self.record[k], u: &self.record[u], decays: &self.record[decays] }
+    }
 
     /// Takes tokens into S, with the rounding errors beside it where they are kept.
     #[inline(always)]
     fn add_to_matrix<S: Simd>(&self, simd: S, tokens: Range<usize>, s: &mut [f32], errors: &mut [f32]) {
-        let (value, wide) = (self.layout.value, WIDE * S::F32_LANES);
-        let mut rows: [&[f32]; MOST_TOKENS] = [&[]; MOST_TOKENS];
-        let mut factors: [Factors; MOST_TOKENS] = [(1.0, 0.0); MOST_TOKENS];
-        let (rows, factors) = (&mut rows[..tokens.len()], &mut factors[..tokens.len()]);
-        for (row, token) in rows.iter_mut().zip(tokens.clone()) {
-            *row = &self.record[self.layout.u(token)];
+        let value = self.layout.value;
+        let mut all = [Token::default(); MOST_TOKENS];
+        for (to, token) in all.iter_mut().zip(tokens.clone()) {
+            *to = self.token(token);
         }
-        let mut errors = errors.chunks_exact_mut(value);
-        for (i, s) in s.chunks_exact_mut(value).enumerate() {
-            for (factors, token) in factors.iter_mut().zip(tokens.clone()) {
-                *factors = (self.decay(token, i), self.record[self.layout.k(token).start + i]);
+        let tokens = &all[..tokens.len()];
+        if !errors.is_empty() {
+            let rows = s.chunks_exact_mut(value).zip(errors.chunks_exact_mut(value));
+            for (row, (s, errors)) in rows.enumerate() {
+                compensated(simd, tokens, row, s, errors);
             }
-            let mut column = 0;
-            if let Some(error) = errors.next() {
-                for column in (0..value).step_by(S::F32_LANES) {
-                    let (s, error) = (&mut s[column..], &mut error[column..]);
-                    let x = [load_part::<S>(s), load_part::<S>(error)];
-                    let [x, e] = compensated(simd, x, factors, rows, column);
-                    store_part::<S>(x, s);
-                    store_part::<S>(e, error);
-                }
-                continue;
-            }
-            while value - column >= wide {
-                let part = &mut s[column..][..wide];
-                store::<S, WIDE>(chain(simd, load::<S, WIDE>(part), factors, rows, column), part);
-                column += wide;
-            }
-            while column < value {
-                let part = &mut s[column..];
-                let [x] = chain(simd, [load_part::<S>(part)], factors, rows, column);
-                store_part::<S>(x, part);
-                column += S::F32_LANES;
-            }
+            return;
+        }
+        // A token is two operations in a chain, of eight cycles: eight vectors of each of two rows, or four where there are
+        // fewer registers, fill them.
+        if S::F32_LANES == 8 {
+            rows::<S, 4>(simd, tokens, s, value);
+        } else {
+            rows::<S, 8>(simd, tokens, s, value);
         }
     }
 
@@ -258,7 +255,7 @@ impl Source<'_> {
     #[inline(always)]
     fn add_to_z<S: Simd>(&self, simd: S, tokens: Range<usize>, z: &mut [f32], errors: &mut [f32]) {
         for token in tokens {
-            let (k, decays) = (&self.record[self.layout.k(token)], &self.record[self.layout.decays(token)]);
+            let Token { k, decays, .. } = self.token(token);
             let inverse = self.qk_norm.map_or(1.0, |eps| inverse_length(simd, k, eps));
             for i in (0..z.len()).step_by(S::F32_LANES) {
                 let (x, k) = (load_part::<S>(&z[i..]), load_part::<S>(&k[i..]));
@@ -271,8 +268,11 @@ impl Source<'_> {
                     [] => simd.add_f32s(x, k),
                     // As z of a block of one token takes it.
                     decays => {
-                        let decay =
-                            if let [decay] = decays { simd.splat_f32s(*decay) } else { load_part::<S>(&decays[i..]) };
+                        let decay = if let [decay] = decays {
+                            simd.splat_f32s(*decay)
+                        } else {
+                            load_part::<S>(&decays[i..])
+                        };
                         simd.mul_add_e_f32s(k, simd.splat_f32s(inverse), simd.mul_f32s(decay, x))
                     }
                 };
@@ -282,39 +282,82 @@ impl Source<'_> {
     }
 }
 
-/// N vectors of a row of S after the tokens, whose u are rows.
+/// Takes tokens into all rows of S, two at a time.
 #[inline(always)]
-fn chain<S: Simd, const N: usize>(
+fn rows<S: Simd, const N: usize>(simd: S, tokens: &[Token<'_>], s: &mut [f32], value: usize) {
+    for (i, s) in s.chunks_mut(2 * value).enumerate() {
+        let mut column = 0;
+        if s.len() == 2 * value {
+            while value - column >= N * S::F32_LANES {
+                chain::<S, 2, N>(simd, tokens, 2 * i, s, column);
+                column += N * S::F32_LANES;
+            }
+        }
+        for (row, s) in s.chunks_exact_mut(value).enumerate() {
+            for column in (column..value).step_by(S::F32_LANES) {
+                let s = &mut s[column..];
+                let u = |token: &Token<'_>| [load_part::<S>(&token.u[column..])];
+                let [[x]] = after::<S, 1, 1>(simd, tokens, 2 * i + row, [[load_part::<S>(s)]], u);
+                store_part::<S>(x, s);
+            }
+        }
+    }
+}
+
+/// Takes tokens into N vectors of R rows of S, which begin at a row and a column.
+#[inline(always)]
+fn chain<S: Simd, const R: usize, const N: usize>(
     simd: S,
-    mut x: [S::f32s; N],
-    factors: &[Factors],
-    rows: &[&[f32]],
+    tokens: &[Token<'_>],
+    row: usize,
+    s: &mut [f32],
     column: usize,
-) -> [S::f32s; N] {
-    for (&(decay, k), row) in factors.iter().zip(rows) {
-        let (decay, k) = (simd.splat_f32s(decay), simd.splat_f32s(k));
-        let u = if N == 1 { [load_part::<S>(&row[column..]); N] } else { load::<S, N>(&row[column..]) };
-        for j in 0..N {
-            x[j] = simd.mul_add_e_f32s(k, u[j], simd.mul_f32s(decay, x[j]));
+) {
+    let value = s.len() / R;
+    let mut x = [[simd.splat_f32s(0.0); N]; R];
+    for r in 0..R {
+        x[r] = load::<S, N>(&s[r * value + column..]);
+    }
+    x = after(simd, tokens, row, x, |token| load::<S, N>(&token.u[column..]));
+    for r in 0..R {
+        store::<S, N>(x[r], &mut s[r * value + column..]);
+    }
+}
+
+/// Vectors of rows of S after the tokens.
+#[inline(always)]
+fn after<S: Simd, const R: usize, const N: usize>(
+    simd: S,
+    tokens: &[Token<'_>],
+    row: usize,
+    mut x: [[S::f32s; N]; R],
+    u: impl Fn(&Token<'_>) -> [S::f32s; N],
+) -> [[S::f32s; N]; R] {
+    for token in tokens {
+        let u = u(token);
+        for r in 0..R {
+            let (decay, k) = (simd.splat_f32s(token.decay(row + r)), simd.splat_f32s(token.k[row + r]));
+            for j in 0..N {
+                x[r][j] = simd.mul_add_e_f32s(k, u[j], simd.mul_f32s(decay, x[r][j]));
+            }
         }
     }
     x
 }
 
-/// A vector of a row of S and its rounding errors after the tokens.
+/// Takes tokens into a row of S and its rounding errors.
 #[inline(always)]
-fn compensated<S: Simd>(
-    simd: S,
-    [mut x, mut error]: [S::f32s; 2],
-    factors: &[Factors],
-    rows: &[&[f32]],
-    column: usize,
-) -> [S::f32s; 2] {
-    for (&(_, k), row) in factors.iter().zip(rows) {
-        let (k, u) = (simd.splat_f32s(k), load_part::<S>(&row[column..]));
-        (x, error) = add_compensated(simd, x, error, simd.mul_add_e_f32s(k, u, simd.splat_f32s(0.0)));
+fn compensated<S: Simd>(simd: S, tokens: &[Token<'_>], row: usize, s: &mut [f32], errors: &mut [f32]) {
+    for column in (0..s.len()).step_by(S::F32_LANES) {
+        let (s, errors) = (&mut s[column..], &mut errors[column..]);
+        let (mut x, mut error) = (load_part::<S>(s), load_part::<S>(errors));
+        for token in tokens {
+            let (k, u) = (simd.splat_f32s(token.k[row]), load_part::<S>(&token.u[column..]));
+            (x, error) = add_compensated(simd, x, error, simd.mul_add_e_f32s(k, u, simd.splat_f32s(0.0)));
+        }
+        store_part::<S>(x, s);
+        store_part::<S>(error, errors);
     }
-    [x, error]
 }
 
 /// The first elements of a row as a vector; zeros behind its end.

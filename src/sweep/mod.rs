@@ -122,7 +122,8 @@ pub(crate) struct Scores {
 }
 
 impl Scores {
-    pub(crate) const ZERO: Self = Self { products: [0.0; 8], p: [[0.0; 2]; 2], m: 0.0, y: [0.0; 2], u: [0.0; 2] };
+    pub(crate) const ZERO: Self =
+        Self { products: [0.0; 8], p: [[0.0; 2]; 2], m: 0.0, y: [0.0; 2], u: [0.0; 2] };
     /// Blocks of a tile at most.
     pub(crate) const MOST: usize = 8;
 }

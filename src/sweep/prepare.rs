@@ -13,10 +13,10 @@ use crate::element::{Elements, widen};
 use crate::isa::outline;
 use crate::math::{GROUP, add_compensated, elu_plus_one, inverse_root, positive_part, sum_group};
 use crate::rule::{FeatureMap, Normaliser, Rule};
-use crate::vector::first_lane;
 use crate::scratch::round_up;
 use crate::shape::{Row, Shape};
 use crate::tensors::Tensors;
+use crate::vector::first_lane;
 
 /// z of a head, each padded with zeros to whole groups.
 pub(crate) struct Normalisers<'a> {

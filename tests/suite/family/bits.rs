@@ -10,13 +10,13 @@ use crate::common::family::*;
 /// Of rules with gates or the delta in f32, bf16 and f16, in the order of `family::rules`: of each with every map of its gate and
 /// every map of beta in turn, forward and decode, which have bits of their own.
 const FAMILY: [[u64; 3]; 7] = [
-    [0xea82_6f14_83d4_589d, 0xf4eb_d2a2_5c43_fb31, 0x1ce1_0f99_4b3e_7a6b],
-    [0x8cbe_8410_d272_6e3b, 0xdb44_ce69_88a4_807f, 0xe5cf_d462_1d0d_bdb7],
-    [0xfdbd_e34f_be8a_d5e1, 0x79b9_e0f7_7971_186d, 0xa490_7ac6_e8ba_8bc6],
-    [0x89c6_d195_312a_241a, 0xc41f_621c_8d4d_998e, 0x8615_5ec3_eb04_e7e2],
-    [0xf635_309b_ccae_ae9e, 0x3bc5_bd92_945b_87be, 0x4dd2_3db2_c739_2939],
-    [0x0f19_1a36_2e17_0834, 0x3afa_b2b7_23d1_25b3, 0xeed9_bc5f_4c6d_aac7],
-    [0xb4fa_bf41_3974_003d, 0x4118_ae06_ea37_b0bf, 0x91e3_165b_f183_0fb0],
+    [0x8117_9164_00f5_ddb5, 0x49e7_3c7d_0cad_4ee2, 0x2ecd_8d0a_382a_9104],
+    [0x4a7a_a567_ae77_110b, 0x73cb_4d1a_b190_9914, 0xcd30_f23d_1c5e_3b8f],
+    [0x63bd_93d2_d4f2_7e69, 0xd15f_ebca_23f4_20d5, 0x96ef_227d_c2a9_dd9e],
+    [0x94e2_1745_329b_0fa0, 0xd993_4dd8_57e7_7c71, 0xe36f_b0d9_7460_9903],
+    [0x8c57_d235_19d7_ce03, 0x0008_4945_38f6_67a6, 0x5582_2700_282c_68de],
+    [0x310a_8753_4c2b_9cea, 0xad98_ed7e_7889_e9bf, 0x88c5_4e47_643e_7c5e],
+    [0x02f6_68a6_b468_76e3, 0xd121_c611_bff0_32fe, 0xb440_2e2f_747e_19f2],
 ];
 
 /// A case of numbers that are made of whole ones: maps of gates and of beta get numbers on both sides of zero, else decays are
