@@ -34,7 +34,7 @@
  * is cut into calls of cw_forward and cw_decode. They are also the same on AVX2, AVX-512 and NEON; CW_ISA_SCALAR and
  * CW_ISA_SIMD128 have bits of their own, because they do not fuse multiplications and additions. With `compensated`, this
  * holds for cuts at multiples of 4 tokens. With a gate or the delta rule it holds for calls of cw_forward that are cut at
- * multiples of 4 tokens; cw_decode agrees with cw_forward within rounding then. The payload of a NaN is not specified.
+ * multiples of 2 tokens; cw_decode agrees with cw_forward within rounding then. The payload of a NaN is not specified.
  *
  * Growth. Structures begin with their size and the ABI version, which the macros named after them (CW_CALL of cw_call) fill
  * in together with the defaults. Fields are only ever added at the end, so a program that was compiled with an older header

@@ -39,8 +39,8 @@
 //!
 //! A result has the same bits for any number of threads, any batch around the sequence, any strides, and wherever a
 //! sequence is cut: one `forward`, any pieces of it and one `decode` for each token agree bit for bit. With
-//! [`Rule::compensated`], a gate or the delta rule pieces must be multiples of 4 tokens for that, and `decode` of gated and delta
-//! rules agrees with `forward` within their accuracy. The bits are also the same on every instruction set
+//! [`Rule::compensated`] pieces must be multiples of 4 tokens for that, with a gate or the delta rule multiples of 2, and `decode`
+//! of gated and delta rules agrees with `forward` within their accuracy. The bits are also the same on every instruction set
 //! that has a fused multiply-add: AVX2, AVX-512 and Neon. The scalar code and WebAssembly's `simd128` round products
 //! before they add them, so they only agree with themselves. The payload of a NaN is not specified.
 //!

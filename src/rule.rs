@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Result, check_most};
 
+/// Whether there are other rules than causal linear attention: code that no rule reaches is not linked.
+const FAMILY: bool = cfg!(feature = "family");
+
 /// What every output is, whatever the sizes and the machine:
 ///
 /// ```text
@@ -135,10 +138,29 @@ impl Rule {
 
     /// Whether tokens are computed in blocks with decays: every rule but the linear one without a gate.
     pub(crate) const fn in_blocks(&self) -> bool {
-        matches!(self.update, Update::Delta) || !matches!(self.gate, Gate::None)
+        FAMILY && (matches!(self.update, Update::Delta) || !matches!(self.gate, Gate::None))
+    }
+
+    /// eps of the norm of q and k, if they have one.
+    pub(crate) const fn norm(&self) -> Option<f32> {
+        if FAMILY { self.qk_norm } else { None }
+    }
+
+    /// Whether it takes two passes over the tokens.
+    pub(crate) const fn in_passes(&self) -> bool {
+        FAMILY && !self.causal
     }
 
     pub(crate) fn check(&self) -> Result<()> {
+        let beyond = self.update != Update::Linear
+            || self.gate != Gate::None
+            || self.qk_norm.is_some()
+            || !self.causal;
+        if beyond && !FAMILY {
+            return Err(Error::Conflict {
+                what: "a rule of the family and a library built without the feature `family`",
+            });
+        }
         self.feature_map.check()?;
         self.normaliser.check()?;
         if !self.scale.is_finite() {
@@ -329,4 +351,21 @@ pub(crate) fn check_chunk(chunk: usize) -> Result<()> {
         return Err(Error::Zero { what: "chunk" });
     }
     check_most("tokens of a chunk", 1 << 24, chunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_without_the_family_refuses_it() {
+        let linear = Rule::linear(Normaliser::Global { eps: 1e-6 });
+        let family =
+            [Rule::gated(Gate::Scalar), Rule::delta(Gate::None), linear.qk_norm(1e-6), linear.causal(false)];
+        assert_eq!(linear.check(), Ok(()));
+        for rule in family {
+            let refused = matches!(rule.check(), Err(Error::Conflict { what }) if what.contains("`family`"));
+            assert_eq!(refused, !FAMILY, "{rule:?}");
+        }
+    }
 }

@@ -153,7 +153,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         let spare = &mut spare[..sizes.spare * sizes.head()];
         let mut progress = {
             let count = self.initial(0).map(|state| self.layout.count(state));
-            let pass = if self.config.rule.causal { Pass::Both } else { Pass::Sum };
+            let pass = if self.config.rule.in_passes() { Pass::Sum } else { Pass::Both };
             Progress { token: 0, count: count.unwrap_or(0), use_past: count.is_some(), pass }
         };
         // Heads are inside and tiles outside, so that rows of heads that lie side by side are read while they are near. (A

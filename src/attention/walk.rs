@@ -29,10 +29,10 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             } else {
                 walk.blocks::<S, DECODE, false>(simd);
             }
-        } else if !DECODE && tile.pass == Pass::Sum {
+        } else if !DECODE && self.config.rule.in_passes() && tile.pass == Pass::Sum {
             walk.all::<S, B, N, { kind::SUM }>(simd);
             walk.all::<S, B, 1, { kind::SUM }>(simd);
-        } else if !DECODE && tile.pass == Pass::Read {
+        } else if !DECODE && self.config.rule.in_passes() {
             walk.all::<S, B, N, { kind::READ }>(simd);
             walk.all::<S, B, 1, { kind::READ }>(simd);
         } else if DECODE && S::F32_LANES == 1 {

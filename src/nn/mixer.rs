@@ -3,8 +3,11 @@
 use super::block::Pass;
 use super::config::{AttentionKind, ModelConfig};
 use crate::attention::{Attention, Config, State};
+#[cfg(not(feature = "family"))]
+use crate::error::Error;
 use crate::error::Result;
 use crate::isa::Isa;
+#[cfg(feature = "family")]
 use crate::lightning::{self, Lightning};
 use crate::rule::Rule;
 use crate::shape::{Shape, Strides};
@@ -14,6 +17,7 @@ use crate::tensors::Tensors;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Mixer {
     Linear(Attention),
+    #[cfg(feature = "family")]
     Lightning(Lightning),
 }
 
@@ -33,6 +37,13 @@ impl Mixer {
                 let rule = Rule::linear(config.normaliser()).feature_map(config.feature_map);
                 Mixer::Linear(Attention::new(Config::new(rule, shape).isa(isa).threads(threads))?)
             }
+            #[cfg(not(feature = "family"))]
+            AttentionKind::Lightning => {
+                return Err(Error::Conflict {
+                    what: "a lightning model and a library built without the feature `family`",
+                });
+            }
+            #[cfg(feature = "family")]
             AttentionKind::Lightning => {
                 let config = lightning::Config::new(config.chunk(), shape);
                 Mixer::Lightning(Lightning::new(config.isa(isa).threads(threads))?)
@@ -44,6 +55,7 @@ impl Mixer {
     pub(super) fn state_len(&self) -> usize {
         match self {
             Mixer::Linear(attention) => attention.state_len(),
+            #[cfg(feature = "family")]
             Mixer::Lightning(lightning) => lightning.state_len(),
         }
     }
@@ -52,6 +64,7 @@ impl Mixer {
     pub(super) fn scratch_len(&self) -> usize {
         match self {
             Mixer::Linear(attention) => attention.scratch_len().max(attention.decode_scratch_len()),
+            #[cfg(feature = "family")]
             Mixer::Lightning(lightning) => lightning.scratch_len().max(lightning.decode_scratch_len()),
         }
     }
@@ -60,6 +73,7 @@ impl Mixer {
     pub(super) fn check_state(&self, state: &[f32]) -> Result<()> {
         match self {
             Mixer::Linear(attention) => attention.check_state(state, 0..attention.all_heads()),
+            #[cfg(feature = "family")]
             Mixer::Lightning(lightning) => lightning.check_state(state),
         }
     }
@@ -71,10 +85,13 @@ impl Mixer {
                 attention.forward(tensors, State::Carried(state), scratch)
             }
             (Mixer::Linear(attention), Pass::Step(state)) => attention.decode(tensors, state, scratch),
+            #[cfg(feature = "family")]
             (Mixer::Lightning(lightning), Pass::Whole) => lightning.forward(tensors, State::Zero, scratch),
+            #[cfg(feature = "family")]
             (Mixer::Lightning(lightning), Pass::Carried(state)) => {
                 lightning.forward(tensors, State::Carried(state), scratch)
             }
+            #[cfg(feature = "family")]
             (Mixer::Lightning(lightning), Pass::Step(state)) => lightning.decode(tensors, state, scratch),
         }
     }

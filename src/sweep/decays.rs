@@ -92,7 +92,7 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
                 (_, true) => block.multiply::<S, false, true>(simd, operands, products_of),
                 (_, false) => block.multiply::<S, false, false>(simd, operands, products_of),
             }
-            if rule.qk_norm.is_some() {
+            if rule.norm().is_some() {
                 block.squares(simd, products_of);
             }
             // Sums of two blocks fill a vector.
@@ -165,7 +165,7 @@ impl<const T: usize> Decays<'_, '_, T> {
         let Tokens { rule, len, .. } = self.prepare.tokens;
         let betas = self.betas(simd);
         let mut inverse_lengths = [[1.0; Scores::MOST * 2]; 2];
-        if let Some(eps) = rule.qk_norm {
+        if let Some(eps) = rule.norm() {
             let [q, k] = &mut inverse_lengths;
             for (i, scores) in self.scores[..len.div_ceil(T)].iter().enumerate() {
                 for t in 0..T {

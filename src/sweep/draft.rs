@@ -127,7 +127,7 @@ impl WithSimd for Keep<'_> {
             }
             outline(simd, Widen { from: tensors.k(shape, from), to: &mut *row });
             map_row(simd, rule.feature_map, row, shape.key);
-            if let (Some(eps), false) = (rule.qk_norm, rule.in_blocks()) {
+            if let (Some(eps), false) = (rule.norm(), rule.in_blocks()) {
                 normalise(simd, row, eps);
             }
             part(record.layout.k(to)).copy_from_slice(&row[..shape.key]);
@@ -162,7 +162,7 @@ impl WithSimd for Commit<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { rule, layout, record, record_layout, accepted, state } = self;
         let Pieces { mut matrices, mut z, count } = layout.split(state);
-        let qk_norm = if rule.in_blocks() { rule.qk_norm } else { None };
+        let qk_norm = if rule.in_blocks() { rule.norm() } else { None };
         let source = Source { record, layout: record_layout, qk_norm };
         let Normaliser::PerChunk { chunk, .. } = rule.normaliser else {
             let [s, _, error] = &mut matrices;

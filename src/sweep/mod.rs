@@ -160,7 +160,7 @@ pub(crate) struct Tile<'a> {
     /// Whether finished chunks, or an initial state, lie before.
     pub(crate) use_past: bool,
     pub(crate) pass: Pass,
-    /// Elements of a row of g, of a key gate; 0 of any other, whose rows are of one element.
+    /// Elements of a row of g that are worth asking for ahead of time: K of a key gate, 0 of a scalar one.
     pub(crate) gate: usize,
     /// Where u of rules in blocks is recorded, if it is.
     pub(crate) record: Option<Record<'a>>,

@@ -113,7 +113,7 @@ impl<const B: usize> Prepare<'_, B> {
     fn block<S: Simd, const T: usize>(&mut self, simd: S, token: usize) {
         let key = padded_key(self.tokens.shape.key);
         let tail = self.tokens.shape.key % GROUP;
-        let normed = self.tokens.rule.qk_norm.is_some();
+        let normed = self.tokens.rule.norm().is_some();
         let mut rows: [[&[f32]; T]; 2] = [[&[]; T]; 2];
         let mut spaces = self.space.chunks_exact_mut(key);
         for t in 0..T {
@@ -127,7 +127,7 @@ impl<const B: usize> Prepare<'_, B> {
                     (Elements::F32(from), _) if tail == 0 && !normed => from,
                     (from, Some(space)) => {
                         outline(simd, Widen { from, to: space });
-                        if let Some(eps) = self.tokens.rule.qk_norm {
+                        if let Some(eps) = self.tokens.rule.norm() {
                             map_row(simd, self.tokens.rule.feature_map, space, self.tokens.shape.key);
                             normalise(simd, space, eps);
                         }
