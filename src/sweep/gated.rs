@@ -16,8 +16,8 @@
 //!
 //! Decays are only multiplied, never divided by or subtracted as logarithms: with decays of at most 1 nothing overflows, and
 //! a decay of 0 is a reset. It spends 2.5 K V multiply-adds a token for the linear update and 3.5 for the delta. Blocks of
-//! four tokens spend 2.25 and 3.25, and are slower: eleven dot products of K elements more, and on AVX2, where
-//! they leave registers for one vector of columns, more loads than multiply-adds.
+//! four tokens spend 2.25 and 3.25, and are slower: they need sixteen dot products of K elements where two of two need eight, and
+//! on AVX2 they leave registers for one vector of columns, which is more loads than multiply-adds.
 //!
 //! Blocks have two tokens on every instruction set, for bits depend on it; a last one that is shorter is filled up with
 //! a token whose k, q and beta are 0 and whose decay is 1. Operands of a block are
