@@ -63,6 +63,8 @@
 //!
 //! - `std` (default): [`Config::threads`] spreads the work over threads, and the environment variable
 //!   `CHUNKWISE_ISA` may name the instruction set. Without it the crate is `no_std`, and works on one thread.
+//! - `family` (default): gates, the delta rule, attention that is not causal, the norm of q and k, and lightning models.
+//!   Without it they are an [`Error`], and a program holds no code of them.
 //! - `files`: models from safetensors and JSON files.
 //! - `cli`: the program `chunkwise`.
 //! - `cuda`: attention and models on NVIDIA GPUs, see `chunkwise::cuda`.
@@ -113,15 +115,18 @@ pub mod capi;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-/// The README's examples.
+/// The examples of the README and of the pages.
 #[cfg(all(doctest, feature = "files"))]
-#[doc = include_str!("../README.md")]
-struct Readme;
-
-/// The examples of the page about the family of rules.
-#[cfg(all(doctest, feature = "files"))]
-#[doc = include_str!("../docs/family.md")]
-struct Family;
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/attention.md")]
+    struct Attention;
+    #[doc = include_str!("../docs/family.md")]
+    struct Family;
+    #[doc = include_str!("../docs/models.md")]
+    struct Models;
+}
 
 pub use attention::{Attention, Config, Execution, Part, State};
 pub use conv::CausalConv;

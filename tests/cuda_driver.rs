@@ -384,7 +384,7 @@ impl Clean {
     }
 }
 
-/// Functions whose failure nobody can be told of: those of drops, and the text of an error.
+/// Functions whose failure can't be returned: those of drops, and the text of an error.
 const SILENT: [&str; 6] = [
     "cuCtxSynchronize",
     "cuCtxPopCurrent_v2",

@@ -167,7 +167,7 @@ fn each_kernel_is_loaded_once() {
 
 /// While one thread compiles a kernel, another launches one that is there.
 #[test]
-fn compiling_holds_up_nobody_else() {
+fn compiling_holds_up_no_other_call() {
     let (_turn, emulator) = alone();
     let device = &emulator.open().expect("a device");
     let there = attention(device, 64, Normaliser::None, Precision::F32, false);

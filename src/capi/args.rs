@@ -312,7 +312,7 @@ impl cw_tensor {
     /// As many elements, to be written by this call alone.
     ///
     /// # Safety
-    /// [`cw_tensor::span`] has said yes, and its bytes can be written for 'a by nobody else.
+    /// [`cw_tensor::span`] has said yes, and its bytes can be written for 'a by nothing else.
     pub(super) unsafe fn elements_mut<'a>(&self, len: usize) -> ElementsMut<'a> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -327,7 +327,7 @@ impl cw_tensor {
     /// As many elements, to be written.
     ///
     /// # Safety
-    /// [`cw_tensor::span`] has said yes, and the rows that are taken can be written for 'a by nobody else.
+    /// [`cw_tensor::span`] has said yes, and the rows that are taken can be written for 'a by nothing else.
     pub(super) unsafe fn outputs<'a>(&self, len: usize) -> Outputs<'a> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -352,7 +352,7 @@ pub(super) unsafe fn slice<'a, T>(data: *const T, len: usize) -> &'a [T] {
 /// The same, to be written.
 ///
 /// # Safety
-/// [`span::of`] has said yes, and nobody else reaches them for 'a.
+/// [`span::of`] has said yes, and nothing else reaches them for 'a.
 pub(super) unsafe fn slice_mut<'a, T>(data: *mut T, len: usize) -> &'a mut [T] {
     // SAFETY: the caller's promise.
     if len == 0 { &mut [] } else { unsafe { core::slice::from_raw_parts_mut(data, len) } }

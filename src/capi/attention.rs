@@ -251,7 +251,7 @@ impl Memory {
     }
 
     /// # Safety
-    /// The spans can be read and written for 'a, by nobody else.
+    /// The spans can be read and written for 'a, by nothing else.
     unsafe fn states<'a>(&self) -> States<'a> {
         // SAFETY: the caller's promise.
         unsafe {

@@ -33,7 +33,7 @@ impl Draft {
     /// The records of some heads.
     ///
     /// # Safety
-    /// `check` has passed; those of these heads can be written for 'a, by nobody else.
+    /// `check` has passed; those of these heads can be written for 'a, by nothing else.
     pub(super) unsafe fn record<'a>(self, attention: &Attention, heads: Range<usize>) -> Record<'a> {
         // SAFETY: the caller's promise.
         let data = unsafe { Disjoint::from_raw(self.record, attention.record_len()) };

@@ -86,7 +86,7 @@ impl cw_conv {
     }
 
     /// # Safety
-    /// What it points to is there, and nobody else writes it, or reads what is written.
+    /// What it points to is there, and nothing else writes it, or reads what is written.
     unsafe fn run(self, decode: bool) -> Result<()> {
         let conv = self.checked()?;
         let conv::Config { batch, len, channels, width, .. } = *conv.config();

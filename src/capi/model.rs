@@ -90,7 +90,7 @@ impl Room {
     /// Puts a model there.
     ///
     /// # Safety
-    /// The memory can be written, by nobody else, and stays as long as the model is used, as does what `weights` borrows.
+    /// The memory can be written, by nothing else, and stays as long as the model is used, as does what `weights` borrows.
     pub(super) unsafe fn fill(
         self,
         config: &ModelConfig,
@@ -300,7 +300,7 @@ struct Slices<'a> {
 
 impl cw_model_call {
     /// # Safety
-    /// The memory is there, and nobody else writes it.
+    /// The memory is there, and nothing else writes it.
     unsafe fn slices<'a>(&self, lens: Lens) -> Result<Slices<'a>> {
         let scratch = self.scratch.cast::<f32>();
         let input = needed(self.input, self.input_bytes, lens.input)?;

@@ -54,7 +54,7 @@ pub unsafe extern "C" fn cw_state_from_value_major(
 type Transpose = fn(usize, usize, &[f32], &mut [f32]) -> error::Result<()>;
 
 /// # Safety
-/// Where `from` and `to` are not refused, so many bytes can be read and written there, by nobody else meanwhile.
+/// Where `from` and `to` are not refused, so many bytes can be read and written there, by nothing else meanwhile.
 unsafe fn transpose(
     run: Transpose,
     [key, value]: [u64; 2],

@@ -36,7 +36,7 @@ struct Inner {
 #[derive(Default)]
 struct Slot {
     loaded: OnceLock<Loaded>,
-    /// Held while it is compiled, which takes up to seconds: others wait who want the same kernel, and nobody else.
+    /// Held while it is compiled, which takes up to seconds: only calls that need the same kernel wait.
     compiling: Mutex<()>,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct Current<'a>(&'a Inner);
 
 impl Drop for Current<'_> {
     fn drop(&mut self) {
-        // At the end of a program the driver may be gone; there is nobody to tell, and nothing is left to undo.
+        // At the end of a program the driver may be gone. A drop can't return an error, and nothing is left to undo.
         let _ = self.0.driver.pop();
     }
 }
@@ -269,7 +269,7 @@ impl fmt::Debug for Device {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // As for `Current`: errors have nobody to go to.
+        // As for `Current`: a drop can't return an error.
         if self.driver.push(self.context).is_ok() {
             let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
             let mut loaded = kernels.values().filter_map(|slot| slot.loaded.get()).peekable();

@@ -230,7 +230,7 @@ impl<E: Element> Drop for Buffer<E> {
         if self.len > 0
             && let Ok(_current) = self.device.current()
         {
-            // SAFETY: it is not used again: the driver waits for the work that does. An error has nobody to go to.
+            // SAFETY: it is not used again: the driver waits for the work that does. A drop can't return an error.
             let _ = unsafe { self.device.driver().free(self.address) };
         }
     }

@@ -202,7 +202,7 @@ mod tests {
                 (0, _) => [self.leaves, 0, 0, 0],
                 (1, _) => [0, 0, self.one_ecx, 0],
                 (7, 0) => [0, self.seven_ebx, 0, 0],
-                leaf => panic!("nobody should ask for {leaf:?}"),
+                leaf => panic!("unexpected leaf {leaf:?}"),
             }
         }
         fn xcr0(&self) -> u64 {

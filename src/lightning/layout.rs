@@ -87,7 +87,7 @@ impl Layout {
         row.saturating_add(2usize.saturating_mul(self.value_row())).saturating_mul(BLOCK)
     }
 
-    /// Elements of scratch for [`Rows`] and for a state that nobody brings.
+    /// Elements of scratch for [`Rows`] and for a state that the caller does not bring.
     pub(super) fn forward_scratch_len(&self) -> usize {
         self.len().saturating_add(self.rows_len())
     }

@@ -41,15 +41,15 @@ pub(super) enum Pass<'a> {
 pub(super) enum Wanted {
     /// All.
     All,
-    /// The last of each sequence: they are moved to the beginning of x, the others are lost.
+    /// The last of each sequence: they are moved to the beginning of x, and overwrite the others.
     Last,
     /// None: only the state counts.
     State,
 }
 
 impl Wanted {
-    /// Sequences this short are not worth a query of their own.
-    pub(super) const WORTH: usize = 16;
+    /// Tokens of a tile from which on it pays to compute the last one by itself.
+    pub(super) const MIN_LEN: usize = 16;
 }
 
 impl<'w> Block<'w> {

@@ -202,7 +202,7 @@ impl<'w> Model<'w> {
                     let block = Block::unchecked(&self.config, *weights, self.isa, self.threads);
                     let last = output_mode == OutputMode::LastTimestep
                         && i + 1 == num_layers
-                        && tile.len >= Wanted::WORTH;
+                        && tile.len >= Wanted::MIN_LEN;
                     wanted = match last {
                         true if begin + tile.len == len => Wanted::Last,
                         true => Wanted::State,

@@ -26,7 +26,7 @@ fn holds_in_a_child(check: impl FnOnce() -> bool) -> bool {
         }
         child => {
             let mut status = -1;
-            // SAFETY: a child of this process, for which nobody else waits.
+            // SAFETY: a child of this process, for which nothing else waits.
             let ended = unsafe { libc::waitpid(child, &mut status, 0) };
             assert!(child > 0 && ended == child, "{}", std::io::Error::last_os_error());
             libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0

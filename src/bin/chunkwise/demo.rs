@@ -8,7 +8,7 @@ use chunkwise::nn::Model;
 
 use super::compare::Distance;
 use super::gpu::on_gpu;
-use super::machine::{Machine, Place, pretty};
+use super::machine::{Device, Machine, pretty};
 use super::out::Out;
 use super::{Outcome, Verdict};
 
@@ -18,7 +18,7 @@ static DIGITS: &[u8] = include_bytes!("digits.safetensors");
 const ALLOWED: f64 = 5e-5;
 const SIDE: usize = 8;
 
-pub(crate) fn run(machine: &Machine, place: Place, out: &mut Out) -> Outcome {
+pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
     let file = ModelFile::parse(DIGITS, &Options::default())?;
     let (input, labels, want) = (file.tensor("input")?, file.tensor("labels")?, file.tensor("logits")?);
     let mut blocks = Vec::new();
@@ -32,9 +32,9 @@ pub(crate) fn run(machine: &Machine, place: Place, out: &mut Out) -> Outcome {
     let by_forward = one_by_one(&model, &input, files::forward)?;
     let by_step = one_by_one(&model, &input, files::stream)?;
 
-    let gpu = match place {
-        Place::Cpu => None,
-        Place::Cuda(number) => {
+    let gpu = match device {
+        Device::Cpu => None,
+        Device::Cuda(number) => {
             let (output, time, name) = on_gpu(&model, &input, number)?;
             let logits = files::logits(&model, &output)?.ok_or("the model in this program has no head")?;
             let distance = Distance::new(&logits.data, &want.data).max_abs;

@@ -16,22 +16,22 @@ pub(crate) struct Machine {
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Device {
     Cpu,
     /// The GPU of this number.
     Cuda(usize),
 }
 
 /// `cpu`, `cuda` or `cuda:N`.
-pub(crate) fn place(name: &str) -> Result<Place, String> {
+pub(crate) fn device(name: &str) -> Result<Device, String> {
     let number = match name.split_once(':') {
-        None if name == "cpu" => return Ok(Place::Cpu),
+        None if name == "cpu" => return Ok(Device::Cpu),
         None if name == "cuda" => 0,
         Some(("cuda", number)) => number.parse().map_err(|_| "a GPU is cuda:0, cuda:1, ...".to_string())?,
         _ => return Err("a device is cpu, cuda or cuda:N".into()),
     };
     if cfg!(feature = "cuda") {
-        Ok(Place::Cuda(number))
+        Ok(Device::Cuda(number))
     } else {
         Err("this program was built without the feature cuda".into())
     }

@@ -10,7 +10,7 @@ use chunkwise::nn::{AttentionKind, Model, ModelConfig};
 use super::compare::Distance;
 use super::gpu::{Ran, on_gpu};
 use super::load::{Flags, Source};
-use super::machine::{Machine, Place, place, pretty};
+use super::machine::{Device, Machine, device, pretty};
 use super::out::Out;
 use super::target::Target;
 use super::{Outcome, Verdict, demo, memory, recompute};
@@ -33,8 +33,8 @@ pub(crate) struct Args {
     #[arg(long, requires = "model")]
     stream: bool,
     /// cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = place, conflicts_with = "stream")]
-    device: Place,
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device, conflicts_with = "stream")]
+    device: Device,
     #[command(flatten)]
     machine: Machine,
     #[command(
@@ -67,8 +67,8 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     let [batch, len] = recompute::sizes(&input);
     memory::check_run(&model, batch, len).map_err(|error| error.in_file(input_path))?;
     let ran = match args.device {
-        Place::Cpu => on_cpu(&model, &input, args.stream, threads),
-        Place::Cuda(number) => on_gpu(&model, &input, number),
+        Device::Cpu => on_cpu(&model, &input, args.stream, threads),
+        Device::Cuda(number) => on_gpu(&model, &input, number),
     };
     let (output, time, place) = ran.map_err(|error| error.in_file(input_path))?;
     let logits = files::logits(&model, &output)?;

@@ -11,14 +11,14 @@ use tempfile::NamedTempFile;
 #[derive(Debug)]
 pub(crate) struct Target {
     named: PathBuf,
-    place: Place,
+    destination: Destination,
 }
 
 #[derive(Debug)]
-enum Place {
+enum Destination {
     /// A file by its real path, with what is known of the one that is there.
     File(PathBuf, Option<Metadata>),
-    /// The file that standard output was sent to, which has its own place in it.
+    /// The file that standard output was sent to, which has a position of its own.
     StandardOutput,
     /// A pipe, a device or a file without a name.
     Open(File),
@@ -31,39 +31,39 @@ impl Target {
         if let Some(other) = others.iter().find(|other| same_file(path, other)) {
             return Err(refused(&format!("writing it would destroy {}, the same file", other.display())));
         }
-        let place = Place::of(path).map_err(|error| refused(&error))?;
-        Ok(Self { named: path.into(), place })
+        let destination = Destination::of(path).map_err(|error| refused(&error))?;
+        Ok(Self { named: path.into(), destination })
     }
 
     /// Replaces what was there.
     pub(crate) fn write(self, bytes: &[u8]) -> Result<(), String> {
-        self.place.write(bytes).map_err(|error| format!("{}: {error}", self.named.display()))
+        self.destination.write(bytes).map_err(|error| format!("{}: {error}", self.named.display()))
     }
 }
 
-impl Place {
+impl Destination {
     fn of(path: &Path) -> io::Result<Self> {
         let old = match OpenOptions::new().write(true).open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             old => Some(old?),
         };
         if same_file(path, Path::new("/dev/stdout")) {
-            return Ok(Place::StandardOutput);
+            return Ok(Destination::StandardOutput);
         }
         let real = real_path(path)?;
         match old {
-            Some(old) if !same_file(path, &real) => Ok(Place::Open(old)),
+            Some(old) if !same_file(path, &real) => Ok(Destination::Open(old)),
             old => {
                 // Made once in vain, so that a folder that takes no file is known now.
                 beside(&real)?;
-                Ok(Place::File(real, old.map(|old| old.metadata()).transpose()?))
+                Ok(Destination::File(real, old.map(|old| old.metadata()).transpose()?))
             }
         }
     }
 
     fn write(self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Place::File(path, old) => {
+            Destination::File(path, old) => {
                 let mut new = beside(&path)?;
                 new.write_all(bytes)?;
                 if let Some(old) = old {
@@ -78,11 +78,11 @@ impl Place {
                 new.persist(path)?;
                 Ok(())
             }
-            Place::StandardOutput => {
+            Destination::StandardOutput => {
                 let mut out = io::stdout();
                 out.write_all(bytes).and_then(|()| out.flush())
             }
-            Place::Open(mut file) => {
+            Destination::Open(mut file) => {
                 // Of a pipe there is nothing to cut.
                 let _ = file.set_len(0);
                 file.write_all(bytes)

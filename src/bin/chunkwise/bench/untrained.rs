@@ -59,8 +59,8 @@ pub(crate) struct ModelFlops<'a> {
 impl ModelFlops<'_> {
     /// Rows of a tile, as `nn::Model::forward` takes them: a longer sequence is walked tile by tile on a carried state.
     const TILE: usize = 256;
-    /// The shortest tile of which the last block leaves rows out: `Wanted::WORTH` in `nn::block`.
-    const WORTH: usize = 16;
+    /// The shortest tile of which the last block leaves rows out: `Wanted::MIN_LEN` in `nn::block`.
+    const MIN_LEN: usize = 16;
 
     /// All time steps of each sequence at once.
     ///
@@ -79,7 +79,7 @@ impl ModelFlops<'_> {
             // A carried state is read from the first tile on, when it is still zero.
             let past = if len > Self::TILE { rows } else { rows.saturating_sub(config.chunk()) };
             let all = rows as f64 * block + self.attention(rows, past);
-            let last = if config.output_mode == OutputMode::LastTimestep && rows >= Self::WORTH {
+            let last = if config.output_mode == OutputMode::LastTimestep && rows >= Self::MIN_LEN {
                 let query = 2.0 * (config.hidden_size * config.attention_width()) as f64;
                 let asked = if begin + rows == len { 1.0 } else { 0.0 };
                 let keys_and_values = rows as f64 * 2.0 * query;
