@@ -9,7 +9,8 @@ pub(crate) struct Axis {
     pub(crate) count: usize,
 }
 
-/// Elements from the first to the last one reached, 0 where an axis has no index, or an error where that overflows.
+/// Elements from the first to the last one reached, 0 where an axis has no index, or an error where that
+/// overflows.
 pub(crate) fn reach<const N: usize>(what: &'static str, axes: [Axis; N]) -> Result<usize> {
     if axes.iter().any(|axis| axis.count == 0) {
         return Ok(0);
@@ -24,8 +25,9 @@ pub(crate) fn reach<const N: usize>(what: &'static str, axes: [Axis; N]) -> Resu
     }
 }
 
-/// Refuses strides under which two elements of an output could be one. This is sufficient, not necessary: taken from
-/// the smallest stride to the largest, each must be at least as long as all that the smaller ones reach.
+/// Refuses strides under which two indices of an output could share an element. The check is sufficient, not
+/// necessary: taken from the smallest stride to the largest, each must be at least as long as all that the
+/// smaller ones reach.
 pub(crate) fn check_disjoint<const N: usize>(what: &'static str, mut axes: [Axis; N]) -> Result<()> {
     if axes.iter().any(|axis| axis.count == 0) {
         return Ok(());

@@ -1,5 +1,5 @@
-//! What benchmarks need of the inside: the machine's ceilings under the same dispatch as the kernels. It is no part of the
-//! API and changes without notice.
+//! Internals for benchmarks: the machine's limits, measured under the same dispatch as the kernels. They are
+//! no part of the API and change without notice.
 
 use core::hint::black_box;
 
@@ -7,24 +7,25 @@ use pulp::{Simd, WithSimd};
 
 use crate::isa::{Isa, dispatch};
 
-/// Starts the threads that calls with several threads use, so many of them with the caller's own.
+/// Starts the threads that calls with several threads use, `threads` of them with the caller's own.
 ///
 /// # Errors
-/// They can't be started.
+/// The threads can't be started.
 #[cfg(feature = "std")]
 pub fn start_threads(threads: usize) -> Result<(), std::boxed::Box<dyn std::error::Error>> {
     Ok(crate::parallel::pool::start(threads)?)
 }
 
-/// Runs `work` on so many parts of `memory`, of `part` elements each, on the threads that calls use: each part on another
-/// one, provided that `work` waits for all the others and that [`start_threads`] has started as many.
+/// Runs `work` on `threads` parts of `memory`, of `part` elements each, on the threads that calls use. Each
+/// part runs on a thread of its own, provided that `work` waits for all the others and that [`start_threads`]
+/// has started that many threads.
 #[cfg(feature = "std")]
 pub fn on_threads(threads: usize, memory: &mut [f32], part: usize, work: impl Fn(&mut [f32]) + Sync) {
     use crate::parallel::{Tasks, for_each};
     for_each(Tasks { count: threads, workers: threads }, memory, part, |_, part| work(part));
 }
 
-/// Chains of multiply-adds, each `steps` long and independent of the others; returns the flops.
+/// Runs chains of multiply-adds, each `steps` long and independent of the others; returns the flops.
 pub fn multiply_adds(isa: Isa, steps: usize) -> f64 {
     (dispatch(isa, MultiplyAdds { steps }) * steps * 2 * isa.lanes()) as f64
 }
@@ -35,8 +36,9 @@ struct MultiplyAdds {
 
 impl WithSimd for MultiplyAdds {
     type Output = usize;
-    /// How many chains there were: 12 hide a latency of 4 cycles at 2 a cycle, and fit in 16 registers; twice as many
-    /// where the registers are. Of scalar ones the compiler may make vectors, as it does in the kernels.
+    /// Returns the number of chains: 12 hide a latency of 4 cycles at 2 per cycle and fit in 16 registers;
+    /// where there are twice as many registers there are twice as many chains. The compiler may vectorise
+    /// scalar chains, as it does in the kernels.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> usize {
         if S::F32_LANES == 1 {
@@ -65,14 +67,15 @@ impl MultiplyAdds {
     }
 }
 
-/// Reads everything, `passes` times, as several streams. What is not a whole number of 2 vectors of each is left out.
+/// Reads `data` `passes` times, as several streams. Elements beyond a whole number of 2 vectors of each
+/// stream are left out.
 pub fn read(isa: Isa, data: &[f32], passes: usize) {
     dispatch(isa, Read { data, passes });
 }
 
-/// How many places [`read`] reads at once: prefetchers of the hardware follow several streams further than one, and a
-/// model's dense layers read several rows at once. On a Xeon (Granite Rapids) 12 MiB, read from memory, come at 22 GB/s
-/// instead of 18.
+/// The number of streams that [`read`] reads at once: the hardware's prefetchers follow several streams
+/// further than one, and a model's dense layers read several rows at once. On a Xeon (Granite Rapids) 12 MiB
+/// are read from memory at 22 GB/s instead of 18.
 const STREAMS: usize = 4;
 
 struct Read<'a> {
@@ -103,7 +106,7 @@ impl WithSimd for Read<'_> {
     }
 }
 
-/// Reads, changes and writes everything, `passes` times. What is not a whole number of 8 vectors is left out.
+/// Reads, changes and writes `data` `passes` times. Elements beyond a whole number of 8 vectors are left out.
 pub fn update(isa: Isa, data: &mut [f32], passes: usize) {
     dispatch(isa, Update { data, passes });
 }
@@ -117,7 +120,7 @@ impl WithSimd for Update<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // Towards 10, whatever was there: never a denormal.
+        // All elements converge to 10, whatever they were, and never become denormal.
         let (x, y) = (simd.splat_f32s(black_box(0.9999)), simd.splat_f32s(black_box(1e-3)));
         for _ in 0..self.passes {
             for row in S::as_mut_simd_f32s(black_box(&mut *self.data)).0.as_chunks_mut::<8>().0 {

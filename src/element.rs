@@ -1,7 +1,8 @@
-//! The types tensors and weights may have: f32, bf16, f16. All arithmetic is f32: widening is exact, storing rounds to
-//! nearest even, NaN stays NaN.
+//! The types that tensors and weights may have: f32, bf16, f16. All arithmetic is f32: widening is exact,
+//! storing rounds to nearest even, and NaN stays NaN.
 //!
-//! The kernels are not compiled once for each type: a row is widened while it is packed, by a `match` per row.
+//! The kernels are not compiled once for each type: a row is widened while it is packed, with one `match` for
+//! each row.
 
 use core::ops::Range;
 
@@ -20,31 +21,31 @@ mod sealed {
 
 /// A type of element: `f32`, [`half::bf16`] or [`half::f16`].
 pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
-    /// A slice of them as [`Elements`].
+    /// A slice of this type as [`Elements`].
     fn elements(slice: &[Self]) -> Elements<'_>;
-    /// A slice of them as [`ElementsMut`].
+    /// A slice of this type as [`ElementsMut`].
     fn elements_mut(slice: &mut [Self]) -> ElementsMut<'_>;
 }
 
-/// A slice of one of the types.
+/// A slice of elements of one of the types.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Elements<'a> {
-    /// f32.
+    /// A slice of f32.
     F32(&'a [f32]),
-    /// bf16.
+    /// A slice of bf16.
     Bf16(&'a [bf16]),
-    /// f16.
+    /// A slice of f16.
     F16(&'a [f16]),
 }
 
-/// A slice of one of the types, to be written.
+/// A slice of elements of one of the types, to be written.
 #[derive(Debug)]
 pub enum ElementsMut<'a> {
-    /// f32.
+    /// A slice of f32.
     F32(&'a mut [f32]),
-    /// bf16.
+    /// A slice of bf16.
     Bf16(&'a mut [bf16]),
-    /// f16.
+    /// A slice of f16.
     F16(&'a mut [f16]),
 }
 
@@ -118,7 +119,7 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// Whether there are none.
+    /// Whether the slice has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -126,7 +127,7 @@ impl<'a> Elements<'a> {
     /// Some of the elements.
     ///
     /// # Panics
-    /// As slices do, where the range is not inside.
+    /// Where the range is not inside the slice.
     #[inline(always)]
     #[must_use]
     pub fn slice(self, range: Range<usize>) -> Elements<'a> {
@@ -156,7 +157,7 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// Where the first element lies, for a prefetch, and the bytes of one.
+    /// The address of the first element, for a prefetch, and the size of one element in bytes.
     #[inline(always)]
     pub(crate) fn address(&self) -> (*const u8, usize) {
         match self {
@@ -166,7 +167,7 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// The elements as f32: as they lie, or widened into `space`, which has room for them.
+    /// The elements as f32: the slice itself, or a widened copy in `space`, which must have room for it.
     #[inline(always)]
     pub(crate) fn widened<'s, S: Simd>(self, simd: S, space: &'s mut [f32]) -> &'s [f32]
     where
@@ -205,10 +206,10 @@ impl ElementsMut<'_> {
     }
 }
 
-/// A type of which vectors can be loaded in the middle of a loop.
+/// A type of element that can be loaded as vectors in the middle of a loop.
 pub(crate) trait Lane: Copy {
     fn wide(self) -> f32;
-    /// Two vectors of as many elements, in whatever order is cheapest.
+    /// Loads two vectors of elements, in whatever order is cheapest.
     fn load<S: Simd>(simd: S, from: &[Self]) -> [S::f32s; 2];
 }
 
@@ -223,8 +224,8 @@ impl Lane for f32 {
     }
 }
 
-/// The elements at even places, then those at odd ones: both halves of a u32 are a shift or a mask away, where
-/// widening in order would take a shuffle for each vector.
+/// Loads the elements at even places, then those at odd places: each half of a u32 takes a shift or a mask,
+/// whereas widening in order would take a shuffle for each vector.
 impl Lane for bf16 {
     #[inline(always)]
     fn wide(self) -> f32 {
@@ -233,7 +234,8 @@ impl Lane for bf16 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, from: &[bf16]) -> [S::f32s; 2] {
         let lanes = S::F32_LANES;
-        // The first of a pair is the lower half where bytes are in that order, as they are on all sets of several lanes.
+        // The first of a pair is the lower half on little-endian machines, as are all that have sets of
+        // several lanes.
         if lanes == 1 || cfg!(target_endian = "big") {
             let mut wide = [[0.0; 16]; 2];
             for i in 0..lanes {
@@ -253,8 +255,8 @@ impl Lane for bf16 {
     }
 }
 
-/// Puts what was made of the pairs of vectors that bf16 is loaded in into the order of its elements; what is left over
-/// is in order.
+/// Restores the order of elements in results of the pairs of vectors as which bf16 is loaded; elements beyond
+/// the last whole pair are in order already.
 #[inline(always)]
 pub(crate) fn order_bf16<S: Simd>(_: S, pairs: &mut [f32]) {
     let lanes = S::F32_LANES;
@@ -275,7 +277,7 @@ pub(crate) fn widen<S: Simd>(simd: S, from: Elements<'_>, to: &mut [f32]) {
         Elements::F32(from) => copy_row(simd, from, to),
         Elements::Bf16(from) => {
             let (to, rest) = to.split_at_mut(from.len());
-            // A plain loop: the dispatch makes vectors of it.
+            // This is a plain loop, which the compiler vectorises under the dispatch.
             for (to, from) in to.iter_mut().zip(from) {
                 *to = f32::from_bits(u32::from(from.to_bits()) << 16);
             }
@@ -289,11 +291,11 @@ pub(crate) fn widen<S: Simd>(simd: S, from: Elements<'_>, to: &mut [f32]) {
     }
 }
 
-/// The nearest bf16, ties to even, in the upper half of 32 bits; in the lower half is anything.
+/// The nearest bf16, ties to even, in the upper half of 32 bits; the lower half is arbitrary.
 #[inline(always)]
 fn upper_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
-    // The payload may be all in the lower half: a bit is set so that NaN doesn't become an infinity.
+    // The payload may be entirely in the lower half: a bit is set so that NaN doesn't become an infinity.
     if x.is_nan() { bits | 0x40_0000 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }
 }
 
@@ -334,7 +336,7 @@ mod tests {
         }
     }
 
-    /// Every number of 16 bits, widened and rounded back; padding behind it.
+    /// Widens every number of 16 bits and rounds it back; padding follows the numbers.
     #[test]
     fn widening_is_exact() {
         for isa in Isa::available() {
@@ -370,7 +372,8 @@ mod tests {
         }
     }
 
-    /// Around every number of 16 bits: below, at and above the middle to the next one, as the half crate rounds.
+    /// Rounds as the half crate does around every number of 16 bits: below, at and above the middle to the
+    /// next one.
     #[test]
     fn rounding_is_to_nearest_even() {
         let mut wide = Vec::new();
@@ -383,7 +386,7 @@ mod tests {
                 }
             }
         }
-        // Below the smallest normal f16 its steps are of another size.
+        // Below the smallest normal f16 the steps have another size.
         wide.extend((0..200_000).map(|i| i as f32 * 3e-10));
         wide.extend([65_519.9, 65_520.0, 65_535.0, -65_520.0, 1e-8, f32::MAX, f32::MIN_POSITIVE]);
         for isa in Isa::available() {

@@ -1,8 +1,8 @@
-//! One error for the whole core: what the caller got wrong, in one sentence. It works without `std`.
+//! One error for the whole core: what is wrong with a call, in one sentence. It works without `std`.
 
 use core::fmt;
 
-/// What was wrong with a call. Outputs and state are left untouched whenever one is returned.
+/// What is wrong with a call. Outputs and state are left untouched whenever an error is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,26 +16,26 @@ pub enum Error {
         /// The size that was being computed.
         what: &'static str,
     },
-    /// A slice holds fewer elements than its shape and strides reach.
+    /// A slice contains fewer elements than its shape and strides reach.
     TooShort {
         /// The argument.
         what: &'static str,
-        /// Elements needed.
+        /// The number of elements needed.
         need: usize,
-        /// Elements given.
+        /// The number of elements given.
         got: usize,
     },
-    /// A slice must hold exactly as many elements as its shape says.
+    /// A slice does not contain exactly as many elements as its shape requires.
     Length {
         /// The argument.
         what: &'static str,
-        /// Elements wanted.
+        /// The number of elements required.
         want: usize,
-        /// Elements given.
+        /// The number of elements given.
         got: usize,
     },
-    /// Two rows of an output would share elements, or may: strides must nest, each at least the extent of
-    /// the smaller ones.
+    /// Two rows of an output share elements, or may share them: strides must nest, each at least the extent
+    /// of the smaller ones.
     Overlap {
         /// The output.
         what: &'static str,
@@ -50,46 +50,47 @@ pub enum Error {
         /// The option.
         what: &'static str,
     },
-    /// More than are possible: the tokens of a chunk (2^24, for they are counted in an f32), those of a draft (16) or of those
-    /// accepted of it, the taps of a short convolution (8).
+    /// There are more than possible: tokens of a chunk (at most 2^24, which are counted in an f32), tokens of
+    /// a draft (16), accepted tokens of a draft (all of its tokens), or taps of a short convolution (8).
     TooMany {
         /// What there are too many of.
         what: &'static str,
-        /// How many there can be.
+        /// The largest number possible.
         most: usize,
-        /// How many were asked for.
+        /// The number given.
         got: usize,
     },
     /// The state's count of tokens in the current chunk is not a whole number below the chunk length: the
     /// state was not made by this configuration.
     BadState,
-    /// Options that do not go together, or that are not there together.
+    /// Options that do not go together, or that this build of the library does not have.
     Conflict {
         /// The options.
         what: &'static str,
     },
-    /// A tensor is given that the rule has no use for.
+    /// A tensor is given that the rule does not use.
     Unused {
         /// The tensor.
         what: &'static str,
     },
-    /// The beginnings of sequences must start at 0, never decrease and end at the number of tokens, one more than there are
-    /// sequences; or they are given for a shape that is not ragged or for a decode, or not for a ragged shape.
+    /// The beginnings of sequences must start at 0, never decrease and end at the number of tokens, one more
+    /// number than there are sequences. This error also means that they are given for a shape that is not
+    /// ragged or for a decode, or are missing for a ragged shape.
     Sequences,
     /// The instruction set named is unknown, or this machine does not have it.
     Isa {
         /// The instruction set.
         name: &'static str,
     },
-    /// A model's parts do not fit together: the shape of a parameter against what the configuration asks.
+    /// A parameter of a model does not have the shape that the configuration requires.
     Parameter {
-        /// The parameter, as it is called inside its block.
+        /// The name of the parameter inside its block.
         name: &'static str,
         /// The block, counted from 1; 0 for parameters outside the blocks.
         block: usize,
-        /// Shape wanted, `[rows, columns]`; vectors have one row.
+        /// The shape required, `[rows, columns]`; vectors have one row.
         want: [usize; 2],
-        /// Shape given.
+        /// The shape given.
         got: [usize; 2],
     },
     /// The model needs this part and does not have it, or has one it must not have.
@@ -147,17 +148,17 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// A slice that has to reach so far.
+/// Checks that a slice has at least `need` elements.
 pub(crate) fn check_room(what: &'static str, need: usize, got: usize) -> Result<()> {
     if got >= need { Ok(()) } else { Err(Error::TooShort { what, need, got }) }
 }
 
-/// A number that has a limit.
+/// Checks that a number is at most `most`.
 pub(crate) fn check_most(what: &'static str, most: usize, got: usize) -> Result<()> {
     if got <= most { Ok(()) } else { Err(Error::TooMany { what, most, got }) }
 }
 
-/// A slice whose length its shape fixes.
+/// Checks that a slice has exactly `want` elements.
 pub(crate) fn check_len(what: &'static str, want: usize, got: usize) -> Result<()> {
     if want == got { Ok(()) } else { Err(Error::Length { what, want, got }) }
 }

@@ -1,25 +1,28 @@
-//! The gated RMS norm behind linear attention, over the rows of each head.
+//! The gated RMS norm after linear attention, over the rows of each head.
 //!
 //! ```text
 //! y[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i] * act(z[i])        act(a) = a sigmoid(a), or sigmoid(a)
 //! ```
 //!
-//! The norm comes first and is of x alone. With [`Gate::Silu`] and eps 1e-6, the defaults, this is `RMSNormGated` of
-//! Qwen3-Next, Qwen3.5 and OLMo-Hybrid; with [`Gate::Sigmoid`] it is that of Kimi Delta Attention. ONNX Runtime's `GatedRMSNorm` has
-//! another default of eps, 1e-5. Mamba-2's gated norm is another formula: it normalises `x silu(z)`, and is not offered.
-//! The weight multiplies as it is (some norms without a gate multiply by 1 + weight).
+//! The norm is applied first, and to x alone. With [`Gate::Silu`] and eps 1e-6, the defaults, this is
+//! `RMSNormGated` of Qwen3-Next, Qwen3.5 and OLMo-Hybrid; with [`Gate::Sigmoid`] it is that of Kimi Delta
+//! Attention. ONNX Runtime's `GatedRMSNorm` has another default of eps, 1e-5. Mamba-2's gated norm has
+//! another formula, which normalises `x silu(z)`; it is not offered. Rows are multiplied by the weight as it
+//! is (some norms without a gate multiply by 1 + weight).
 //!
-//! x, z and y are f32, bf16 or f16, and lie as attention's output does: `[B, T, H, D]` with strides, each head's row
-//! contiguous. So z may be columns of a projection's output ([`Strides::packed`]), and x may be normalised where it lies
-//! ([`Tensors::in_place`]). Nothing is rounded to 16 bits between x and y, where PyTorch's modules round the normed row.
+//! x, z and y are f32, bf16 or f16, and are laid out like attention's output: `[B, T, H, D]` with strides,
+//! each head's row contiguous. Thus z may be columns of a projection's output ([`Strides::packed`]), and x
+//! may be normalised in place ([`Tensors::in_place`]). Nothing is rounded to 16 bits between x and y, whereas
+//! PyTorch's modules round the normed row.
 //!
 //! # Numbers
 //!
-//! The sum of squares has the library's canonical order, sixteen partial sums and then a fixed tree, so results have the
-//! same bits on every instruction set that has a fused multiply-add. For rows of up to 4096 normal numbers an output is within
-//! 1.5e-6 of the formula, relatively. f32 must be able to hold the sum of squares: beyond it, elements of more than about 1e19,
-//! outputs are 0. Infinity in x makes NaN of its own output and 0 of the others of its row. NaN in x makes NaN of its
-//! row, NaN in z of its own output. No row depends on another.
+//! The sum of squares has the library's canonical order, sixteen partial sums and then a fixed tree, so
+//! results have the same bits on every instruction set that has a fused multiply-add. For rows of up to 4096
+//! normal numbers an output is within 1.5e-6 of the formula, relatively. The sum of squares must be finite in
+//! f32: where it is not, with elements of more than about 1e19, outputs are 0. An infinity in x makes its own
+//! output NaN and the other outputs of its row 0. A NaN in x makes the outputs of its row NaN, a NaN in z its
+//! own output. No row depends on another.
 //!
 //! # Example
 //!
@@ -47,17 +50,17 @@ use crate::math::{GROUP, inverse_root, sigmoid, silu, sum_group};
 use crate::scratch::round_up;
 use crate::shape::Strides;
 
-/// Sizes, strides and which formula.
+/// The sizes, strides and formula of a gated RMS norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Sequences, B.
+    /// The number of sequences, B.
     pub batch: usize,
-    /// Tokens in each sequence, T.
+    /// The number of tokens in each sequence, T.
     pub len: usize,
-    /// Heads, H.
+    /// The number of heads, H.
     pub heads: usize,
-    /// Elements of a row, D, at least 1.
+    /// Elements in a row, D, at least 1.
     pub size: usize,
     /// Strides of x `[B, T, H, D]`.
     pub x_strides: Strides,
@@ -65,11 +68,11 @@ pub struct Config {
     pub z_strides: Strides,
     /// Strides of y `[B, T, H, D]`; rows must not overlap.
     pub y_strides: Strides,
-    /// What z goes through; [`Gate::Silu`] by default.
+    /// The function act that is applied to z; [`Gate::Silu`] by default.
     pub gate: Gate,
     /// Added to the mean of the squares; finite and above zero. 1e-6 by default.
     pub eps: f32,
-    /// The instruction set; `None` for [`Isa::choose`].
+    /// The instruction set; `None` selects [`Isa::choose`].
     pub isa: Option<Isa>,
 }
 
@@ -92,25 +95,25 @@ impl Config {
         }
     }
 
-    /// The same with x, z and y of these strides.
+    /// The same sizes with x, z and y of these strides.
     #[must_use]
     pub const fn strides(self, x: Strides, z: Strides, y: Strides) -> Self {
         Self { x_strides: x, z_strides: z, y_strides: y, ..self }
     }
 
-    /// The same with another gate.
+    /// The same configuration with another gate.
     #[must_use]
     pub const fn gate(self, gate: Gate) -> Self {
         Self { gate, ..self }
     }
 
-    /// The same with another eps.
+    /// The same configuration with another eps.
     #[must_use]
     pub const fn eps(self, eps: f32) -> Self {
         Self { eps, ..self }
     }
 
-    /// The same on a pinned instruction set.
+    /// The same configuration on a pinned instruction set.
     #[must_use]
     pub const fn isa(self, isa: Isa) -> Self {
         Self { isa: Some(isa), ..self }
@@ -126,7 +129,7 @@ impl Config {
     }
 }
 
-/// What z goes through.
+/// The function act that is applied to z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Gate {
@@ -141,7 +144,7 @@ pub enum Gate {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Tensors<'a> {
-    /// None where y holds it.
+    /// x, or `None` where y contains it.
     x: Option<Elements<'a>>,
     z: Elements<'a>,
     weight: Option<&'a [f32]>,
@@ -149,7 +152,7 @@ pub struct Tensors<'a> {
 }
 
 impl<'a> Tensors<'a> {
-    /// x, z and y `[B, T, H, D]`. Elements of y between its rows are left alone.
+    /// x, z and y `[B, T, H, D]`. Elements of y between its rows are left untouched.
     pub fn new(
         x: impl Into<Elements<'a>>,
         z: impl Into<Elements<'a>>,
@@ -158,12 +161,13 @@ impl<'a> Tensors<'a> {
         Self { x: Some(x.into()), z: z.into(), weight: None, y: y.into() }
     }
 
-    /// z and y `[B, T, H, D]`: y holds x, and is replaced. The strides of x play no part, and the bits are the same.
+    /// z and y `[B, T, H, D]`: y contains x and is overwritten. The strides of x are not used, and the bits
+    /// are those of [`Tensors::new`].
     pub fn in_place(z: impl Into<Elements<'a>>, y: impl Into<ElementsMut<'a>>) -> Self {
         Self { x: None, z: z.into(), weight: None, y: y.into() }
     }
 
-    /// The same with a weight `[D]`; without one it is 1.
+    /// The same tensors with a weight `[D]`; without one the weight is 1.
     #[must_use]
     pub fn weight(self, weight: &'a [f32]) -> Self {
         Self { weight: Some(weight), ..self }
@@ -183,8 +187,8 @@ impl GatedNorm {
     /// Checks a configuration.
     ///
     /// # Errors
-    /// Rows without elements; sizes that overflow; strides of y under which rows overlap; an eps that is not finite and above
-    /// zero; an instruction set that is not available.
+    /// Rows without elements; sizes that overflow; strides of y under which rows overlap; an eps that is not
+    /// finite and above zero; an instruction set that is not available.
     pub fn new(config: Config) -> Result<Self> {
         if config.size == 0 {
             return Err(Error::Zero { what: "size" });
@@ -210,7 +214,7 @@ impl GatedNorm {
         &self.config
     }
 
-    /// The instruction set that runs.
+    /// The instruction set on which calls run.
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -221,10 +225,11 @@ impl GatedNorm {
         self.reach
     }
 
-    /// All rows.
+    /// Computes all rows.
     ///
     /// # Errors
-    /// A slice shorter than its shape and strides reach, a weight of another length. y is left untouched then.
+    /// A slice shorter than its shape and strides reach, a weight of another length. y is left untouched
+    /// then.
     pub fn forward(&self, tensors: Tensors<'_>) -> Result<()> {
         let [x, z, y] = self.reach;
         if let Some(given) = tensors.x {
@@ -235,7 +240,7 @@ impl GatedNorm {
             check_len("weight", self.config.size, weight.len())?;
         }
         check_room("y", y, tensors.y.as_elements().len())?;
-        // Without rows, the counts of the other axes may be any.
+        // Without rows, one axis has no index, and the others may have any number.
         if y > 0 {
             dispatch(self.isa, Task { config: &self.config, tensors });
         }
@@ -246,7 +251,7 @@ impl GatedNorm {
 /// Elements of a row that are widened at once.
 const BLOCK: usize = 64;
 
-/// One call, checked.
+/// A checked call.
 struct Task<'a> {
     config: &'a Config,
     tensors: Tensors<'a>,
@@ -293,7 +298,7 @@ impl Task<'_> {
                 w_space[..end - begin].copy_from_slice(&weight[begin..end]);
             }
             let factors = S::as_simd_f32s(z_space).0.iter().zip(S::as_simd_f32s(w_space).0);
-            // As many vectors as there are; what lies behind them is padding.
+            // Only vectors that contain elements of the row are computed.
             let vectors = round_up(end - begin, GROUP) / S::F32_LANES;
             for (x, (z, w)) in S::as_mut_simd_f32s(result).0.iter_mut().zip(factors).take(vectors) {
                 let z = match gate {
@@ -310,12 +315,12 @@ impl Task<'_> {
 /// The sum of the squares in the canonical order: sixteen partial sums, then a tree.
 #[inline(always)]
 fn sum_of_squares<S: Simd>(simd: S, x: Elements<'_>) -> f32 {
-    // As many vectors as a group has; the others are never used.
+    // A group has at most this many vectors; the others are never used.
     let mut partial = [simd.splat_f32s(0.0); GROUP];
     let mut space = [0.0; BLOCK];
     for begin in (0..x.len()).step_by(BLOCK) {
         let block = x.slice(begin..x.len().min(begin + BLOCK));
-        // What is added of the padding is zero.
+        // The padding adds zeros.
         let padded = &mut space[..round_up(block.len(), GROUP)];
         widen(simd, block, padded);
         for group in padded.as_chunks::<GROUP>().0 {

@@ -1,7 +1,8 @@
-//! Elementary functions on vectors, and sums over a row in the canonical order. Errors are stated and tested against f64.
+//! Elementary functions on vectors, and sums over a row in the canonical order. Errors are stated and tested
+//! against f64.
 //!
-//! Each is one sequence of operations on every instruction set, so that results have the same bits wherever multiply and
-//! add are fused.
+//! Each function is one sequence of operations on every instruction set, so that results have the same bits
+//! wherever multiply and add are fused.
 
 use pulp::Simd;
 
@@ -11,7 +12,7 @@ pub(crate) const GROUP: usize = 16;
 /// The sum of a group, as a fixed tree: halves are added, then halves of these.
 #[inline(always)]
 pub(crate) fn sum_group(x: &[f32; GROUP]) -> f32 {
-    // Loops of fixed lengths over arrays of their own, for then they become vectors.
+    // Loops of fixed lengths over separate arrays are vectorised.
     let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
     for i in 0..8 {
         eight[i] = x[i] + x[i + 8];
@@ -40,8 +41,8 @@ pub(crate) fn positive_part<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.max_f32s(zero, x)
 }
 
-/// `1 + x` for positive x, else `1 + (exp(x) - 1)`, which is its definition in f32 and in this order of operations; NaN for
-/// NaN. It takes no comparison: of `exp(min(x, 0)) - 1` and `max(x, 0)` one is zero.
+/// `1 + x` for positive x, else `1 + (exp(x) - 1)`, which is its definition in f32 and in this order of
+/// operations; NaN for NaN. It takes no comparison: of `exp(min(x, 0)) - 1` and `max(x, 0)` one is zero.
 #[inline(always)]
 pub(crate) fn elu_plus_one<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let one = simd.splat_f32s(1.0);
@@ -49,18 +50,19 @@ pub(crate) fn elu_plus_one<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.add_f32s(simd.add_f32s(simd.sub_f32s(exp, one), one), positive_part(simd, x))
 }
 
-/// exp(x) for x <= 0, within 1.3e-7 absolutely, and relatively within 2e-7 + 6e-8 |x|; below -87 it stays at the
-/// smallest normal number. Positive x and NaN give anything: callers select another branch for them.
+/// exp(x) for x <= 0, within 1.3e-7 absolutely, and relatively within 2e-7 + 6e-8 |x|; below -87 it stays at
+/// the smallest normal number. For positive x and NaN the result is arbitrary: callers select another branch
+/// for them.
 ///
 /// ```text
 /// n = round(x / ln 2), r = x - n ln 2, exp(x) = 2^n exp(r), |r| <= ln 2 / 2
 /// exp(r) = 1 + r (1 + r P(r)), P of degree 3, fitted for the least relative error (1.1e-7)
 /// ```
 ///
-/// Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits, from where it is shifted into the
-/// exponent. ln 2 is not split in two parts, as it would be for relative accuracy far below zero: the callers here add
-/// 1 or multiply by what is small there. A degree more takes the error of P to 3e-9, and costs the preparation of q and
-/// k one operation in sixteen.
+/// Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits, from where it is shifted into
+/// the exponent. ln 2 is not split in two parts, as it would be for relative accuracy far below zero: the
+/// callers here add 1 or multiply by what is small there. One more degree reduces the error of P to 3e-9, and
+/// costs the preparation of q and k one operation in sixteen.
 #[inline(always)]
 #[allow(clippy::excessive_precision, reason = "the decimals of the f32 that was fitted")]
 pub(crate) fn exp_nonpositive<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
@@ -82,10 +84,11 @@ pub(crate) fn exp_nonpositive<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(p), exponent))
 }
 
-/// exp(x), relatively within 2e-7 where the result is a normal number: 0 from -104 down, infinity from 88.8 up, NaN for NaN.
+/// exp(x), relatively within 2e-7 where the result is a normal number: 0 from -104 down, infinity from 88.8
+/// up, NaN for NaN.
 ///
-/// As [`exp_nonpositive`], with ln 2 in two parts, P of degree 4, and 2^n as a product of two powers, of which the second
-/// rounds where the result is denormal.
+/// The method is that of [`exp_nonpositive`], with ln 2 in two parts, P of degree 4, and 2^n as a product of
+/// two powers, of which the second rounds where the result is denormal.
 #[inline(always)]
 #[allow(clippy::excessive_precision, reason = "the decimals of the f32 that was fitted")]
 pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
@@ -173,7 +176,8 @@ pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.div_f32s(numerator, simd.add_f32s(one, y))
 }
 
-/// SiLU, `x sigmoid(x)`, relatively within 5e-7 from -87 up, and at most 1e-36 in size below; infinity for infinity, NaN for NaN.
+/// SiLU, `x sigmoid(x)`, relatively within 5e-7 from -87 up, and at most 1.5e-36 in size below; infinity for
+/// infinity, NaN for NaN.
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // -inf * 0 would be NaN.
@@ -181,8 +185,8 @@ pub(crate) fn silu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.mul_f32s(finite, sigmoid(simd, x))
 }
 
-/// `sum + error + x` rounded, and its rounding error (Knuth 1969, vol. 2, 4.2.2: exact whatever the sizes). Where the sum
-/// is infinite, the error is NaN.
+/// `sum + error + x` rounded, and its rounding error (Knuth 1969, vol. 2, 4.2.2: exact whatever the sizes).
+/// Where the sum is infinite, the error is NaN.
 #[inline(always)]
 pub(crate) fn add_compensated<S: Simd>(
     simd: S,
@@ -208,7 +212,7 @@ pub(crate) fn add_compensated<S: Simd>(
 #[inline(always)]
 #[allow(clippy::excessive_precision, reason = "the decimals of the f32 that was fitted")]
 pub(crate) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    // Halved: Phi takes erfc / 2.
+    // The coefficients are halved, because Phi takes erfc / 2.
     const Q: [f32; 9] = [
         0.169_188_484_5 / 2.0,
         0.170_708_164_6 / 2.0,
@@ -221,7 +225,7 @@ pub(crate) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         -0.129_495_665_4 / 2.0,
     ];
     let splat = |c: f32| simd.splat_f32s(c);
-    // Not pulp's abs, which stays out of line.
+    // pulp's abs would stay out of line.
     let abs = simd.max_f32s(x, simd.sub_f32s(splat(0.0), x));
     let slope = splat(0.3 * core::f32::consts::FRAC_1_SQRT_2);
     let u = simd.div_f32s(splat(1.0), simd.mul_add_e_f32s(abs, slope, splat(1.0)));
@@ -304,7 +308,7 @@ mod tests {
         }
     }
 
-    /// Each against its definition in f64, and at the ends of its range.
+    /// Compares each function with its definition in f64, also at the ends of its range.
     #[test]
     fn functions_of_gates_are_as_close_as_they_say() {
         let log1p_exp =

@@ -8,8 +8,8 @@
 //! o_t = scale phi(q_t)^T S_t / norm_t
 //! ```
 //!
-//! phi itself is evaluated in f32, since the order of its roundings is part of its definition; everything after
-//! it is f64. It is slow, and it is the judge: tests, benches and fuzzing call it.
+//! phi itself is evaluated in f32, since the order of its roundings is part of its definition; everything
+//! after it is f64. It is slow; tests, benches and fuzzing compare the kernels with it.
 
 use crate::rule::{BetaMap, FeatureMap, GateMap, Normaliser, Update};
 
@@ -23,7 +23,8 @@ pub fn phi(map: FeatureMap, x: f32) -> f64 {
     })
 }
 
-/// The decay a of an element of g, with the A_log of its head and its dt_bias, 0 where there are none.
+/// The decay a of an element of g, with the A_log of its head and its dt_bias, which are 0 where they are not
+/// given.
 pub fn decay(map: GateMap, g: f32, a_log: f32, dt_bias: f32) -> f64 {
     let (x, rate) = (f64::from(g) + f64::from(dt_bias), libm::exp(f64::from(a_log)));
     match map {
@@ -45,18 +46,18 @@ pub fn beta(map: BetaMap, x: f32) -> f64 {
     }
 }
 
-/// One token of a head.
+/// The inputs of one token of a head.
 #[derive(Clone, Copy, Debug)]
 pub struct Token<'a> {
-    /// `[K]`.
+    /// The row of q, `[K]`.
     pub q: &'a [f32],
-    /// `[K]`.
+    /// The row of k, `[K]`.
     pub k: &'a [f32],
-    /// `[V]`.
+    /// The row of v, `[V]`.
     pub v: &'a [f32],
     /// The decays of the rows of S: `[K]`, `[1]` where they are all the same, `[0]` where there are none.
     pub decays: &'a [f64],
-    /// Of the delta rule.
+    /// beta, for the delta rule.
     pub beta: f64,
 }
 
@@ -69,36 +70,36 @@ pub struct Recurrence<'a> {
     pub qk_norm: Option<f32>,
     /// The map on q and k.
     pub feature_map: FeatureMap,
-    /// By what outputs are divided.
+    /// The number by which outputs are divided.
     pub normaliser: Normaliser,
-    /// Multiplies the outputs.
+    /// The factor of the outputs.
     pub scale: f64,
     /// S of all tokens (for PerChunk: of the finished chunks), `[K, V]`, zero at first.
     pub s: &'a mut [f64],
-    /// z likewise, `[K]`.
+    /// z of the same tokens as `s`, `[K]`, zero at first.
     pub z: &'a mut [f64],
     /// S of the current chunk, `[K, V]`, zero at first; used by PerChunk.
     pub chunk_s: &'a mut [f64],
-    /// z of the current chunk, `[K]`.
+    /// z of the current chunk, `[K]`, zero at first; used by PerChunk.
     pub chunk_z: &'a mut [f64],
-    /// Tokens in the current chunk.
+    /// The number of tokens in the current chunk.
     pub count: usize,
 }
 
 impl Recurrence<'_> {
-    /// One token without decays: q `[K]`, k `[K]`, v `[V]`, o `[V]`.
+    /// Computes one token without decays: q `[K]`, k `[K]`, v `[V]`, o `[V]`.
     pub fn step(&mut self, q: &[f32], k: &[f32], v: &[f32], o: &mut [f64]) {
         self.token(Token { q, k, v, decays: &[], beta: 1.0 }, o);
     }
 
-    /// One token, and its output `[V]`.
+    /// Computes one token and its output, `[V]`.
     pub fn token(&mut self, token: Token<'_>, o: &mut [f64]) {
         o.fill(0.0);
         self.write(token);
         self.read(token.q, o);
     }
 
-    /// The sums take a token; it has no output.
+    /// Adds a token to the sums, without an output.
     pub fn write(&mut self, token: Token<'_>) {
         let per_chunk = matches!(self.normaliser, Normaliser::PerChunk { .. });
         let k = Vector { map: self.feature_map, norm: self.qk_norm, x: token.k };
@@ -109,7 +110,7 @@ impl Recurrence<'_> {
         }
     }
 
-    /// An output is read from the sums, and added to `o`; then a chunk may end.
+    /// Computes an output from the sums and adds it to `o`; then a chunk may end.
     pub fn read(&mut self, q: &[f32], o: &mut [f64]) {
         let q = Vector { map: self.feature_map, norm: self.qk_norm, x: q };
         let scale = self.scale;
@@ -150,7 +151,7 @@ impl Vector<'_> {
     }
 
     fn dot(&self, z: &[f64]) -> f64 {
-        // From +0 on; `sum` begins at -0.
+        // The sum begins at +0; `Iterator::sum` would begin at -0.
         self.iter().zip(z).fold(0.0, |sum, (x, z)| sum + x * z)
     }
 }

@@ -1,11 +1,13 @@
-//! What is computed: the update, the gate, the feature map, the normaliser and the scale, and which of them go together.
+//! What is computed: the update, the gate, the feature map, the normaliser and the scale, and which of them
+//! go together.
 
 use crate::error::{Error, Result, check_most};
 
-/// Whether there are other rules than causal linear attention: code that no rule reaches is not linked.
+/// Whether there are rules other than causal linear attention. Where there are none, their code is not
+/// linked.
 const FAMILY: bool = cfg!(feature = "family");
 
-/// What every output is, whatever the sizes and the machine:
+/// The recurrence that defines every output, whatever the sizes and the machine:
 ///
 /// ```text
 /// S' = a_t S_{t-1}                      a_t = 1, or exp(g_t): one number for each head, or for each row of S
@@ -15,38 +17,40 @@ const FAMILY: bool = cfg!(feature = "family");
 /// o_t = scale phi(q_t)^T S_t / norm_t
 /// ```
 ///
-/// Together with the sizes it fixes how a state is laid out ([`crate::state`]).
+/// Together with the sizes, the rule determines the layout of a state ([`crate::state`]).
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Rule {
-    /// What a token adds to the state: v, or what the state lacks of it.
+    /// What a token adds to the state: v, or the difference between v and what the state holds for k.
     pub update: Update,
     /// How the state decays before each token.
     pub gate: Gate,
-    /// How a decay is made of the tensor g; [`GateMap::Log`] by default.
+    /// How decays are computed from the tensor g; [`GateMap::Log`] by default.
     pub gate_map: GateMap,
-    /// How beta is made of its tensor; [`BetaMap::Given`] by default.
+    /// How beta is computed from its tensor; [`BetaMap::Given`] by default.
     pub beta_map: BetaMap,
-    /// The map phi on q and k; [`FeatureMap::Elu`] by default for [`Rule::linear`], else [`FeatureMap::Identity`].
+    /// The map phi on q and k; [`FeatureMap::Elu`] by default for [`Rule::linear`], else
+    /// [`FeatureMap::Identity`].
     pub feature_map: FeatureMap,
-    /// If given, rows of phi(q) and phi(k) are divided by `sqrt(sum x^2 + eps)` with this eps (1e-6 in fla and
-    /// transformers). None by default.
+    /// If given, rows of phi(q) and phi(k) are divided by `sqrt(sum x^2 + eps)` with this eps (1e-6 in fla
+    /// and transformers). None by default.
     pub qk_norm: Option<f32>,
-    /// By what outputs are divided.
+    /// The number by which outputs are divided.
     pub normaliser: Normaliser,
-    /// Multiplies the outputs. 1 by default, as in the reference model; for fla's default, K^-1/2, see
-    /// [`Rule::scale_by_key`].
+    /// The factor on the outputs. It is 1 by default, as in the reference model; for fla's default, K^-1/2,
+    /// see [`Rule::scale_by_key`].
     pub scale: f32,
-    /// Keeps the rounding errors of the state beside it and adds them back, for streams of very many tokens. This
-    /// doubles the state and costs time. Off by default.
+    /// Keeps the rounding errors of the state beside it and adds them back, for streams of very many tokens.
+    /// This doubles the state and costs time. Off by default.
     pub compensated: bool,
-    /// Whether an output sees the tokens up to its own (true, the default) or all tokens of the call: encoders and vision
-    /// models. The latter is there for the linear update without a gate, and can't be decoded.
+    /// Whether an output depends on the tokens up to its own (true, the default) or on all tokens of the
+    /// call, as in encoders and vision models. Attention that is not causal requires the linear update
+    /// without a gate, and can't be decoded.
     pub causal: bool,
 }
 
 impl Rule {
-    /// Linear attention with this normaliser: Elu, scale 1, not compensated, without a gate.
+    /// Linear attention with this normaliser: Elu, scale 1, no compensation, no gate.
     pub const fn linear(normaliser: Normaliser) -> Self {
         Self {
             update: Update::Linear,
@@ -62,8 +66,8 @@ impl Rule {
         }
     }
 
-    /// Linear attention whose state decays: a constant decay or a scalar gate (RetNet, simple GLA, Mamba-2), or a key gate
-    /// (GLA). Identity map, no normaliser, scale 1.
+    /// Linear attention whose state decays: a constant decay or a scalar gate (RetNet, simple GLA, Mamba-2),
+    /// or a key gate (GLA). Identity map, no normaliser, scale 1.
     pub const fn gated(gate: Gate) -> Self {
         Self { gate, ..Self::linear(Normaliser::None).feature_map(FeatureMap::Identity) }
     }
@@ -128,7 +132,7 @@ impl Rule {
         Self { causal, ..self }
     }
 
-    /// Elements of a row of g.
+    /// Elements in a row of g.
     pub(crate) const fn gate_row(&self, key: usize) -> usize {
         match self.gate {
             Gate::Key => key,
@@ -141,12 +145,12 @@ impl Rule {
         FAMILY && (matches!(self.update, Update::Delta) || !matches!(self.gate, Gate::None))
     }
 
-    /// eps of the norm of q and k, if they have one.
+    /// eps of the norm of q and k, if the rule has one.
     pub(crate) const fn norm(&self) -> Option<f32> {
         if FAMILY { self.qk_norm } else { None }
     }
 
-    /// Whether it takes two passes over the tokens.
+    /// Whether a call takes two passes over the tokens.
     pub(crate) const fn in_passes(&self) -> bool {
         FAMILY && !self.causal
     }
@@ -175,7 +179,7 @@ impl Rule {
             return Err(Error::NotFinite { what: "the gate's lower bound" });
         }
         if let Normaliser::PerChunk { eps, .. } = self.normaliser {
-            // Before the first chunk has ended the past is 0 / eps: that must be 0.
+            // Before the first chunk has ended, the output of the past is 0 scale / eps, which must be 0.
             if !(self.scale / eps).is_finite() {
                 return Err(Error::NotFinite { what: "scale / eps of the per-chunk normaliser" });
             }
@@ -183,7 +187,7 @@ impl Rule {
         self.check_combination()
     }
 
-    /// Which options go together.
+    /// Refuses options that do not go together.
     fn check_combination(&self) -> Result<()> {
         let delta = self.update == Update::Delta;
         let per_chunk = matches!(self.normaliser, Normaliser::PerChunk { .. });
@@ -215,31 +219,33 @@ pub enum Update {
     /// `phi(k) v^T`.
     #[default]
     Linear,
-    /// `phi(k) beta (v - S'^T phi(k))^T`: the state is corrected towards v (Yang et al. 2024, "Parallelizing Linear
-    /// Transformers with the Delta Rule over Sequence Length").
+    /// `phi(k) beta (v - S'^T phi(k))^T`: the state is corrected towards v (Yang et al. 2024, "Parallelizing
+    /// Linear Transformers with the Delta Rule over Sequence Length").
     Delta,
 }
 
-/// How the state decays before each token, and so what the tensor g holds. Its strides may be 0: a decay that is the same for all
-/// tokens is a scalar gate `[H]` with [`crate::Strides::PER_HEAD`].
+/// How the state decays before each token, and thus what the tensor g contains. The strides of g may be 0: a
+/// decay that is the same for all tokens is a scalar gate `[H]` with [`crate::Strides::PER_HEAD`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Gate {
-    /// It does not; there is no g.
+    /// The state does not decay; there is no g.
     #[default]
     None,
-    /// By one factor for each token and head: g `[B, T, H]`.
+    /// The state decays by one factor for each token and head: g `[B, T, H]`.
     Scalar,
-    /// By one factor for each token, head and row of S: g `[B, T, H, K]`, K contiguous.
+    /// The state decays by one factor for each token, head and row of S: g `[B, T, H, K]`, K contiguous.
     Key,
 }
 
-/// How a decay a is made of an element x of g, a number r = exp(A_log) for each head and a number b = dt_bias for each head (of a
-/// key gate, for each head and row of S). Where A_log or dt_bias is not given, r = 1 and b = 0.
+/// How a decay a is computed from an element x of g, a number r = exp(A_log) for each head and a number b =
+/// dt_bias for each head (with a key gate, for each head and row of S). Where A_log or dt_bias is not given,
+/// r = 1 and b = 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum GateMap {
-    /// `a = exp(x)`: g is the logarithm. Minus infinity resets the state; above 0 the state grows.
+    /// `a = exp(x)`: g is the logarithm of the decay. Minus infinity resets the state; above 0 the state
+    /// grows.
     #[default]
     Log,
     /// `a = x`: g is the decay itself (ggml's gated linear attention).
@@ -253,7 +259,7 @@ pub enum GateMap {
     },
 }
 
-/// How beta is made of an element x of its tensor `[B, T, H]`.
+/// How beta is computed from an element x of its tensor `[B, T, H]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BetaMap {
@@ -305,21 +311,25 @@ impl FeatureMap {
     }
 }
 
-/// By what the outputs are divided. The variants are different models: choose the one that the weights were trained with.
+/// The number by which the outputs are divided. The variants are different models: choose the one with which
+/// the weights were trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Normaliser {
-    /// By nothing (fla with `normalize=False`, the ONNX operator LinearAttention).
+    /// Outputs are not divided (fla with `normalize=False`, the ONNX operator LinearAttention).
     None,
-    /// By `phi(q_t) . z_t + eps`, z over all tokens so far (Katharopoulos et al. 2020, eq. 9).
+    /// Outputs are divided by `phi(q_t) . z_t + eps`, with z summed over all tokens so far (Katharopoulos et
+    /// al. 2020, eq. 9).
     Global {
         /// Added to the denominator.
         eps: f32,
     },
-    /// The tokens of the current chunk and those of all earlier chunks are divided apart, each by its own sum:
-    /// `phi(q) S_cur / (phi(q) . z_cur + eps) + phi(q) S_past / (phi(q) . z_past + eps)` (Edifice's FlashLinearAttention).
+    /// What the current chunk and all earlier chunks contribute to an output is divided separately, each by
+    /// its own sum: `phi(q) S_cur / (phi(q) . z_cur + eps) + phi(q) S_past / (phi(q) . z_past + eps)`
+    /// (Edifice's FlashLinearAttention).
     PerChunk {
-        /// Tokens in a chunk, at least 1 and at most 2^24: part of the model, not a tuning choice.
+        /// The number of tokens in a chunk, at least 1 and at most 2^24: a part of the model, not a tuning
+        /// choice.
         chunk: usize,
         /// Added to each denominator.
         eps: f32,
@@ -327,7 +337,7 @@ pub enum Normaliser {
 }
 
 impl Normaliser {
-    /// The reference model's, with eps 1e-8.
+    /// The per-chunk normaliser of the reference model, with eps 1e-8.
     pub const fn per_chunk(chunk: usize) -> Normaliser {
         Normaliser::PerChunk { chunk, eps: 1e-8 }
     }
@@ -345,7 +355,7 @@ impl Normaliser {
     }
 }
 
-/// The tokens of a chunk, which a state counts in an f32.
+/// Checks the number of tokens in a chunk, which a state counts in an f32.
 pub(crate) fn check_chunk(chunk: usize) -> Result<()> {
     if chunk == 0 {
         return Err(Error::Zero { what: "chunk" });

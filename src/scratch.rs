@@ -1,4 +1,4 @@
-//! Scratch: memory the caller brings, cut into aligned parts.
+//! Scratch: memory that the caller provides, cut into aligned parts.
 
 use crate::error::{Result, check_room};
 
@@ -10,17 +10,17 @@ pub(crate) const fn padded(len: usize) -> usize {
     round_up(len, LINE)
 }
 
-/// The next multiple, or the last one there is.
+/// The next multiple of `step`, or the largest multiple that fits.
 pub(crate) const fn round_up(len: usize, step: usize) -> usize {
     len.saturating_add(step - 1) / step * step
 }
 
-/// Elements to ask for so that `len` of them can be aligned wherever the slice lies.
+/// Elements to provide so that `len` of them can be aligned wherever the slice begins.
 pub(crate) const fn with_alignment(len: usize) -> usize {
     if len == 0 { 0 } else { len.saturating_add(LINE - 1) }
 }
 
-/// That a caller has brought enough.
+/// Checks that the caller's scratch is long enough.
 pub(crate) fn check(scratch: &[f32], need: usize) -> Result<()> {
     check_room("scratch", need, scratch.len())
 }

@@ -9,20 +9,21 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Shape {
-    /// Sequences, B.
+    /// The number of sequences, B.
     pub batch: usize,
-    /// Tokens in each sequence, T; may be 0. Of a ragged batch, tokens of all sequences together.
+    /// The number of tokens in each sequence, T; may be 0. For a ragged batch, the tokens of all sequences
+    /// together.
     pub len: usize,
-    /// Heads of the state, H, at least 1: the larger of [`Heads::key`] and [`Heads::value`].
+    /// The number of heads of the state, H, at least 1: the larger of [`Heads::key`] and [`Heads::value`].
     pub heads: usize,
-    /// Heads of the tensors.
+    /// The numbers of heads of q, k and v.
     pub groups: Heads,
-    /// Elements of a row of q and k, K, at least 1.
+    /// Elements in a row of q and k, K, at least 1.
     pub key: usize,
-    /// Elements of a row of v and o, V, at least 1.
+    /// Elements in a row of v and o, V, at least 1.
     pub value: usize,
-    /// Whether the sequences lie behind each other along T, each of a length of its own
-    /// ([`crate::Tensors::sequences`]). Strides of the batch play no part then.
+    /// Whether the sequences follow each other along T, each with a length of its own
+    /// ([`crate::Tensors::sequences`]). The strides of the batch are not used then.
     pub ragged: bool,
     /// Strides of q `[B, T, Hq, K]`.
     pub q_strides: Strides,
@@ -32,9 +33,9 @@ pub struct Shape {
     pub v_strides: Strides,
     /// Strides of o `[B, T, Ho, V]`; rows must not overlap.
     pub o_strides: Strides,
-    /// Strides of g, `[B, T, H]` or `[B, T, H, K]`; contiguous where there are none.
+    /// Strides of g, `[B, T, H]` or `[B, T, H, K]`; `None` is contiguous.
     pub g_strides: Option<Strides>,
-    /// Strides of beta `[B, T, H]`; contiguous where there are none.
+    /// Strides of beta `[B, T, H]`; `None` is contiguous.
     pub beta_strides: Option<Strides>,
 }
 
@@ -44,8 +45,8 @@ impl Shape {
         Self::grouped(batch, len, Heads::equal(heads), key, value)
     }
 
-    /// Contiguous tensors whose numbers of heads differ: q `[B, T, Hq, K]`, k `[B, T, Hk, K]`, v `[B, T, Hv, V]`, o
-    /// `[B, T, Ho, V]`.
+    /// Contiguous tensors whose numbers of heads differ: q `[B, T, Hq, K]`, k `[B, T, Hk, K]`, v
+    /// `[B, T, Hv, V]`, o `[B, T, Ho, V]`.
     pub const fn grouped(batch: usize, len: usize, groups: Heads, key: usize, value: usize) -> Self {
         Self {
             batch,
@@ -64,8 +65,8 @@ impl Shape {
         }
     }
 
-    /// A ragged batch of so many sequences, whose tokens are those of this shape: it has been made for one sequence of all
-    /// tokens.
+    /// A ragged batch of this number of sequences, whose tokens are those of this shape, which was made for
+    /// one sequence of all tokens.
     #[must_use]
     pub const fn with_sequences(self, sequences: usize) -> Self {
         Self { batch: sequences, ragged: true, ..self }
@@ -77,7 +78,8 @@ impl Shape {
         Self { q_strides: q, k_strides: k, v_strides: v, ..self }
     }
 
-    /// The same sizes with g and beta of these strides; the one that the rule has no use for plays no part.
+    /// The same sizes with g and beta of these strides; strides of a tensor that the rule does not use are
+    /// ignored.
     #[must_use]
     pub const fn with_gates(self, g: Strides, beta: Strides) -> Self {
         Self { g_strides: Some(g), beta_strides: Some(beta), ..self }
@@ -95,7 +97,7 @@ impl Shape {
         Self { len, ..self }
     }
 
-    /// Sizes that are possible, heads that go together, and an o whose rows don't overlap.
+    /// Checks that the sizes are possible, that the heads go together, and that rows of o don't overlap.
     pub(crate) fn check(&self) -> Result<()> {
         let Heads { query, key, value, .. } = self.groups;
         for (size, what) in [
@@ -118,12 +120,12 @@ impl Shape {
         self.check_output()
     }
 
-    /// An o whose rows don't overlap.
+    /// Checks that rows of o don't overlap.
     pub(crate) fn check_output(&self) -> Result<()> {
         self.extent(self.groups.output(), self.value).check_disjoint(self.o_strides, "o")
     }
 
-    /// Elements that q, k, v and o reach from their first one on.
+    /// Elements that q, k, v and o each reach from their first one on.
     pub(crate) fn reach(&self) -> Result<[usize; 4]> {
         let Heads { query, key, value, .. } = self.groups;
         Ok([
@@ -144,7 +146,8 @@ impl Shape {
         self.extent(self.heads, 1).reach(self.beta_strides(), "beta")
     }
 
-    /// The same shape with strides of g, whose rows have `row` elements, and of beta: contiguous where none were given.
+    /// The same shape with strides of g, whose rows have `row` elements, and of beta: contiguous where none
+    /// were given.
     pub(crate) const fn with_contiguous_gates(self, row: usize) -> Self {
         self.with_gates(self.g_strides(row), self.beta_strides())
     }
@@ -166,12 +169,12 @@ impl Shape {
         }
     }
 
-    /// The shape of one token of each sequence. Of a ragged batch they lie behind each other along T.
+    /// The shape of one token of each sequence. In a ragged batch these tokens follow each other along T.
     pub(crate) fn one_token(&self) -> Self {
         self.with_len(if self.ragged { self.batch } else { 1 })
     }
 
-    /// Heads of the state, of all sequences.
+    /// The number of heads of the state in all sequences.
     pub(crate) fn all_heads(&self) -> usize {
         self.batch * self.heads
     }
@@ -182,66 +185,67 @@ impl Shape {
     }
 }
 
-/// Heads of q, k and v. The state has as many as the larger of k's and v's, and o as many as the larger of q's and the state's; each
-/// number divides those. Which heads belong together is the [`HeadOrder`].
+/// The numbers of heads of q, k and v. The state has as many heads as the larger of k and v, which both
+/// numbers must divide; o has as many as the larger of q and the state, which both numbers must divide.
+/// [`HeadOrder`] determines which heads belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Heads {
-    /// Heads of q, Hq.
+    /// The number of heads of q, Hq.
     pub query: usize,
-    /// Heads of k, Hk.
+    /// The number of heads of k, Hk.
     pub key: usize,
-    /// Heads of v, Hv.
+    /// The number of heads of v, Hv.
     pub value: usize,
-    /// Which of them share a head of another tensor.
+    /// Which heads share a head of another tensor.
     pub order: HeadOrder,
 }
 
-/// Which of several heads share one of another tensor.
+/// Which of `many` heads share one of the `few` heads of another tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HeadOrder {
-    /// Neighbours: head h of many takes head `h / (many / few)` (fla, transformers, ONNX).
+    /// Neighbouring heads share one: head h of many takes head `h / (many / few)` (fla, transformers, ONNX).
     #[default]
     Interleaved,
-    /// Those at a distance of `few`: head h of many takes head `h % few` (GGUF).
+    /// Heads at a distance of `few` share one: head h of many takes head `h % few` (GGUF).
     Tiled,
 }
 
 impl Heads {
-    /// As many for each tensor.
+    /// The same number of heads for each tensor.
     pub const fn equal(heads: usize) -> Self {
         Self::new(heads, heads, heads)
     }
 
-    /// These numbers of heads, interleaved. More of q than of the others is grouped-query attention, more of v than of q and
-    /// k is the grouped-value attention of Qwen3.5 and Mamba-2.
+    /// These numbers of heads, interleaved. More heads of q than of k and v make grouped-query attention,
+    /// more of v than of q and k the grouped-value attention of Qwen3.5 and Mamba-2.
     pub const fn new(query: usize, key: usize, value: usize) -> Self {
         Self { query, key, value, order: HeadOrder::Interleaved }
     }
 
-    /// The same numbers in another order.
+    /// The same numbers of heads in another order.
     #[must_use]
     pub const fn order(self, order: HeadOrder) -> Self {
         Self { order, ..self }
     }
 
-    /// Heads of the state, H.
+    /// The number of heads of the state, H.
     pub const fn state(&self) -> usize {
         if self.key > self.value { self.key } else { self.value }
     }
 
-    /// Heads of o, Ho.
+    /// The number of heads of o, Ho.
     pub const fn output(&self) -> usize {
         if self.query > self.state() { self.query } else { self.state() }
     }
 
-    /// Heads of o for each head of the state.
+    /// The number of heads of o for each head of the state.
     pub(crate) const fn queries(&self) -> usize {
         self.output() / self.state()
     }
 
-    /// The heads of the tensors for a head of the state and one of its queries.
+    /// The heads of the tensors for a head of the state and one of the queries that share it.
     #[inline(always)]
     pub(crate) fn of(&self, state: usize, query: usize) -> HeadSet {
         let output = match self.order {
@@ -269,7 +273,7 @@ impl Heads {
         }
     }
 
-    /// Numbers of at least 1 that divide each other.
+    /// Checks that the numbers of heads, each at least 1, divide each other.
     fn check(&self) -> Result<()> {
         let (state, output) = (self.state(), self.output());
         let divide = state.is_multiple_of(self.key)
@@ -284,25 +288,26 @@ impl Heads {
     }
 }
 
-/// The heads of the tensors that one output is computed of.
+/// The heads of the tensors from which one output is computed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadSet {
     pub(crate) q: usize,
     pub(crate) k: usize,
     pub(crate) v: usize,
     pub(crate) o: usize,
-    /// Of the state, g and beta.
+    /// The head of the state, g and beta.
     pub(crate) state: usize,
 }
 
-/// Distances in elements between neighbours along batch, token and head. The innermost dimension is contiguous.
+/// Distances in elements between neighbours along batch, token and head. The innermost dimension is
+/// contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strides {
-    /// From one sequence to the next.
+    /// Elements from one sequence to the next.
     pub batch: usize,
-    /// From one token to the next.
+    /// Elements from one token to the next.
     pub token: usize,
-    /// From one head to the next.
+    /// Elements from one head to the next.
     pub head: usize,
 }
 
@@ -310,19 +315,20 @@ impl Strides {
     /// One element for each head, the same for all tokens of all sequences: a constant decay `[H]`.
     pub const PER_HEAD: Strides = Strides { batch: 0, token: 0, head: 1 };
 
-    /// Where the row of a token and one of its heads begins.
+    /// The element at which the row of a token and one of its heads begins.
     #[inline(always)]
     pub(crate) fn offset(&self, row: Row, head: usize) -> usize {
         self.index([row.batch, row.token, head])
     }
 
-    /// Where the row of these indices begins.
+    /// The element at which the row of these indices begins.
     #[inline(always)]
     pub(crate) fn index(&self, [batch, token, head]: [usize; 3]) -> usize {
         batch * self.batch + token * self.token + head * self.head
     }
 
-    /// Strides of a contiguous `[B, T, H, D]`: saturating, so that absurd sizes are caught by the check of lengths.
+    /// Strides of a contiguous `[B, T, H, D]`. They saturate, so that the check of lengths refuses absurd
+    /// sizes.
     pub const fn bthd(len: usize, heads: usize, dim: usize) -> Self {
         Self::packed(len, heads.saturating_mul(dim), dim)
     }
@@ -333,14 +339,14 @@ impl Strides {
         Self { batch: heads.saturating_mul(head), token: dim, head }
     }
 
-    /// Strides of columns inside packed rows `[B, T, row]`, heads side by side: one of q, k and v in the output
-    /// of a qkv layer, whose slice then starts at its first column.
+    /// Strides of columns inside packed rows `[B, T, row]`, heads side by side: one of q, k and v in the
+    /// output of a qkv layer, whose slice then starts at its first column.
     pub const fn packed(len: usize, row: usize, dim: usize) -> Self {
         Self { batch: len.saturating_mul(row), token: row, head: dim }
     }
 }
 
-/// Which rows of the tensors are meant.
+/// The indices of the rows of the tensors that belong to one output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     pub(crate) batch: usize,
@@ -376,8 +382,9 @@ impl Extent {
         }
     }
 
-    /// Refuses strides under which two rows could share an element. Sufficient, not necessary: taken from the
-    /// smallest stride to the largest, each must be at least as long as all that the smaller ones reach.
+    /// Refuses strides under which two rows could share an element. The check is sufficient, not necessary:
+    /// taken from the smallest stride to the largest, each must be at least as long as all that the smaller
+    /// ones reach.
     fn check_disjoint(&self, strides: Strides, what: &'static str) -> Result<()> {
         if self.batch == 0 || self.len == 0 || self.heads == 0 {
             return Ok(());

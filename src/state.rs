@@ -1,4 +1,4 @@
-//! The state between tokens, as callers hold it: f32, contiguous, one part for each batch row and head.
+//! The state between tokens, as callers hold it: f32, contiguous, one part for each sequence and head.
 //!
 //! ```text
 //! None       S [K, V]
@@ -10,13 +10,13 @@
 //!
 //! All zeros is the state before the first token. A copy of the slice is a snapshot.
 //!
-//! With [`crate::Rule::compensated`] the first S and z are followed by as many elements more: their rounding errors so
-//! far.
+//! With [`crate::Rule::compensated`] the first S and z are followed by as many elements again: their rounding
+//! errors so far.
 
 use crate::error::{Error, Result, check_len};
 use crate::rule::{Normaliser, Rule};
 
-/// Where the pieces of one head's state lie, in elements from its beginning.
+/// The layout of one head's state: where its pieces begin, in elements.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
     pub(crate) key: usize,
@@ -29,16 +29,16 @@ pub(crate) struct Layout {
 /// One pair of S and z in a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sums {
-    /// Of all tokens; for PerChunk, of the finished chunks.
+    /// The sums over all tokens; for PerChunk, over the finished chunks.
     All,
-    /// The rounding errors of these.
+    /// The rounding errors of the sums `All`.
     Error,
-    /// Of the current chunk.
+    /// The sums over the current chunk.
     Chunk,
 }
 
-/// The matrices S and the vectors z of a head, each of the sums that tokens are added to, of the finished chunks, and of rounding
-/// errors; and the count of tokens in the current chunk.
+/// The three matrices S and vectors z of a head (the sums that tokens are added to, the sums of the finished
+/// chunks, and rounding errors), and the count of tokens in the current chunk.
 pub(crate) struct Pieces<'a> {
     pub(crate) matrices: [&'a mut [f32]; 3],
     pub(crate) z: [&'a mut [f32]; 3],
@@ -56,16 +56,16 @@ impl Layout {
         }
     }
 
-    /// Elements of one head, or an error where that overflows.
+    /// Elements of one head's state, or an error where that overflows.
     pub(crate) fn checked_len(&self) -> Result<usize> {
         let overflow = Error::Overflow { what: "the state" };
         let s = self.key.checked_mul(self.value).ok_or(overflow)?;
-        // More than three pairs and a count can't be.
+        // A state has at most three pairs and a count.
         s.checked_add(self.key).and_then(|sums| sums.checked_mul(4)).ok_or(overflow)?;
         Ok(self.len())
     }
 
-    /// Elements of one head, once checked.
+    /// Elements of one head's state, once checked for overflow.
     #[inline(always)]
     pub(crate) fn len(&self) -> usize {
         if self.per_chunk { self.count_offset() + 1 } else { self.s_offset(Sums::Chunk) }
@@ -76,13 +76,13 @@ impl Layout {
         self.key * self.value
     }
 
-    /// Elements of one pair.
+    /// Elements of one pair of S and z.
     #[inline(always)]
     fn sums(&self) -> usize {
         self.matrix() + if self.normalised { self.key } else { 0 }
     }
 
-    /// Where S begins.
+    /// The element at which S of these sums begins.
     #[inline(always)]
     pub(crate) fn s_offset(&self, sums: Sums) -> usize {
         match sums {
@@ -92,13 +92,13 @@ impl Layout {
         }
     }
 
-    /// Where z begins.
+    /// The element at which z of these sums begins.
     #[inline(always)]
     pub(crate) fn z_offset(&self, sums: Sums) -> usize {
         self.s_offset(sums) + self.matrix()
     }
 
-    /// The pieces of a head's state; those that there are none of are empty.
+    /// The pieces of a head's state; pieces that the state does not have are empty.
     pub(crate) fn split<'a>(&self, state: &'a mut [f32]) -> Pieces<'a> {
         let z = if self.normalised { self.key } else { 0 };
         let mut rest = state;
@@ -114,20 +114,21 @@ impl Layout {
         Pieces { matrices, z, count: rest }
     }
 
-    /// Where the count of tokens lies.
+    /// The element that contains the count of tokens.
     #[inline(always)]
     pub(crate) fn count_offset(&self) -> usize {
         self.s_offset(Sums::Chunk) + self.sums()
     }
 
-    /// Tokens in the current chunk of a state, 0 for normalisers without chunks.
+    /// The number of tokens in the current chunk of a head's state, 0 for normalisers without chunks.
     #[inline(always)]
     pub(crate) fn count(&self, head: &[f32]) -> usize {
         if self.per_chunk { head[self.count_offset()] as usize } else { 0 }
     }
 
-    /// Checks the counts of tokens of heads from row `first` of the batch on: whole numbers below the chunk length, the
-    /// same for all heads of a sequence (sequences of a batch may be at different places).
+    /// Checks the counts of tokens of heads, of which the first is head `first` of the whole batch: they must
+    /// be whole numbers below the chunk length, and the same for all heads of a sequence (sequences of a
+    /// batch may differ).
     pub(crate) fn check(
         &self,
         state: &[f32],
@@ -150,14 +151,14 @@ impl Layout {
     }
 }
 
-/// Transposes the states of any number of heads, `[.., K, V]`, into `[.., V, K]`: the layout of ONNX Runtime's GatedDeltaNet, of ggml and of
-/// vLLM.
+/// Transposes the states of any number of heads, `[.., K, V]`, into `[.., V, K]`: the layout of ONNX
+/// Runtime's GatedDeltaNet, of ggml and of vLLM.
 ///
-/// `from` and `to` are as long as each other, in elements, a multiple of K V. They are states of rules without a normaliser and
-/// not compensated, which are nothing but S.
+/// `from` and `to` have the same length, a multiple of K V elements. They must be states of rules without a
+/// normaliser and without compensation, which consist of S alone.
 ///
 /// # Errors
-/// K or V of 0, a product of both that overflows, or another length. `to` is left untouched then.
+/// K or V is 0, their product overflows, or a slice has another length. `to` is left untouched then.
 ///
 /// ```
 /// use chunkwise::state::{from_value_major, to_value_major};
@@ -179,7 +180,8 @@ pub fn to_value_major(key: usize, value: usize, from: &[f32], to: &mut [f32]) ->
     Ok(())
 }
 
-/// Transposes the states of any number of heads, `[.., V, K]`, into this crate's `[.., K, V]`: what [`to_value_major`] undoes.
+/// Transposes the states of any number of heads, `[.., V, K]`, into this crate's `[.., K, V]`: the inverse of
+/// [`to_value_major`].
 ///
 /// # Errors
 /// As for [`to_value_major`].
@@ -191,7 +193,7 @@ pub fn from_value_major(key: usize, value: usize, from: &[f32], to: &mut [f32]) 
     Ok(())
 }
 
-/// Elements of a matrix, of which both slices hold the same whole number.
+/// Elements of a matrix, after a check that both slices contain the same whole number of matrices.
 fn check_matrices(key: usize, value: usize, from: &[f32], to: &[f32]) -> Result<usize> {
     for (size, what) in [(key, "key"), (value, "value")] {
         if size == 0 {
@@ -205,7 +207,7 @@ fn check_matrices(key: usize, value: usize, from: &[f32], to: &[f32]) -> Result<
     Ok(matrix)
 }
 
-/// Rows of so many elements become columns.
+/// Transposes a matrix whose rows have `columns` elements.
 fn transpose(columns: usize, from: &[f32], to: &mut [f32]) {
     let rows = from.len() / columns;
     for (j, to) in to.chunks_exact_mut(rows).enumerate() {

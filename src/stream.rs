@@ -1,4 +1,4 @@
-//! A stream that owns its state and scratch, for those who don't want to bring memory.
+//! A stream that owns its state and scratch, for callers that do not manage this memory themselves.
 
 use std::vec;
 use std::vec::Vec;
@@ -23,7 +23,7 @@ use crate::tensors::Tensors;
 #[derive(Debug)]
 pub struct Stream {
     attention: Attention,
-    /// The state, from the first cache line on.
+    /// Memory for the state, which begins at the first whole cache line.
     memory: Vec<f32>,
     scratch: Vec<f32>,
 }
@@ -33,7 +33,7 @@ pub struct Stream {
 pub struct Snapshot(Vec<f32>);
 
 impl Stream {
-    /// A stream before its first token. The shape's number of tokens plays no part.
+    /// A stream before its first token. The shape's number of tokens is not used.
     ///
     /// # Errors
     /// As for [`Attention::new`].
@@ -49,11 +49,12 @@ impl Stream {
         &self.attention
     }
 
-    /// The next `len` tokens, by the strides of the configuration: [`Attention::forward`] on the stream's state.
+    /// Computes the next `len` tokens, with the strides of the configuration: [`Attention::forward`] on the
+    /// stream's state.
     ///
     /// # Errors
-    /// A tensor shorter than its shape and strides reach; strides of o under which the rows of so many tokens overlap.
-    /// Outputs and state are left untouched then.
+    /// A tensor shorter than its shape and strides reach; strides of o under which the rows of `len` tokens
+    /// overlap. Outputs and state are left untouched then.
     pub fn forward(&mut self, len: usize, tensors: Tensors<'_>) -> Result<()> {
         let config = *self.attention.config();
         let attention = Attention::new(Config { shape: config.shape.with_len(len), ..config })?;
@@ -62,7 +63,7 @@ impl Stream {
         attention.forward(tensors, State::Carried(state), &mut self.scratch)
     }
 
-    /// The next token: [`Attention::decode`] on the stream's state.
+    /// Computes the next token: [`Attention::decode`] on the stream's state.
     ///
     /// # Errors
     /// As for [`Stream::forward`].
@@ -71,7 +72,7 @@ impl Stream {
         self.attention.decode(tensors, state, &mut self.scratch)
     }
 
-    /// The state so far, to be returned to by [`Stream::restore`].
+    /// The state so far, to which [`Stream::restore`] can return.
     pub fn snapshot(&self) -> Snapshot {
         let begin = scratch::misalignment(&self.memory);
         Snapshot(self.memory[begin..][..self.attention.state_len()].to_vec())
@@ -102,7 +103,7 @@ impl Clone for Stream {
             memory: vec![0.0; self.memory.len()],
             scratch: vec![0.0; self.scratch.len()],
         };
-        // The copy's memory is aligned elsewhere.
+        // The copy's memory may begin at another place in a cache line.
         let from = &self.memory[scratch::misalignment(&self.memory)..][..self.attention.state_len()];
         scratch::align(&mut stream.memory)[..from.len()].copy_from_slice(from);
         stream

@@ -1,4 +1,5 @@
-//! q, k, v and o of a call, gates and beginnings of sequences where there are any: one structure that is carried from the call to the kernel.
+//! The tensors of a call (q, k, v and o, and gates and beginnings of sequences where there are any) in one
+//! structure that is passed on from the call to the kernel.
 #![allow(unsafe_code, reason = "tasks on different threads write different rows of one slice")]
 
 use core::marker::PhantomData;
@@ -14,7 +15,8 @@ use crate::rule::{Gate, GateMap, Rule, Update};
 use crate::shape::{Row, Shape, Strides};
 use crate::vector::store;
 
-/// The tensors of a call, each a slice of f32, bf16 or f16 ([`crate::Element`]); the strides are in [`Shape`].
+/// The tensors of a call, each a slice of f32, bf16 or f16 ([`crate::Element`]); the strides are in
+/// [`Shape`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Tensors<'a> {
@@ -30,7 +32,7 @@ pub struct Tensors<'a> {
 }
 
 impl<'a> Tensors<'a> {
-    /// q and k `[B, T, H, K]`, v and o `[B, T, H, V]`. Elements of o between its rows are left alone.
+    /// q and k `[B, T, H, K]`, v and o `[B, T, H, V]`. Elements of o between its rows are left untouched.
     pub fn new(
         q: impl Into<Elements<'a>>,
         k: impl Into<Elements<'a>>,
@@ -51,39 +53,39 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// The same tensors with a gate g: `[B, T, H]` of a scalar gate, `[B, T, H, K]` of a key gate.
+    /// The same tensors with a gate g: `[B, T, H]` for a scalar gate, `[B, T, H, K]` for a key gate.
     #[must_use]
     pub fn gate(self, g: impl Into<Elements<'a>>) -> Self {
         Self { g: g.into(), ..self }
     }
 
-    /// The same tensors with beta `[B, T, H]`, of the delta rule.
+    /// The same tensors with beta `[B, T, H]`, for the delta rule.
     #[must_use]
     pub fn beta(self, beta: impl Into<Elements<'a>>) -> Self {
         Self { beta: beta.into(), ..self }
     }
 
-    /// The same tensors with the parameters of a gate's map ([`crate::rule::GateMap`]): A_log `[H]`, and dt_bias `[H]`, or
-    /// `[H, K]` of a key gate. Either may be empty.
+    /// The same tensors with the parameters of a gate's map ([`crate::rule::GateMap`]): A_log `[H]`, and
+    /// dt_bias `[H]`, or `[H, K]` for a key gate. Either may be empty.
     #[must_use]
     pub fn gate_parameters(self, a_log: &'a [f32], dt_bias: &'a [f32]) -> Self {
         Self { a_log, dt_bias, ..self }
     }
 
-    /// The same tensors as a ragged batch ([`Shape::with_sequences`]): the tokens at which its N sequences begin, and behind
-    /// them the number of tokens, so N + 1 numbers that start at 0 and never decrease (`cu_seqlens`). An empty sequence keeps
-    /// its state.
+    /// The same tensors as a ragged batch ([`Shape::with_sequences`]): `begins` contains the tokens at which
+    /// its N sequences begin, followed by the number of tokens, thus N + 1 numbers that start at 0 and never
+    /// decrease (`cu_seqlens`). An empty sequence keeps its state.
     #[must_use]
     pub fn sequences(self, begins: &'a [u32]) -> Self {
         Self { sequences: Some(begins), ..self }
     }
 
-    /// The same tensors once more, for a task that writes other rows of o.
+    /// A second set of the same tensors, for a task that writes other rows of o.
     pub(crate) fn share(&self) -> Self {
         Self { ..*self }
     }
 
-    /// Checks lengths, and that nothing is given that the rule has no use for.
+    /// Checks the lengths, and that no tensor is given that the rule does not use.
     pub(crate) fn check(&self, rule: &Rule, shape: &Shape) -> Result<()> {
         let [q, k, v, o] = shape.reach()?;
         check_room("q", q, self.q.len())?;
@@ -149,14 +151,14 @@ impl<'a> Tensors<'a> {
         self.g.slice(begin..begin + len)
     }
 
-    /// beta of a token.
+    /// beta of a token, one element.
     #[inline(always)]
     pub(crate) fn beta_of(&self, shape: &Shape, row: Row) -> Elements<'a> {
         let begin = shape.beta_strides().offset(row, row.heads.state);
         self.beta.slice(begin..begin + 1)
     }
 
-    /// Where the rows of q, k, v, o and g lie from a token on; those of g have `gate` elements.
+    /// The addresses of the rows of q, k, v, o and g from a token on; rows of g have `gate` elements.
     #[inline(always)]
     pub(crate) fn lines(&self, shape: &Shape, row: Row, gate: usize) -> [Lines; 5] {
         let line = |(data, size): (*const u8, usize), strides: Strides, head: usize, len: usize| Lines {
@@ -173,7 +175,7 @@ impl<'a> Tensors<'a> {
         ]
     }
 
-    /// Writes columns of a row of o, rounded to its type: N vectors, of which the last `columns` may end within.
+    /// Writes columns of a row of o, rounded to its type: the first `columns` elements of N vectors.
     ///
     /// # Safety
     /// The lengths were checked, and no other task holds columns of this row that overlap these.
@@ -191,7 +193,7 @@ impl<'a> Tensors<'a> {
                 store::<S, N>(from, unsafe { o.part(begin, columns) });
             }
             o => {
-                // A copy, so that `from` itself need not lie in memory.
+                // This is a copy, so that `from` itself may stay in registers.
                 let row = from;
                 let row = &bytemuck::cast_slice::<S::f32s, f32>(&row)[..columns];
                 outline(simd, Write { o, begin, row });
@@ -200,7 +202,8 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// Columns of a row that are rounded, or that end within a vector; apart, so that the usual way stays small.
+/// The write of columns that are rounded, or that end within a vector. It is a function of its own, so that
+/// the usual path stays small.
 struct Write<'a> {
     o: Outputs<'a>,
     begin: usize,
@@ -213,7 +216,7 @@ impl WithSimd for Write<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { o, begin, row } = self;
-        // SAFETY: the promise of `Tensors::write`, which alone makes one.
+        // SAFETY: promised by the caller of `Tensors::write`, which is the only one to make a `Write`.
         unsafe {
             match o {
                 Outputs::F32(o) => o.part(begin, row.len()).copy_from_slice(row),
@@ -224,7 +227,7 @@ impl WithSimd for Write<'_> {
     }
 }
 
-/// A [`Disjoint`] of one of the types.
+/// A [`Disjoint`] of one of the types of elements.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Outputs<'a> {
     F32(Disjoint<'a>),
@@ -260,8 +263,8 @@ impl Outputs<'_> {
     }
 }
 
-/// A slice of which different tasks write different parts. The borrow keeps everyone else out; that no two
-/// tasks take the same part is the caller's promise, made where the parts are cut.
+/// A slice of which different tasks write different parts. The borrow excludes all other accesses; that no
+/// two tasks take the same part is the caller's promise, made where the parts are cut.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Disjoint<'a, T = f32> {
     data: *mut T,
@@ -269,7 +272,8 @@ pub(crate) struct Disjoint<'a, T = f32> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a `&mut [T]` that was cut up; `part` passes on the duty to keep the parts apart.
+// SAFETY: it is a `&mut [T]` that was cut up; `part` passes the duty to keep the parts disjoint on to its
+// caller.
 unsafe impl<T: Send> Send for Disjoint<'_, T> {}
 // SAFETY: as above; without `part` nothing can be reached through a shared one.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
@@ -279,31 +283,31 @@ impl<'a, T> Disjoint<'a, T> {
         Self { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
-    /// Without a borrow: the C ABI's.
+    /// A slice without a borrow, for the C ABI.
     ///
     /// # Safety
-    /// `len` elements there can be written for 'a (where there are none it may be any address), and elements of parts that
-    /// are taken are not reached in another way meanwhile.
+    /// `len` elements at `data` can be written for 'a (where `len` is 0, `data` may be any address), and
+    /// elements of parts that are taken are not accessed in another way meanwhile.
     #[cfg(feature = "cdylib")]
     pub(crate) unsafe fn from_raw(data: *mut T, len: usize) -> Self {
-        // Of no elements C may give any address; a slice may not have any.
+        // For no elements C may pass any address, but a slice may not have any address.
         let data = if len == 0 { core::ptr::NonNull::dangling().as_ptr() } else { data };
         Self { data, len, borrow: PhantomData }
     }
 
-    /// Elements `begin .. begin + len`, still to be taken.
+    /// The elements `begin .. begin + len`, of which parts can still be taken.
     pub(crate) fn cut(self, begin: usize, len: usize) -> Self {
         assert!(begin <= self.len && len <= self.len - begin, "part out of bounds");
         // SAFETY: in bounds by the assertion.
         Self { data: unsafe { self.data.add(begin) }, len, borrow: PhantomData }
     }
 
-    /// The whole of it.
+    /// The whole slice.
     ///
     /// # Safety
-    /// No part that overlaps it is alive.
+    /// No part that overlaps this slice is alive.
     pub(crate) unsafe fn whole(self) -> &'a mut [T] {
-        // SAFETY: the slice it was made of; not shared by the caller's promise.
+        // SAFETY: this is the slice it was made from; it is not shared, by the caller's promise.
         unsafe { core::slice::from_raw_parts_mut(self.data, self.len) }
     }
 
@@ -314,7 +318,8 @@ impl<'a, T> Disjoint<'a, T> {
     #[inline(always)]
     pub(crate) unsafe fn part(&self, begin: usize, len: usize) -> &'a mut [T] {
         assert!(begin <= self.len && len <= self.len - begin, "part out of bounds");
-        // SAFETY: in bounds by the assertion, inside the slice borrowed for 'a; disjoint by the caller's promise.
+        // SAFETY: in bounds by the assertion, inside the slice borrowed for 'a; disjoint by the caller's
+        // promise.
         unsafe { core::slice::from_raw_parts_mut(self.data.add(begin), len) }
     }
 }

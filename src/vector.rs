@@ -8,7 +8,7 @@ pub(crate) fn vectors<S: Simd, const N: usize>(row: &[f32]) -> &[[S::f32s; N]] {
     S::as_simd_f32s(row).0.as_chunks().0
 }
 
-/// The same to be written.
+/// The same groups of N vectors, to be written.
 #[inline(always)]
 pub(crate) fn vectors_mut<S: Simd, const N: usize>(row: &mut [f32]) -> &mut [[S::f32s; N]] {
     S::as_mut_simd_f32s(row).0.as_chunks_mut().0
@@ -32,7 +32,8 @@ pub(crate) fn first_lane<S: Simd>(x: S::f32s) -> f32 {
     bytemuck::cast_slice::<S::f32s, f32>(&[x])[0]
 }
 
-/// Copies a row and pads it with zeros. Whole vectors are copied as vectors: rows are short, a call of memcpy is not.
+/// Copies a row and pads it with zeros. Whole vectors are copied as vectors: rows are short, and a call of
+/// memcpy would take longer.
 #[inline(always)]
 pub(crate) fn copy_row<S: Simd>(_: S, from: &[f32], to: &mut [f32]) {
     let (from_vectors, from_tail) = S::as_simd_f32s(from);

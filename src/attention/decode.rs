@@ -1,4 +1,4 @@
-//! One token of each head: the sweep on the caller's state, where it lies.
+//! One token of each head: the sweep on the caller's state, in place.
 
 use pulp::Simd;
 
@@ -7,7 +7,8 @@ use crate::state;
 use crate::sweep::{Pass, Rows};
 use crate::vector::copy_row;
 
-/// A head of a decode: which of the task's it is, for which of the outputs that share it, its state, and its scratch.
+/// A head of a decode: its index in the task, the index of the output among those that share it, its state
+/// and its scratch.
 struct Head<'a> {
     h: usize,
     query: usize,
@@ -16,7 +17,7 @@ struct Head<'a> {
 }
 
 impl<const DECODE: bool> Task<'_, DECODE> {
-    /// One token of each head, on the caller's state.
+    /// Computes one token of each head on the caller's state.
     #[inline(always)]
     pub(super) fn decode<S: Simd, const N: usize, const H: usize>(mut self, simd: S) {
         let (mut scratch, heads) = Scratch::new(core::mem::take(&mut self.scratch), &self.sizes);
@@ -62,7 +63,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         let row = self.first(span, h, query);
         let factors = self.prepare::<S, 1>(simd, span, row, &mut pieces, scratch);
         let tile = self.swept(span, row, &factors, scratch, None);
-        // Whole vectors of columns where they lie, the others by way of a panel.
+        // Whole vectors of columns are swept in place, the others in a panel.
         let (lanes, value) = (S::F32_LANES, layout.value);
         let whole = value / lanes * lanes;
         let rows = matrices.each_mut().map(|data| Rows { data, stride: value });

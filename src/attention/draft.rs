@@ -1,5 +1,5 @@
-//! Speculative decoding: a draft of a few tokens is verified on a state that is only read, then those that were accepted are
-//! committed to it.
+//! Speculative decoding: a draft of a few tokens is verified on a state that is only read, then the accepted
+//! tokens are committed to it.
 
 use core::ops::Range;
 
@@ -12,20 +12,21 @@ use crate::sweep::draft::{self, Commit, MOST_TOKENS, RecordLayout};
 use crate::tensors::{Disjoint, Tensors};
 
 impl Attention {
-    /// The most tokens of a draft.
+    /// The largest number of tokens in a draft.
     pub const MAX_DRAFT: usize = MOST_TOKENS;
 
-    /// Elements of the record that [`Attention::verify`] writes and [`Attention::commit`] reads: `B x H x T` times K + V, and
-    /// one more for a scalar gate, K more for a key gate.
+    /// Elements of the record that [`Attention::verify`] writes and [`Attention::commit`] reads: `B x H x T`
+    /// times K + V, K + V + 1 for a scalar gate, or 2 K + V for a key gate.
     pub fn record_len(&self) -> usize {
         self.record_layout().len().saturating_mul(self.all_heads())
     }
 
-    /// The T tokens of a draft, at most 16 of each sequence, on a state that is only read: outputs have the bits of
-    /// [`Attention::forward`] on [`State::Initial`]. What [`Attention::commit`] needs of the tokens is written to `record`,
-    /// [`Attention::record_len`] elements; the tensors are not needed any more then.
+    /// Computes the T tokens of a draft, at most 16 of each sequence, on a state that is only read. The
+    /// outputs have the bits of [`Attention::forward`] on [`State::Initial`]. What [`Attention::commit`]
+    /// needs of the tokens is written to `record`, of [`Attention::record_len`] elements; the tensors are not
+    /// needed afterwards.
     ///
-    /// `scratch` has at least [`Attention::scratch_len`] elements, of any content.
+    /// `scratch` must have at least [`Attention::scratch_len`] elements, of any content.
     ///
     /// ```
     /// use chunkwise::{Attention, Config, Gate, Rule, Shape, Tensors};
@@ -46,8 +47,8 @@ impl Attention {
     /// ```
     ///
     /// # Errors
-    /// As for [`Attention::forward`]; more than 16 tokens, a ragged batch, attention that is not causal, a record of another
-    /// length.
+    /// As for [`Attention::forward`]; more than 16 tokens, a ragged batch, attention that is not causal, a
+    /// record of another length.
     pub fn verify(
         &self,
         tensors: Tensors<'_>,
@@ -61,7 +62,8 @@ impl Attention {
         Ok(())
     }
 
-    /// [`Attention::verify`], checked and not yet run, as [`Attention::forward_part`].
+    /// Checks a call of [`Attention::verify`] without running it, as [`Attention::forward_part`] does for a
+    /// forward.
     ///
     /// # Errors
     /// As for [`Attention::verify`].
@@ -75,14 +77,15 @@ impl Attention {
         Ok(Part::new(self, super::Op::Forward, 0..self.all_heads(), tensors, states))
     }
 
-    /// Takes the first tokens of a verified draft into the state, where it lies: `accepted[b]` of sequence b, from 0 to all.
-    /// The state becomes what as many calls of [`Attention::decode`] would have made of it: bit for bit with the linear
-    /// update; with the delta rule within its bound of rounding errors, because [`Attention::verify`] solves for the tokens of
-    /// a block together. It needs no scratch.
+    /// Adds the first tokens of a verified draft to the state, in place: `accepted[b]` tokens of sequence b,
+    /// from 0 to all. The result is the state after as many calls of [`Attention::decode`]: bit for bit with
+    /// the linear update; with the delta rule within that rule's bound of rounding errors, because
+    /// [`Attention::verify`] solves for the tokens of a block together. The call needs no scratch.
     ///
     /// # Errors
-    /// More tokens than the draft has, a number of sequences, a record or a state of another length, a state whose count of
-    /// tokens is not possible, and a configuration that [`Attention::verify`] refuses. The state is left untouched then.
+    /// More tokens than the draft has, a number of sequences, a record or a state of another length, a state
+    /// whose count of tokens is not possible, and a configuration that [`Attention::verify`] refuses. The
+    /// state is left untouched then.
     pub fn commit(&self, record: &[f32], accepted: &[u32], state: &mut [f32]) -> Result<()> {
         self.check_draft()?;
         let shape = &self.config.shape;
@@ -114,7 +117,7 @@ impl Attention {
         RecordLayout::new(&self.config.rule, &self.config.shape)
     }
 
-    /// Whether the configuration is one of a draft.
+    /// Checks that the configuration allows a draft.
     pub(crate) fn check_draft(&self) -> Result<()> {
         let shape = &self.config.shape;
         check_most("tokens of a draft", MOST_TOKENS, shape.len)?;
@@ -145,7 +148,7 @@ impl Attention {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record<'a> {
     pub(crate) data: Disjoint<'a>,
-    /// Of one head.
+    /// The layout of the record of one head.
     pub(crate) layout: RecordLayout,
 }
 
@@ -155,7 +158,7 @@ impl<'a> Record<'a> {
         Self { data: self.data.cut(heads.start * len, heads.len() * len), ..self }
     }
 
-    /// That of a head, for a tile that begins with this token.
+    /// The record of one head, for a tile that begins with this token.
     pub(super) fn of(self, head: usize, token: usize) -> draft::Record<'a> {
         draft::Record { data: self.cut(head..head + 1).data, layout: self.layout, token }
     }

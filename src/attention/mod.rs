@@ -1,4 +1,4 @@
-//! Many heads: what to bring, what is checked, and how the work is cut into tasks.
+//! Many heads: the entry point, its checks, the memory it needs, and how its work is cut into tasks.
 
 mod decode;
 mod draft;
@@ -27,15 +27,15 @@ use crate::shape::Shape;
 use crate::state::Layout;
 use crate::tensors::Tensors;
 
-/// What to compute, on what sizes, and where.
+/// What to compute, on which sizes, instruction set and threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// The recurrence: what every output is.
+    /// The recurrence that defines every output.
     pub rule: Rule,
-    /// Sizes and strides.
+    /// The sizes and strides of the tensors.
     pub shape: Shape,
-    /// The instruction set and threads: they change the time that a call takes.
+    /// The instruction set and threads, which change only the time that a call takes.
     pub execution: Execution,
 }
 
@@ -46,21 +46,21 @@ impl Config {
         Self { rule, shape, execution: Execution { isa: None, threads: 1 } }
     }
 
-    /// The same on a pinned instruction set.
+    /// The same configuration on a pinned instruction set.
     #[must_use]
     pub const fn isa(mut self, isa: Isa) -> Self {
         self.execution.isa = Some(isa);
         self
     }
 
-    /// The same on at most so many threads.
+    /// The same configuration on at most this number of threads.
     #[must_use]
     pub const fn threads(mut self, threads: usize) -> Self {
         self.execution.threads = threads;
         self
     }
 
-    /// Checks all but what depends on the machine, and says how a state is laid out.
+    /// Checks everything that does not depend on the machine, and returns the layout of a state.
     pub(crate) fn check(&self) -> Result<Layout> {
         let Config { rule, shape, execution } = self;
         if execution.threads == 0 {
@@ -75,18 +75,19 @@ impl Config {
     }
 }
 
-/// Where a call runs.
+/// The instruction set and the threads on which a call runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Execution {
-    /// The instruction set; `None` for [`Isa::choose`].
+    /// The instruction set; `None` selects [`Isa::choose`].
     pub isa: Option<Isa>,
-    /// Threads to use at most, the calling one included. 1 by default, and always 1 without `std`. Small work stays on the
-    /// calling thread; the result does not depend on it. [The crate's documentation](crate#threads) says which threads.
+    /// The largest number of threads to use, the calling one included; 1 by default, and always 1 without
+    /// `std`. Small work stays on the calling thread, and the result does not depend on the number. [The
+    /// crate's documentation](crate#threads) describes which threads are used.
     pub threads: usize,
 }
 
-/// A number of elements that memory can have.
+/// Checks that memory can hold this number of elements.
 fn limit(elements: Option<usize>, what: &'static str) -> Result<()> {
     match elements {
         Some(n) if n <= isize::MAX as usize / size_of::<f32>() / 4 => Ok(()),
@@ -98,19 +99,19 @@ fn limit(elements: Option<usize>, what: &'static str) -> Result<()> {
 /// [`Attention::state_len`] elements; its layout is in [`crate::state`].
 #[derive(Debug)]
 pub enum State<'a> {
-    /// Begins at zero; what is left at the end is dropped.
+    /// A call begins at zero and drops the final state.
     Zero,
-    /// Begins at this one; dropped at the end.
+    /// A call begins at this state and drops the final one.
     Initial(&'a [f32]),
-    /// Begins at zero; written here at the end.
+    /// A call begins at zero and writes the final state here.
     Final(&'a mut [f32]),
-    /// Begins at the first; written to the second at the end.
+    /// A call begins at the first state and writes the final one to the second.
     InitialFinal(&'a [f32], &'a mut [f32]),
-    /// Begins at this one and is replaced at the end: a stream in pieces.
+    /// A call begins at this state and replaces it by the final one: a stream in pieces.
     Carried(&'a mut [f32]),
 }
 
-/// Which of the two calls is meant.
+/// Which of the two calls is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Forward,
@@ -123,7 +124,7 @@ pub struct Attention {
     config: Config,
     isa: Isa,
     layout: Layout,
-    /// How a decode is cut; [`Attention::plan`] of a forward is made when it is asked for.
+    /// The plan of a decode; [`Attention::plan`] makes that of a forward each time it is needed.
     decode: Plan,
 }
 
@@ -131,8 +132,8 @@ impl Attention {
     /// Checks a configuration.
     ///
     /// # Errors
-    /// Zero heads, K, V or threads; sizes that overflow; strides of o under which rows overlap; a number that is not
-    /// finite; a chunk of 0 or more than 2^24 tokens; an instruction set that is not available.
+    /// Zero heads, K, V or threads; sizes that overflow; strides of o under which rows overlap; a number that
+    /// is not finite; a chunk of 0 or more than 2^24 tokens; an instruction set that is not available.
     pub fn new(config: Config) -> Result<Self> {
         let layout = config.check()?;
         let isa = match config.execution.isa {
@@ -152,7 +153,7 @@ impl Attention {
         &self.config
     }
 
-    /// The instruction set that runs.
+    /// The instruction set on which calls run.
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -175,24 +176,25 @@ impl Attention {
         with_alignment(self.decode.workers.saturating_mul(self.decode.part_len))
     }
 
-    /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`] for one thread, any instruction set
-    /// and any strides, of the linear update without a gate whose tensors all have so many heads: for static arrays.
+    /// An upper bound of [`Attention::scratch_len`] and [`Attention::decode_scratch_len`], for static arrays.
+    /// It holds for one thread, any instruction set and any strides, with the linear update without a gate,
+    /// where all tensors have `heads` heads.
     pub const fn scratch_bound(heads: usize, key: usize, value: usize) -> usize {
         with_alignment(Plan::bound(heads, key, value, Operands::Linear))
     }
 
-    /// The same bound for a gate or the delta rule.
+    /// The bound of [`Attention::scratch_bound`] for a gate or the delta rule.
     pub const fn gated_scratch_bound(heads: usize, key: usize, value: usize) -> usize {
         with_alignment(Plan::bound(heads, key, value, Operands::Gated { delta: true }))
     }
 
-    /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`.
+    /// Computes all tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`.
     ///
-    /// `scratch` has at least [`Attention::scratch_len`] elements, of any content.
+    /// `scratch` must have at least [`Attention::scratch_len`] elements, of any content.
     ///
     /// # Errors
-    /// A slice shorter than its shape and strides reach, a state of another length, scratch that is too short,
-    /// a state whose count of tokens is not possible. Outputs and state are left untouched then.
+    /// A slice shorter than its shape and strides reach, a state of another length, scratch that is too
+    /// short, a state whose count of tokens is not possible. Outputs and state are left untouched then.
     pub fn forward(&self, tensors: Tensors<'_>, state: State<'_>, scratch: &mut [f32]) -> Result<()> {
         self.check_tensors(Op::Forward, &tensors)?;
         scratch::check(scratch, self.scratch_len())?;
@@ -201,10 +203,11 @@ impl Attention {
         Ok(())
     }
 
-    /// One token of all heads on the same state: the bits of [`Attention::forward`] with T = 1. The strides of tokens play
-    /// no part. S is updated where it lies, fastest where the state begins on a cache line of 64 bytes.
+    /// Computes one token of all heads on the same state, with the bits of [`Attention::forward`] with T = 1.
+    /// The strides of tokens are not used. S is updated in place, which is fastest where the state begins on
+    /// a cache line of 64 bytes.
     ///
-    /// `scratch` has at least [`Attention::decode_scratch_len`] elements, of any content.
+    /// `scratch` must have at least [`Attention::decode_scratch_len`] elements, of any content.
     ///
     /// # Errors
     /// As for [`Attention::forward`].
@@ -216,8 +219,8 @@ impl Attention {
         Ok(())
     }
 
-    /// [`Attention::forward`], checked and not yet run, to be split among the caller's own threads: each part brings its
-    /// own scratch. [`Execution::threads`] plays no part.
+    /// Checks a call of [`Attention::forward`] without running it, to be split among the caller's own
+    /// threads; each part is run with its own scratch. [`Execution::threads`] is not used.
     ///
     /// # Errors
     /// As for [`Attention::forward`].
@@ -226,7 +229,8 @@ impl Attention {
         Ok(Part::new(self, Op::Forward, 0..self.all_heads(), tensors, self.states(state)?))
     }
 
-    /// [`Attention::decode`], checked and not yet run, as [`Attention::forward_part`].
+    /// Checks a call of [`Attention::decode`] without running it, as [`Attention::forward_part`] does for a
+    /// forward.
     ///
     /// # Errors
     /// As for [`Attention::decode`].
@@ -246,7 +250,7 @@ impl Attention {
         if !rule.causal {
             return Err(Error::Conflict { what: "decode and attention that is not causal" });
         }
-        // A configuration of no tokens was checked for none.
+        // The strides of a configuration without tokens have not been checked for one token.
         let one = shape.one_token();
         one.check_output()?;
         tensors.check(rule, &one)
@@ -264,7 +268,7 @@ impl Attention {
         })
     }
 
-    /// A checked call of all heads, on threads.
+    /// Runs a checked call of all heads on threads.
     pub(crate) fn run<const DECODE: bool>(
         &self,
         tensors: &Tensors<'_>,
@@ -280,11 +284,11 @@ impl Attention {
         if let Some(state) = states.carried
             && plan.parts > 1
         {
-            // Tasks that share a head all read its z, and one of them writes it: they read a copy.
+            // Tasks that share a head all read its z, which one of them writes; so they read a copy.
             let (copy, rest) = scratch.split_at_mut(padded(self.state_len()));
             let copy = &mut copy[..self.state_len()];
             #[allow(unsafe_code, reason = "no task has begun")]
-            // SAFETY: nothing else is alive that was made of it.
+            // SAFETY: nothing else that was made from it is alive.
             copy.copy_from_slice(unsafe { state.whole() });
             scratch = rest;
             states = States { initial: Some(copy), last: Some(state), carried: None, ..states };
@@ -303,7 +307,7 @@ impl Attention {
         });
     }
 
-    /// One task, on the calling thread.
+    /// Runs one task on the calling thread.
     pub(crate) fn dispatch<const DECODE: bool>(&self, slice: Slice<'_>, sizes: Sizes, scratch: &mut [f32]) {
         let Slice { tensors, states, sequence, heads, columns } = slice;
         let (config, layout) = (&self.config, &self.layout);
@@ -332,7 +336,8 @@ impl Attention {
         dispatch(self.isa, task);
     }
 
-    /// Without tokens, and nothing to write: there may be any number of heads then, which take no memory but time.
+    /// Whether there are no tokens and no state to write. There may be any number of heads then, which take
+    /// no memory but time.
     pub(crate) fn is_idle(&self, states: States<'_>) -> bool {
         self.config.shape.len == 0 && states.last.is_none() && states.carried.is_none()
     }
@@ -342,7 +347,7 @@ impl Attention {
         Self::planned(self.config.threads(1), self.isa, self.layout)
     }
 
-    /// Heads of all sequences.
+    /// The number of heads in all sequences.
     pub(crate) fn all_heads(&self) -> usize {
         self.config.shape.all_heads()
     }
@@ -352,7 +357,7 @@ impl Attention {
         self.layout.len()
     }
 
-    /// How a call is cut.
+    /// How a call is cut into tasks.
     pub(crate) fn plan<const DECODE: bool>(&self) -> Plan {
         if DECODE { self.decode } else { Plan::forward(&self.config, self.isa.lanes()) }
     }
@@ -369,7 +374,8 @@ impl Attention {
     }
 }
 
-/// Some heads of one sequence and their states, some columns of V. Those that run at once differ in either.
+/// Some heads of one sequence and their states, and some columns of V. Slices that run at once differ in the
+/// heads or in the columns.
 pub(crate) struct Slice<'a> {
     pub(crate) tensors: &'a Tensors<'a>,
     pub(crate) states: States<'a>,

@@ -1,4 +1,4 @@
-//! A state on its way into panels and back.
+//! How a state is copied into panels and back.
 
 use core::ops::Range;
 
@@ -36,14 +36,15 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         }
     }
 
-    /// Writes a head's state. Of z and the count there is one for all columns: the first columns' task writes them.
+    /// Writes a head's state. z and the count belong to all columns; the task of the first columns writes
+    /// them.
     #[inline(always)]
     pub(super) fn store(&self, last: Disjoint<'_>, h: usize, head: &Pieces<'_>, count: usize) {
         let layout = self.layout;
         #[allow(unsafe_code, reason = "columns of the state are split among tasks")]
         let part = |begin: usize, len: usize| {
-            // SAFETY: tasks differ in the head or in the columns of S, and only the first columns' task takes
-            // z and the count; this one holds one part at a time.
+            // SAFETY: tasks differ in the head or in the columns of S, and only the task of the first columns
+            // takes z and the count; this task holds one part at a time.
             unsafe { last.part(h * layout.len() + begin, len) }
         };
         let first = self.columns.start == 0;
@@ -67,7 +68,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         }
     }
 
-    /// Which sums of a state the matrices of a head are.
+    /// Which sums of a state each matrix of a head contains.
     #[inline(always)]
     fn order(&self) -> [Which; 3] {
         let s = if self.layout.per_chunk { Which::Chunk } else { Which::All };

@@ -1,5 +1,5 @@
-//! Some of the `B x H` heads of one call, for threads of the caller's own: a call is checked once, then split like a
-//! slice. The bits are those of the whole call.
+//! Some of the `B x H` heads of one call, for the caller's own threads: a call is checked once, then split
+//! like a slice. The results have the bits of the whole call.
 
 use core::ops::Range;
 
@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::scratch::{self, align};
 use crate::tensors::{Disjoint, Tensors};
 
-/// The state of some heads: from where, and to where or both in one; and where a verify records its tokens.
+/// The states of some heads: where they are read from, where they are written to, or one slice for both; and
+/// where a verify records its tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct States<'a> {
     pub(crate) initial: Option<&'a [f32]>,
@@ -19,7 +20,7 @@ pub(crate) struct States<'a> {
 }
 
 impl<'a> States<'a> {
-    /// Of all heads. `check` is given each slice, and whether it is read.
+    /// The states of all heads. `check` receives each slice and whether it is read.
     pub(crate) fn new(state: State<'a>, check: impl Fn(&[f32], bool) -> Result<()>) -> Result<Self> {
         let mut states = Self::default();
         match state {
@@ -45,7 +46,7 @@ impl<'a> States<'a> {
         Ok(states)
     }
 
-    /// Those of some of the heads, each of `len` elements.
+    /// The states of some of the heads, `len` elements for each head.
     pub(crate) fn cut(self, heads: Range<usize>, len: usize) -> Self {
         let (begin, elements) = (heads.start * len, heads.len() * len);
         Self {
@@ -57,7 +58,7 @@ impl<'a> States<'a> {
     }
 }
 
-/// Some heads of one checked call, of all sequences counted through; to be split, sent to threads and run.
+/// Some heads of one checked call, numbered through all sequences, to be split, sent to threads and run.
 ///
 /// ```
 /// use chunkwise::{Attention, Config, Normaliser, Rule, Shape, State, Tensors};
@@ -78,17 +79,17 @@ impl<'a> States<'a> {
 /// ```
 #[derive(Debug)]
 pub struct Part<'a> {
-    /// On one thread.
+    /// The attention, planned for one thread.
     attention: Attention,
     op: Op,
     heads: Range<usize>,
     tensors: Tensors<'a>,
-    /// Of these heads.
+    /// The states of `heads`.
     states: States<'a>,
 }
 
 impl<'a> Part<'a> {
-    /// `states` are those of `heads`, checked like the tensors.
+    /// `states` are the states of `heads`, checked like the tensors.
     pub(crate) fn new(
         attention: &Attention,
         op: Op,
@@ -99,17 +100,17 @@ impl<'a> Part<'a> {
         Self { attention: attention.on_one_thread(), op, heads, tensors, states }
     }
 
-    /// Heads in this part.
+    /// The number of heads in this part.
     pub fn len(&self) -> usize {
         self.heads.len()
     }
 
-    /// Whether there are none.
+    /// Whether this part has no heads.
     pub fn is_empty(&self) -> bool {
         self.heads.is_empty()
     }
 
-    /// The first `heads` of them, and the others; all of them, where there are no more.
+    /// Splits the part into its first `heads` heads, or all where there are no more, and the others.
     #[must_use]
     pub fn split_at(self, heads: usize) -> (Part<'a>, Part<'a>) {
         let Self { attention, op, heads: all, tensors, states } = self;
@@ -122,7 +123,7 @@ impl<'a> Part<'a> {
         )
     }
 
-    /// Elements of scratch that it needs, of any content: the same however it was split.
+    /// Elements of scratch that this part needs, of any content. It is the same however the call was split.
     pub fn scratch_len(&self) -> usize {
         match self.op {
             Op::Forward => self.attention.scratch_len(),
@@ -130,7 +131,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Computes these heads, on the calling thread.
+    /// Computes the heads of this part on the calling thread.
     ///
     /// # Errors
     /// Scratch that is too short. Outputs and state are left untouched then.
@@ -148,7 +149,7 @@ impl<'a> Part<'a> {
             Op::Decode => attention.plan::<true>(),
         };
         while head < all.end {
-            // Neighbours of one sequence are walked together.
+            // Neighbouring heads of one sequence are walked through together.
             let first = head % shape.heads;
             let group = plan.group.min(shape.heads - first).min(all.end - head);
             let states = states.cut(head - all.start..head - all.start + group, state);

@@ -1,4 +1,5 @@
-//! How a call is cut into tasks: from shapes, the instruction set and the number of threads, never from what runs where.
+//! How a call is cut into tasks: by shapes, the instruction set and the number of threads, never by which
+//! thread runs a task.
 
 use super::Config;
 use super::sizes::{Operands, Sizes};
@@ -7,23 +8,24 @@ use crate::rule::{Normaliser, Rule};
 use crate::scratch::padded;
 use crate::sweep::Blocking;
 
-/// Flops for which it pays to wake a thread: some 40 microseconds' worth. With half of it, 64 tokens of 4 heads took 65 us on
-/// two threads, by median, and 39 on one.
+/// The number of flops for which it pays to wake a thread, some 40 microseconds' worth. With half this
+/// number, 64 tokens of 4 heads took a median of 65 us on two threads and 39 us on one.
 const GRAIN_FLOPS: usize = 1 << 22;
-/// Bytes of state in one decode for which it pays to wake a thread: some 40 microseconds' worth. With a quarter of it,
-/// 1 MiB of state took 44 us on two threads, by median, and 19 on one.
+/// The bytes of state in one decode for which it pays to wake a thread, some 40 microseconds' worth. With a
+/// quarter of this number, 1 MiB of state took a median of 44 us on two threads and 19 us on one.
 const GRAIN_BYTES: usize = 1 << 21;
-/// Bytes of S of the heads that one task walks through together: they share L2 with the rows.
+/// The bytes of S of all heads that one task walks through together. They share L2 with the rows of the
+/// tensors.
 const GROUP_BYTES: usize = 256 << 10;
 
-/// How one call is cut.
+/// How one call is cut into tasks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// Neighbouring heads in a task.
+    /// The number of neighbouring heads in a task.
     pub(crate) group: usize,
-    /// Tasks along V for each group.
+    /// The number of tasks along V for each group of heads.
     pub(crate) parts: usize,
-    /// Columns in each of them but the last.
+    /// The number of columns of V in each of these tasks but the last.
     pub(crate) columns: usize,
     pub(crate) workers: usize,
     /// Elements of scratch for each worker.
@@ -31,13 +33,13 @@ pub(crate) struct Plan {
     pub(crate) sizes: Sizes,
 }
 
-/// S and what is kept beside it.
+/// The number of matrices of a head: S and those that are kept beside it.
 const fn matrices(rule: &Rule) -> usize {
     1 + matches!(rule.normaliser, Normaliser::PerChunk { .. }) as usize + rule.compensated as usize
 }
 
 impl Plan {
-    /// For many tokens.
+    /// The plan for many tokens.
     pub(crate) fn forward(config: &Config, lanes: usize) -> Self {
         let (shape, rule) = (&config.shape, &config.rule);
         let blocking = Blocking::new(lanes, rule.in_blocks());
@@ -45,7 +47,8 @@ impl Plan {
         let tokens = sequences.saturating_mul(shape.len).saturating_mul(shape.groups.output());
         let flops = tokens.saturating_mul(4).saturating_mul(shape.key).saturating_mul(shape.value);
         let wanted = parallel::workers(config.execution.threads, flops, GRAIN_FLOPS);
-        // Heads that are neighbours in memory are walked together, unless that leaves threads without work.
+        // A task walks through heads that are neighbours in memory together, unless that leaves threads
+        // without work.
         let all = shape.batch.saturating_mul(shape.heads);
         let nested = shape.q_strides.head < shape.q_strides.token && shape.heads > 1;
         let group = if nested {
@@ -74,7 +77,7 @@ impl Plan {
         Self { group, parts, columns, workers, part_len: padded(sizes.scratch_len()), sizes }
     }
 
-    /// For one token of each head, on the caller's state.
+    /// The plan for one token of each head, on the caller's state.
     pub(crate) fn decode(config: &Config, lanes: usize, state_len: usize) -> Self {
         let shape = &config.shape;
         let all = shape.batch.saturating_mul(shape.heads);
@@ -91,15 +94,15 @@ impl Plan {
         };
         let threads = config.execution.threads.min(all.max(1));
         let workers = parallel::workers(threads, state_len.saturating_mul(size_of::<f32>()), GRAIN_BYTES);
-        // A few tasks for each worker, so that a late one can be helped out.
+        // There are a few tasks for each worker, so that other workers can take over those of a late one.
         let tasks = if workers == 1 { shape.batch.max(1) } else { 4 * workers };
         let group = all.div_ceil(tasks).clamp(1, shape.heads);
         let part_len = padded(sizes.scratch_len());
         Self { group, parts: 1, columns: shape.value, workers, part_len, sizes }
     }
 
-    /// The largest scratch that one thread needs, on any instruction set, for rules of this kind whose tensors have as many
-    /// heads as the state.
+    /// The largest scratch, in elements, that one thread needs on any instruction set, for rules of this kind
+    /// whose tensors have as many heads as the state.
     pub(crate) const fn bound(heads: usize, key: usize, value: usize, operands: Operands) -> usize {
         const LANES: [usize; 4] = [1, 4, 8, 16];
         let in_blocks = !matches!(operands, Operands::Linear);

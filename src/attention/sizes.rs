@@ -1,4 +1,4 @@
-//! How much scratch a task takes, from shapes alone.
+//! How much scratch a task takes, which depends on shapes alone.
 
 use crate::math::GROUP;
 use crate::rule::{Rule, Update};
@@ -7,39 +7,40 @@ use crate::sweep::decays::space_rows;
 use crate::sweep::gated::operand_rows;
 use crate::sweep::{Blocking, padded_key};
 
-/// What a task's scratch depends on; sizes saturate, and absurd ones are refused at the entry.
+/// The sizes on which a task's scratch depends. They saturate; absurd sizes are refused at the entry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub(crate) lanes: usize,
-    /// Heads in the task.
+    /// The number of heads in the task.
     pub(crate) heads: usize,
     pub(crate) key: usize,
-    /// Columns of V in the task.
+    /// The number of columns of V in the task.
     pub(crate) columns: usize,
-    /// Matrices of a head: S, the past, rounding errors.
+    /// The number of matrices of a head: S, and the past and rounding errors where they are kept.
     pub(crate) matrices: usize,
-    /// Vectors of a panel and tokens of a tile.
+    /// The numbers of vectors in a panel and of tokens in a tile.
     pub(crate) blocking: Blocking,
-    /// What a tile is prepared as.
+    /// The kind of operands that a tile is prepared as.
     pub(crate) operands: Operands,
-    /// A head more, or elements of a state in place, for outputs that share a head of the state.
+    /// Space for outputs that share a head of the state: in heads or, where S is swept in place, in elements.
     pub(crate) spare: usize,
     /// Whether S is swept in the caller's memory.
     pub(crate) in_place: bool,
 }
 
 impl Sizes {
-    /// The same for fewer heads or columns.
+    /// The same sizes for other numbers of heads and columns.
     pub(crate) fn with(self, heads: usize, columns: usize) -> Self {
         Self { heads, columns, ..self }
     }
 
-    /// Columns rounded up to whole vectors.
+    /// The number of columns, rounded up to whole vectors.
     pub(super) const fn width(&self) -> usize {
         round_up(self.columns, self.lanes)
     }
 
-    /// Elements of a matrix in panels: all columns, or in place only those that don't fill a vector.
+    /// Elements of a matrix in panels: all columns, or, where S is swept in place, only those that don't fill
+    /// a vector.
     pub(super) const fn panels(&self) -> usize {
         let columns = if !self.in_place {
             self.width()
@@ -48,7 +49,7 @@ impl Sizes {
         } else {
             self.lanes
         };
-        // Panels of whole vectors begin on whole vectors.
+        // The next matrix then begins on a whole vector.
         round_up(columns.saturating_mul(self.key), GROUP)
     }
 
@@ -57,12 +58,12 @@ impl Sizes {
         self.panels().saturating_add(padded_key(self.key)).saturating_mul(self.matrices)
     }
 
-    /// Columns of a panel.
+    /// The number of columns of a panel.
     pub(super) const fn panel(&self) -> usize {
         self.blocking.panel(self.lanes)
     }
 
-    /// The most tokens in a block.
+    /// The largest number of tokens in a block.
     const fn block(&self) -> usize {
         let most = if matches!(self.operands, Operands::Linear) { 4 } else { 2 };
         if self.blocking.tile < most { self.blocking.tile } else { most }
@@ -95,7 +96,7 @@ impl Sizes {
         self.operands().saturating_add(self.space()).saturating_add(v)
     }
 
-    /// Elements of scratch, beyond alignment.
+    /// Elements of scratch, without those for alignment.
     pub(crate) const fn scratch_len(&self) -> usize {
         let heads = if self.in_place {
             self.head().saturating_add(round_up(self.spare, GROUP))
@@ -106,14 +107,14 @@ impl Sizes {
     }
 }
 
-/// What a tile is prepared as, which says how much memory its operands take.
+/// The kind of operands that a tile is prepared as, which determines how much memory they take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Operands {
-    /// phi of q and k.
+    /// phi of q and k, for the linear rule.
     Linear,
-    /// Blocks with decays.
+    /// The operands of blocks with decays or a delta.
     Gated {
-        /// With what the delta takes of the state.
+        /// Whether they include the rows k' of the delta rule.
         delta: bool,
     },
 }

@@ -26,33 +26,37 @@ use crate::sweep::prepare::{Normalisers, Prepare, Tokens};
 use crate::sweep::{Factors, Fold, Pass, Rows, Scores, Tile, padded_key};
 use crate::tensors::Tensors;
 
-/// Vectors of columns that one token sweeps at once in the caller's state: a row of S is one sequential read.
+/// The number of vectors of columns that a decode sweeps at once in the caller's state, so that a row of S is
+/// one sequential read.
 const WIDE: usize = 8;
 
-/// How many tokens before they are computed rows are asked for, with the linear rule: two tiles. On a Xeon (Granite Rapids) 4096
-/// tokens of 4 heads, read from memory, take a third less time with it than without, for rows of one head lie apart where no
-/// prefetcher of the hardware follows. One tile is 2 to 8 % slower than two.
+/// How many tokens before they are computed rows are prefetched with the linear rule: two tiles. On a Xeon
+/// (Granite Rapids) 4096 tokens of 4 heads, read from memory, take a third less time with this prefetch than
+/// without, because the rows of one head are too far apart for the hardware's prefetchers. One tile is 2 to 8
+/// % slower than two.
 const AHEAD: usize = 48;
-/// The same of blocks with decays or a delta, which take more time for a tile: on a Xeon (Ice Lake) 32 and 48 are 3 to 5 % slower.
+/// The same number for blocks with decays or a delta, which take more time for a tile: on a Xeon (Ice Lake)
+/// 32 and 48 are 3 to 5 % slower.
 const AHEAD_IN_BLOCKS: usize = 24;
 
-/// Some heads of one sequence, some columns of V. Tasks that run at once differ in either. Of a decode, the state is swept
-/// where it lies; the two are types of their own, so that a program that only decodes holds no other code.
+/// Some heads of one sequence and some columns of V. Tasks that run at once differ in the heads or in the
+/// columns. A decode sweeps the state in place. Forward and decode have types of their own, so that a program
+/// that only decodes contains no other code.
 pub(crate) struct Task<'a, const DECODE: bool> {
     pub(crate) config: &'a Config,
     pub(crate) layout: &'a Layout,
     pub(crate) tensors: &'a Tensors<'a>,
-    /// Of these heads.
+    /// The states of `heads`.
     pub(crate) states: States<'a>,
-    /// Which sequence of the tensors it is.
+    /// The index of the sequence along the batch of the tensors.
     pub(crate) batch: usize,
-    /// Its first token there.
+    /// The sequence's first token in the tensors.
     pub(crate) begin: usize,
-    /// Of the state.
+    /// The heads of the state, within the sequence.
     pub(crate) heads: Range<usize>,
     /// Columns of V and o, beginning at a whole vector.
     pub(crate) columns: Range<usize>,
-    /// Tokens.
+    /// The number of tokens.
     pub(crate) len: usize,
     pub(crate) sizes: Sizes,
     pub(crate) scratch: &'a mut [f32],
@@ -63,12 +67,12 @@ impl<const DECODE: bool> WithSimd for Task<'_, DECODE> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // Blocks of B tokens by N vectors, or by H where there is more to hold. Rounding errors are
-        // taken by blocks of four tokens on every instruction set, for bits depend on them. With two matrices to read,
-        // blocks of four are faster on AVX-512, of three on AVX2.
+        // A block has B tokens by N vectors, or by H where there is more to hold in registers. With rounding
+        // errors blocks have four tokens on every instruction set, because the bits depend on it. With two
+        // matrices to read, blocks of four are faster on AVX-512, and blocks of three on AVX2.
         let Layout { compensated, per_chunk, .. } = *self.layout;
         match S::F32_LANES {
-            // Where there are no vectors code is counted in bytes.
+            // On machines without vectors the size of the code counts.
             1 if DECODE => self.decode::<S, 4, 1>(simd),
             _ if DECODE => self.decode::<S, WIDE, { WIDE / 2 }>(simd),
             16 if compensated || per_chunk => self.run::<S, 4, 2, 2>(simd),
@@ -84,14 +88,14 @@ impl<const DECODE: bool> WithSimd for Task<'_, DECODE> {
 #[derive(Clone, Copy)]
 pub(super) struct Progress {
     pub(super) token: usize,
-    /// Tokens in the current chunk.
+    /// The number of tokens in the current chunk.
     pub(super) count: usize,
-    /// Whether a finished chunk, or an initial state, lies before it.
+    /// Whether a finished chunk or an initial state precedes `token`.
     pub(super) use_past: bool,
     pub(super) pass: Pass,
 }
 
-/// The next tokens of a head, never beyond a chunk.
+/// The next tokens of a head, never beyond the end of a chunk.
 #[derive(Clone, Copy)]
 pub(super) struct Span {
     token: usize,
@@ -137,8 +141,8 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// The sums of a head in scratch: z padded to whole groups, and panels of S, the past and rounding errors. Those that
-/// there are none of are empty.
+/// The sums of a head in scratch: z padded to whole groups, and panels of S, the past and rounding errors.
+/// Sums that are not kept are empty.
 pub(super) struct Pieces<'a> {
     pub(super) z: [&'a mut [f32]; 3],
     pub(super) matrices: [&'a mut [f32]; 3],
@@ -156,9 +160,9 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             let pass = if self.config.rule.in_passes() { Pass::Sum } else { Pass::Both };
             Progress { token: 0, count: count.unwrap_or(0), use_past: count.is_some(), pass }
         };
-        // Heads are inside and tiles outside, so that rows of heads that lie side by side are read while they are near. (A
-        // head that computes 48 to 192 tokens before the next one does, so that its S stays in L1, is no faster.)
-        // Without tokens a state is still written, hence the exit at the end.
+        // The loop over heads is inside the loop over tiles, so that rows of neighbouring heads are read
+        // while they are in a cache. (It is no faster to compute 48 to 192 tokens of a head before the next
+        // head, so that S stays in L1.) Without tokens a state is still written, hence the exit at the end.
         loop {
             let begin = progress;
             for (h, head) in heads.chunks_exact_mut(sizes.head()).enumerate() {
@@ -185,7 +189,8 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         }
     }
 
-    /// One tile of one head, for each output that shares it. All but the last compute on a copy of its sums.
+    /// Computes one tile of one head, for each output that shares the head. All outputs but the last compute
+    /// on a copy of its sums.
     #[inline(always)]
     fn queries<S: Simd, const B: usize, const N: usize, const H: usize>(
         &self,
@@ -217,7 +222,8 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         match (self.states.initial, self.states.carried) {
             (Some(state), _) => Some(&state[h * len..][..len]),
             #[allow(unsafe_code, reason = "a carried state is read, then written")]
-            // SAFETY: this task alone has it, and reads each head's part before it writes that part.
+            // SAFETY: this task alone has the head, and reads its part of the state before it writes that
+            // part.
             (None, Some(state)) => Some(unsafe { state.part(h * len, len) }),
             (None, None) => None,
         }
@@ -236,7 +242,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
         Pieces { z: [z, past_z, error_z], matrices: [s, past_s, error_s] }
     }
 
-    /// One tile of one head.
+    /// Computes one tile of one head, for one output.
     #[inline(always)]
     fn tile<S: Simd, const B: usize, const N: usize, const H: usize>(
         &self,
@@ -305,7 +311,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             space: &mut *scratch.space,
         };
         if self.config.rule.in_blocks() {
-            // Blocks have one token or two, whatever those of the linear rule have.
+            // Blocks with decays or a delta have one token or two, whatever B is for the linear rule.
             let scores = &mut scratch.scores;
             return if DECODE {
                 outline(simd, Decays::<1> { prepare: prepare.with_blocks(), scores })
@@ -348,7 +354,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
     }
 }
 
-/// The end of a chunk, of S, the past and rounding errors, and of z likewise.
+/// Ends a chunk: adds its sums S and z to those of the past, with their rounding errors, and clears them.
 #[inline(always)]
 pub(super) fn fold<S: Simd>(
     simd: S,

@@ -13,7 +13,7 @@ use crate::sweep::linear::{Panel, kind};
 use crate::sweep::{Pass, Rows, Sums, Tile};
 
 impl<const DECODE: bool> Task<'_, DECODE> {
-    /// Sweeps whole vectors of columns, whose sums begin with the first of them.
+    /// Sweeps whole vectors of columns; `sums` begin with the first of these columns.
     #[inline(always)]
     pub(super) fn panels<S: Simd, const B: usize, const N: usize, const H: usize>(
         &self,
@@ -37,7 +37,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             walk.all::<S, B, 1, { kind::READ }>(simd);
         } else if DECODE && S::F32_LANES == 1 {
             if self.layout.per_chunk {
-                // Of the past, which only takes in whole chunks.
+                // These are rounding errors of the past, which takes in whole chunks only.
                 walk.sums.error = Rows { data: &mut [], stride: 1 };
             }
             walk.all::<S, B, N, { kind::ANY }>(simd);
@@ -59,7 +59,7 @@ impl<const DECODE: bool> Task<'_, DECODE> {
 /// Vectors of columns that are still to be swept.
 struct Walk<'a> {
     tile: &'a Tile<'a>,
-    /// Where the sums begin.
+    /// The column at which the sums begin.
     begin: usize,
     column: usize,
     end: usize,
@@ -67,7 +67,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Takes N vectors at a time, as often as there are as many.
+    /// Sweeps N vectors at a time, as long as that many are left.
     #[inline(always)]
     fn all<S: Simd, const B: usize, const N: usize, const KIND: u8>(&mut self, simd: S) {
         while self.end - self.column >= N * S::F32_LANES {
@@ -83,8 +83,8 @@ impl Walk<'_> {
         }
     }
 
-    /// All columns, of rules with decays or a delta: of many tokens in blocks of two by the vectors of a panel, of one token
-    /// by as many vectors as there are registers for their o and y.
+    /// Sweeps all columns for rules with decays or a delta: many tokens in blocks of two by the vectors of a
+    /// panel, and one token by as many vectors as there are registers for their o and y.
     #[inline(always)]
     fn blocks<S: Simd, const DECODE: bool, const DELTA: bool>(&mut self, simd: S) {
         match (DECODE, S::F32_LANES) {
@@ -104,7 +104,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Takes all panels of N vectors that there are, of one token of the delta rule.
+    /// Sweeps one token of the delta rule over all panels of N vectors that are left.
     #[inline(always)]
     fn decode<S: Simd, const N: usize>(&mut self, simd: S) {
         let (width, column, skip) = (N * S::F32_LANES, self.column, self.column - self.begin);
@@ -116,7 +116,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Takes N vectors at a time in blocks of T tokens, as often as there are as many.
+    /// Sweeps N vectors at a time in blocks of T tokens, as long as that many vectors are left.
     #[inline(always)]
     fn gated<S: Simd, const T: usize, const N: usize, const DELTA: bool>(&mut self, simd: S) {
         while self.end - self.column >= N * S::F32_LANES {

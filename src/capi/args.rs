@@ -14,19 +14,21 @@ use crate::tensors::{Disjoint, Outputs};
 
 /// A structure that begins with `size` and `abi`.
 ///
-/// A caller's may be that of an older header, which has fewer fields: `size` says how many bytes of it there are.
+/// A caller may have compiled with an older header, whose structure has fewer fields: `size` is the number of
+/// bytes that the caller's structure has.
 ///
 /// # Safety
-/// It is `repr(C)`, these are its first fields, and every bit pattern is one of its values.
+/// The type is `repr(C)`, its first fields are `size` and `abi`, and every bit pattern is a valid value of
+/// it.
 pub unsafe trait Headed: Copy {
-    /// What the header's initialiser makes (its arguments are 0): the values of fields that the caller's structure does
-    /// not have.
+    /// The values that the header's initialiser gives with arguments of 0. Fields that the caller's structure
+    /// does not have take them.
     const DEFAULT: Self;
-    /// Where the fields begin and end, in bytes.
+    /// The bytes at which each field after `size` and `abi` begins and ends.
     const FIELDS: &'static [[usize; 2]];
 }
 
-/// Bytes of the two first fields.
+/// The bytes of the first two fields, `size` and `abi`.
 const HEAD: usize = size_of::<[u32; 2]>();
 
 macro_rules! headed {
@@ -40,7 +42,7 @@ macro_rules! headed {
             $(pub $field: $type,)*
         }
 
-        // SAFETY: as defined above, of integers, floats, pointers and the like.
+        // SAFETY: defined as above, with fields that are integers, floats, pointers, or structures of these.
         unsafe impl Headed for $name {
             const DEFAULT: Self =
                 Self { size: size_of::<Self>() as u32, abi: CW_ABI_VERSION, $($field: $default,)* };
@@ -50,12 +52,12 @@ macro_rules! headed {
             },)*];
         }
 
-        // A field that is added later must not lie in what is padding now.
+        // A field that is added later must not occupy bytes that are padding now.
         const _: () = assert!($name::FIELDS[$name::FIELDS.len() - 1][1] == size_of::<$name>());
     )*};
 }
 
-/// A tensor; `dims` and `strides` beyond `rank` play no part.
+/// A tensor. The entries of `dims` and `strides` beyond `rank` are ignored.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct cw_tensor {
@@ -80,7 +82,7 @@ pub struct cw_parameter {
 }
 
 headed! {
-    /// What to compute.
+    /// A configuration of attention: what to compute.
     cw_attention {
         feature_map: u32 = CW_ELU,
         normaliser: u32 = 0,
@@ -102,7 +104,7 @@ headed! {
         qk_norm: u32 = 0,
         qk_norm_eps: f32 = 1e-6,
     }
-    /// On what.
+    /// The tensors, states and scratch of one call of attention.
     cw_call {
         q: cw_tensor = cw_tensor::NONE,
         k: cw_tensor = cw_tensor::NONE,
@@ -120,7 +122,7 @@ headed! {
         sequences: *const u32 = null(),
         sequence_count: u64 = 0,
     }
-    /// What to bring.
+    /// The memory that a call of attention needs, in bytes.
     cw_sizes {
         state_bytes: u64 = 0,
         state_align: u64 = 0,
@@ -171,7 +173,7 @@ headed! {
         attention: u32 = CW_LINEAR,
         reserved: u32 = 0,
     }
-    /// What a model takes and gives.
+    /// The sizes of a model's inputs, outputs, state and scratch.
     cw_model_sizes {
         embed_dim: u64 = 0,
         hidden_size: u64 = 0,
@@ -183,7 +185,7 @@ headed! {
         head_scratch_bytes: u64 = 0,
         align: u64 = 0,
     }
-    /// On what a model runs.
+    /// The arguments of one call of a model.
     cw_model_call {
         batch: u64 = 0,
         len: u64 = 0,
@@ -196,7 +198,7 @@ headed! {
         scratch: *mut c_void = null_mut(),
         scratch_bytes: u64 = 0,
     }
-    /// Where a model comes from.
+    /// The source of a model: bytes, JSON and options.
     cw_model_file {
         bytes: *const c_void = null(),
         bytes_len: u64 = 0,
@@ -209,17 +211,17 @@ headed! {
     }
 }
 
-/// Checks the head of a structure, and says where it lies.
+/// Checks the first two fields of a structure, and returns its memory.
 ///
 /// # Safety
-/// It is null, or as many bytes as it says can be read.
+/// `from` is null, or the number of bytes that its `size` gives can be read.
 unsafe fn check<T: Headed>(from: *const T) -> Result<Span> {
     span::of(from.cast::<u32>(), 2)?;
     if !from.is_aligned() {
         return Err(Status(CW_MISALIGNED));
     }
-    // SAFETY: not null and aligned, just checked; both fields are there, by the trait's promise, whatever size the caller's
-    // structure has.
+    // SAFETY: `from` is non-null and aligned, as just checked; both fields exist, by the trait's promise,
+    // whatever the size of the caller's structure.
     let [size, abi] = unsafe { from.cast::<[u32; 2]>().read() };
     if abi != CW_ABI_VERSION {
         return Err(Status(CW_ABI));
@@ -232,53 +234,54 @@ unsafe fn check<T: Headed>(from: *const T) -> Result<Span> {
     span::of(from.cast::<u8>(), size)
 }
 
-/// Checks a structure and copies it: what is written later can't change what was checked. Fields that the caller's does
-/// not have take their defaults.
+/// Checks a structure and copies it, so that later writes to it cannot change what was checked. Fields that
+/// the caller's structure does not have take their defaults.
 ///
 /// # Safety
-/// It is null, or as many bytes as it says can be read.
+/// `from` is null, or the number of bytes that its `size` gives can be read.
 pub(super) unsafe fn copy<T: Headed>(from: *const T) -> Result<T> {
     // SAFETY: the caller's promise, passed on.
     let size = unsafe { check(from)? }.bytes;
     let mut value = T::DEFAULT;
-    // SAFETY: there are as many bytes by the caller's own word, and no more than the structure has; whatever they are makes
-    // a value, by the trait's promise.
+    // SAFETY: the caller's structure has this many bytes, by its own `size`, and no more than `T` has. Any
+    // bytes make a value, by the trait's promise.
     unsafe { (&raw mut value).cast::<u8>().copy_from_nonoverlapping(from.cast(), size) };
     Ok(value)
 }
 
-/// A structure of the caller's that is to be written, as far as it goes.
+/// A structure of the caller that is to be written, up to its own size.
 pub(super) struct Output<T> {
     to: *mut T,
     pub(super) span: Span,
 }
 
 impl<T: Headed> Output<T> {
-    /// Checks its head.
+    /// Checks the first two fields of the structure.
     ///
     /// # Safety
-    /// It is null, or as many bytes as it says can be read, and written until [`Output::write`].
+    /// `to` is null, or the number of bytes that its `size` gives can be read, and can be written until
+    /// [`Output::write`].
     pub(super) unsafe fn new(to: *mut T) -> Result<Self> {
         // SAFETY: the caller's promise, passed on.
         Ok(Self { to, span: unsafe { check(to)? } })
     }
 
-    /// Writes the fields that the caller's structure has; its head stays.
+    /// Writes the fields that the caller's structure has, except for `size` and `abi`.
     pub(super) fn write(self, value: T) {
         let (from, size) = ((&raw const value).cast::<u8>(), self.span.bytes);
-        // SAFETY: `new` has checked that there are as many bytes by the caller's own word, no more than the structure has and
-        // no less than its head; that they can be written is the promise made to `new`.
+        // SAFETY: `new` has checked that the caller's structure has this many bytes, by its own `size`: no
+        // more than `T` has and no fewer than `HEAD`. That they can be written is the promise made to `new`.
         unsafe { self.to.cast::<u8>().add(HEAD).copy_from_nonoverlapping(from.add(HEAD), size - HEAD) };
     }
 }
 
 impl cw_tensor {
-    /// Whether it is `CW_NO_TENSOR`, whose dims and strides play no part.
+    /// Whether the tensor is `CW_NO_TENSOR`, whose dims and strides are ignored.
     pub(super) fn is_none(&self) -> bool {
         self.data.is_null() && self.dtype == 0 && self.rank == 0
     }
 
-    /// The memory of so many elements of its type; none where none are meant, whatever it says.
+    /// The memory of the tensor's first `len` elements. It is empty for `CW_NO_TENSOR` with a `len` of 0.
     pub(super) fn span(&self, len: usize) -> Result<Span> {
         match self.dtype {
             _ if self.is_none() && len == 0 => Ok(Span::default()),
@@ -294,10 +297,11 @@ impl cw_tensor {
         Ok([size(a)?, size(b)?, size(c)?, size(d)?])
     }
 
-    /// As many elements, to be read.
+    /// The tensor's first `len` elements, to be read.
     ///
     /// # Safety
-    /// [`cw_tensor::span`] has said yes, and its bytes can be read for 'a and are not written meanwhile.
+    /// [`cw_tensor::span`] has succeeded for `len`, and these bytes can be read for 'a and are not written
+    /// meanwhile.
     pub(super) unsafe fn elements<'a>(&self, len: usize) -> Elements<'a> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -309,10 +313,10 @@ impl cw_tensor {
         }
     }
 
-    /// As many elements, to be written by this call alone.
+    /// The tensor's first `len` elements, to be written by this call alone.
     ///
     /// # Safety
-    /// [`cw_tensor::span`] has said yes, and its bytes can be written for 'a by nothing else.
+    /// [`cw_tensor::span`] has succeeded for `len`, and these bytes can be written for 'a by nothing else.
     pub(super) unsafe fn elements_mut<'a>(&self, len: usize) -> ElementsMut<'a> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -324,10 +328,11 @@ impl cw_tensor {
         }
     }
 
-    /// As many elements, to be written.
+    /// The tensor's first `len` elements, to be written row by row.
     ///
     /// # Safety
-    /// [`cw_tensor::span`] has said yes, and the rows that are taken can be written for 'a by nothing else.
+    /// [`cw_tensor::span`] has succeeded for `len`, and the rows that are taken can be written for 'a by
+    /// nothing else.
     pub(super) unsafe fn outputs<'a>(&self, len: usize) -> Outputs<'a> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -340,19 +345,20 @@ impl cw_tensor {
     }
 }
 
-/// A slice of C, which may have no address where it has no elements.
+/// A slice of C memory. Where `len` is 0, `data` may be any pointer.
 ///
 /// # Safety
-/// [`span::of`] has said yes, and that many can be read for 'a and are not written meanwhile.
+/// [`span::of`] has succeeded for `data` and `len`, and these elements can be read for 'a and are not written
+/// meanwhile.
 pub(super) unsafe fn slice<'a, T>(data: *const T, len: usize) -> &'a [T] {
     // SAFETY: the caller's promise.
     if len == 0 { &[] } else { unsafe { core::slice::from_raw_parts(data, len) } }
 }
 
-/// The same, to be written.
+/// A mutable slice of C memory. Where `len` is 0, `data` may be any pointer.
 ///
 /// # Safety
-/// [`span::of`] has said yes, and nothing else reaches them for 'a.
+/// [`span::of`] has succeeded for `data` and `len`, and nothing else accesses these elements for 'a.
 pub(super) unsafe fn slice_mut<'a, T>(data: *mut T, len: usize) -> &'a mut [T] {
     // SAFETY: the caller's promise.
     if len == 0 { &mut [] } else { unsafe { core::slice::from_raw_parts_mut(data, len) } }

@@ -11,7 +11,8 @@ use crate::attention::{Attention, Config, Op, Part, States};
 use crate::rule::{Gate, Update};
 use crate::tensors::{Disjoint, Tensors};
 
-/// What to bring. Neither data nor state nor scratch of the call is looked at.
+/// Writes the sizes of the memory that calls need. It does not access the data, the states or the scratch of
+/// `call`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_attention_sizes(
     attention: *const cw_attention,
@@ -37,14 +38,14 @@ pub unsafe extern "C" fn cw_attention_sizes(
     })
 }
 
-/// All tokens of all heads.
+/// Computes the outputs of all tokens of all heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_forward(attention: *const cw_attention, call: *const cw_call) -> i32 {
     // SAFETY: the caller's promise, passed on.
     guard(|| unsafe { run(Op::Forward, attention, call, None, None) })
 }
 
-/// All tokens of some heads.
+/// Computes the outputs of all tokens of some heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_forward_range(
     attention: *const cw_attention,
@@ -56,14 +57,14 @@ pub unsafe extern "C" fn cw_forward_range(
     guard(|| unsafe { run(Op::Forward, attention, call, Some((first, count)), None) })
 }
 
-/// One token of all heads.
+/// Decodes one token of all heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_decode(attention: *const cw_attention, call: *const cw_call) -> i32 {
     // SAFETY: the caller's promise, passed on.
     guard(|| unsafe { run(Op::Decode, attention, call, None, None) })
 }
 
-/// One token of some heads.
+/// Decodes one token of some heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_decode_range(
     attention: *const cw_attention,
@@ -75,7 +76,8 @@ pub unsafe extern "C" fn cw_decode_range(
     guard(|| unsafe { run(Op::Decode, attention, call, Some((first, count)), None) })
 }
 
-/// `range` is the first of the heads of all sequences, and how many; `draft` is there if the tokens are only verified.
+/// `range` is the first head, counted through all sequences, and the number of heads. `draft` is given if the
+/// tokens are only verified.
 pub(super) unsafe fn run(
     op: Op,
     attention: *const cw_attention,
@@ -117,19 +119,19 @@ pub(super) unsafe fn run(
     let read = [q, k, v, g, beta, a_log, dt_bias, sequences, memory.read];
     apart(&[call.o.span(lengths.o)?, memory.written, scratch, record], &read)?;
 
-    // SAFETY: each span was asked about: not null, aligned, inside the address space, and what is written apart from all
-    // else. That the memory is there, and that no other thread writes it, is the caller's promise; other ranges of the same
-    // call have other rows of o and other parts of the state.
+    // SAFETY: each span has been checked: it is non-null, aligned and inside the address space, and what is
+    // written is apart from everything else. That the memory exists, and that no other thread writes it, is
+    // the caller's promise; other ranges of the same call have other rows of o and other parts of the state.
     let (tensors, mut states, scratch): (Tensors<'_>, States<'_>, &mut [f32]) =
         unsafe { (lengths.tensors(&call), memory.states(), slice_mut(call.scratch.cast(), scratch_len)) };
-    // SAFETY: likewise of the record.
+    // SAFETY: the record has been checked in the same way.
     states.record = draft.map(|draft| unsafe { draft.record(&attention, heads.clone()) });
     attention.check_tensors(op, &tensors)?;
     if let Some(initial) = states.initial {
         attention.check_state(initial, heads.clone())?;
     }
     if let Some(carried) = states.carried {
-        // SAFETY: nothing else was made of it yet.
+        // SAFETY: no other reference to it has been made yet.
         attention.check_state(unsafe { carried.whole() }, heads.clone())?;
     }
     match (range, op) {
@@ -140,7 +142,7 @@ pub(super) unsafe fn run(
     Ok(())
 }
 
-/// Elements of each array of a call.
+/// The numbers of elements of each array of a call.
 struct Lengths {
     q: usize,
     k: usize,
@@ -168,7 +170,7 @@ impl Lengths {
             beta: if rule.update == Update::Linear { 0 } else { shape.reach_beta()? },
             a_log: given(call.a_log, shape.heads),
             dt_bias: given(call.dt_bias, shape.heads.saturating_mul(row)),
-            // A decode takes one token of each sequence, wherever they begin.
+            // A decode takes one token of each sequence and does not read where the sequences begin.
             sequences: if shape.ragged && op == Op::Forward { shape.batch.saturating_add(1) } else { 0 },
         })
     }
@@ -184,7 +186,7 @@ impl Lengths {
         ])
     }
 
-    /// The memory of A_log, dt_bias and the beginnings of sequences.
+    /// The memory of A_log, dt_bias and the token indices at which sequences begin.
     fn parameters(&self, call: &cw_call) -> Result<[Span; 3]> {
         Ok([
             span::of(call.a_log, self.a_log)?,
@@ -194,8 +196,8 @@ impl Lengths {
     }
 
     /// # Safety
-    /// All spans have been asked about; for 'a they can be read and are not written, and rows of o can be written by nobody
-    /// else.
+    /// All spans have been checked. For 'a they can be read and are not written, and rows of o can be
+    /// written, by nothing else.
     unsafe fn tensors<'a>(&self, call: &cw_call) -> Tensors<'a> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -214,7 +216,7 @@ impl Lengths {
     }
 }
 
-/// Where the states of some heads lie.
+/// The memory of the states of some heads.
 struct Memory {
     initial: *const f32,
     last: *mut f32,
@@ -235,7 +237,7 @@ impl Memory {
             read: Span::default(),
             written: Span::default(),
         };
-        // Asked about as a whole, taken in part.
+        // The spans cover the states of all heads, of which only a part is used.
         if !call.state_in.is_null() && !carried {
             memory.read = needed(call.state_in, call.state_bytes, all)?;
             memory.initial = call.state_in.wrapping_add(begin);

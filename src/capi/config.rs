@@ -8,24 +8,25 @@ use crate::rule::{BetaMap, FeatureMap, Gate, GateMap, Normaliser, Rule, Update};
 use crate::shape::{HeadOrder, Heads, Shape, Strides};
 
 impl cw_attention {
-    /// With the shapes of a call, on the CPU.
+    /// The attention for the shapes of a call, on the CPU.
     pub(super) fn with(&self, call: &cw_call) -> Result<Attention> {
         let config = self.config(call)?;
         if self.products == CW_PRODUCTS_BF16 {
-            // Only GPUs have them.
+            // Only GPUs support products of bf16.
             return Err(Status(CW_UNAVAILABLE));
         }
         Ok(Attention::new(config)?)
     }
 
-    /// The same, not yet checked; `products` is one of its constants.
+    /// The configuration for the shapes of a call. It is not checked yet, except that `products` is one of
+    /// its constants.
     pub(super) fn config(&self, call: &cw_call) -> Result<Config> {
         let shape = self.shape(call)?;
         if !(CW_PRODUCTS_F32..=CW_PRODUCTS_BF16).contains(&self.products) {
             return Err(Status(CW_UNKNOWN));
         }
         let rule = self.rule()?;
-        // What is given must have a use.
+        // Arguments that the rule does not use are refused.
         let mapped = matches!(rule.gate_map, GateMap::Softplus | GateMap::Bounded { .. });
         let parameters = !call.a_log.is_null() || !call.dt_bias.is_null();
         if parameters && !mapped {
@@ -66,7 +67,7 @@ impl cw_attention {
         if call.sequences.is_null() && call.sequence_count == 0 {
             return Ok(shape);
         }
-        // The sequences lie behind each other in one batch row.
+        // The sequences follow one another in one batch row.
         if batch != 1 {
             return Err(Status(CW_SHAPE));
         }
@@ -127,7 +128,8 @@ impl cw_attention {
     }
 }
 
-/// g or beta: of these dims `[B, T, H, row]` where the rule needs it, of which a row of one element may be left out, else none.
+/// Checks g or beta. Where the rule needs the tensor, its dims must be `[B, T, H, row]`, and may be
+/// `[B, T, H]` where a row has one element; elsewhere it must be `CW_NO_TENSOR`.
 fn check_gate(tensor: &cw_tensor, dims: Option<[u64; 4]>) -> Result<()> {
     let dims = match dims {
         Some(dims) if !tensor.is_none() => dims,
@@ -154,7 +156,7 @@ pub(super) fn feature_map(number: u32, eps: f32) -> Result<FeatureMap> {
     }
 }
 
-/// Yes or no.
+/// The value of a flag, which is 0 or 1.
 pub(super) fn flag(number: u32) -> Result<bool> {
     match number {
         0 => Ok(false),

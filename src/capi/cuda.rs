@@ -14,7 +14,7 @@ use crate::attention::Op;
 use crate::cuda::{Attention, DecodeStep, Device, Error, Forward, Precision, Slice, SliceMut, State, Stream};
 use crate::element::Element;
 
-/// A GPU; its mark says that it was opened and not yet closed.
+/// A GPU. Its mark shows that it has been opened and not yet closed.
 pub struct cw_cuda {
     mark: u64,
     device: Device,
@@ -25,12 +25,13 @@ const MARK: u64 = u64::from_le_bytes(*b"cw_cuda\0");
 impl cw_cuda {
     unsafe fn get<'a>(cuda: *const Self) -> Result<&'a Self> {
         of(cuda, 1)?;
-        // SAFETY: not null and aligned, just checked; that it is one is the caller's promise, which the mark checks.
+        // SAFETY: non-null and aligned, as just checked. That the pointer is to a `cw_cuda` is the caller's
+        // promise, which the mark checks.
         let this = unsafe { &*cuda };
         if this.mark == MARK { Ok(this) } else { Err(Status(CW_MODEL)) }
     }
 
-    /// With the shapes of a call.
+    /// The attention for the shapes of a call.
     fn attention(&self, attention: &cw_attention, call: &cw_call, message: Message) -> Result<Attention> {
         let config = attention.config(call)?;
         let precision = match attention.products {
@@ -52,7 +53,7 @@ fn code(error: &Error) -> Status {
     }
 }
 
-/// A GPU by number.
+/// Opens a GPU by its number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cuda_open(
     ordinal: u32,
@@ -68,13 +69,13 @@ pub unsafe extern "C" fn cw_cuda_open(
             code(&error)
         })?;
         let opened = Box::into_raw(Box::new(cw_cuda { mark: MARK, device }));
-        // SAFETY: not null and aligned, just checked; the caller promises that it can be written.
+        // SAFETY: non-null and aligned, as just checked; the caller promises that it can be written.
         unsafe { cuda.write(opened) };
         Ok(())
     })
 }
 
-/// Lets it go.
+/// Closes a GPU.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cuda_close(cuda: *const cw_cuda) -> i32 {
     guard(|| {
@@ -90,7 +91,7 @@ pub unsafe extern "C" fn cw_cuda_close(cuda: *const cw_cuda) -> i32 {
     })
 }
 
-/// What to bring.
+/// Writes the sizes of the memory that calls need.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cuda_sizes(
     cuda: *const cw_cuda,
@@ -119,7 +120,7 @@ pub unsafe extern "C" fn cw_cuda_sizes(
     })
 }
 
-/// What a forward and a decode would compile.
+/// Compiles the kernels of a forward and of a decode.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cuda_prepare(
     cuda: *const cw_cuda,
@@ -149,14 +150,14 @@ pub unsafe extern "C" fn cw_cuda_prepare(
     })
 }
 
-/// The type of all four tensors.
+/// The element type that q, k, v and o share.
 fn dtype(call: &cw_call) -> Result<u32> {
     let dtype = call.q.dtype;
     let same = [&call.k, &call.v, &call.o].iter().all(|tensor| tensor.dtype == dtype);
     if same { Ok(dtype) } else { Err(Status(CW_UNAVAILABLE)) }
 }
 
-/// All tokens of all heads.
+/// Computes the outputs of all tokens of all heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cuda_forward(
     cuda: *const cw_cuda,
@@ -172,7 +173,7 @@ pub unsafe extern "C" fn cw_cuda_forward(
     })
 }
 
-/// One token of all heads.
+/// Decodes one token of all heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_cuda_decode(
     cuda: *const cw_cuda,
@@ -209,7 +210,7 @@ unsafe fn run(
             return Err(Status(CW_SHAPE));
         }
     }
-    // SAFETY: a stream of this device, by the caller's promise.
+    // SAFETY: it is a stream of this device, by the caller's promise.
     let stream = unsafe { Stream::from_raw(stream) };
     // SAFETY: the caller's promise, passed on.
     let result = unsafe {
@@ -225,7 +226,8 @@ unsafe fn run(
     })
 }
 
-/// Addresses are asked what those of this side's memory are asked: null, aligned, apart. The device's memory is not looked at.
+/// Checks device addresses as host addresses are checked: null, aligned, apart. The device's memory is not
+/// accessed.
 unsafe fn launch<E: Element>(
     op: Op,
     attention: &Attention,
@@ -247,7 +249,7 @@ unsafe fn launch<E: Element>(
     ];
     let scratch_span = needed(call.scratch.cast::<f32>(), call.scratch_bytes, scratch)?;
     apart(&[call.o.span(o)?, state(call.state_out)?, scratch_span], &read)?;
-    // SAFETY: that they are device addresses of such memory is the caller's promise.
+    // SAFETY: that these are addresses of such memory on the device is the caller's promise.
     unsafe {
         let input = |tensor: &cw_tensor, len| Slice::<E>::from_raw(tensor.data.addr() as u64, len);
         let (q, k, v) = (input(&call.q, q), input(&call.k, k), input(&call.v, v));

@@ -1,4 +1,4 @@
-//! Drafts: verified on a state that is only read, then committed as far as they are accepted.
+//! Drafts: they are verified on a state that is only read, and then committed as far as they are accepted.
 
 use core::ops::Range;
 
@@ -10,7 +10,7 @@ use super::{Result, arguments, guard};
 use crate::attention::{Attention, Op, Record};
 use crate::tensors::Disjoint;
 
-/// Where the record of a draft lies.
+/// The memory of the record of a draft.
 #[derive(Clone, Copy)]
 pub(super) struct Draft {
     record: *mut f32,
@@ -18,7 +18,7 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// The record's memory, for a call that only reads its state.
+    /// Checks a call that verifies a draft, and returns the memory of its record.
     pub(super) fn check(self, call: &cw_call, attention: &Attention) -> Result<Span> {
         attention.check_draft()?;
         if call.state_in.is_null() && attention.state_len() > 0 {
@@ -30,10 +30,10 @@ impl Draft {
         needed(self.record, self.bytes, attention.record_len())
     }
 
-    /// The records of some heads.
+    /// The part of the record that belongs to some heads.
     ///
     /// # Safety
-    /// `check` has passed; those of these heads can be written for 'a, by nothing else.
+    /// `check` has succeeded, and the parts of these heads can be written for 'a, by nothing else.
     pub(super) unsafe fn record<'a>(self, attention: &Attention, heads: Range<usize>) -> Record<'a> {
         // SAFETY: the caller's promise.
         let data = unsafe { Disjoint::from_raw(self.record, attention.record_len()) };
@@ -41,7 +41,7 @@ impl Draft {
     }
 }
 
-/// All tokens of a draft, of all heads.
+/// Verifies all tokens of a draft, of all heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_verify(
     attention: *const cw_attention,
@@ -54,7 +54,7 @@ pub unsafe extern "C" fn cw_verify(
     guard(|| unsafe { run(Op::Forward, attention, call, None, Some(draft)) })
 }
 
-/// All tokens of a draft, of some heads.
+/// Verifies all tokens of a draft, of some heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_verify_range(
     attention: *const cw_attention,
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn cw_verify_range(
     guard(|| unsafe { run(Op::Forward, attention, call, Some((first, count)), Some(draft)) })
 }
 
-/// The accepted tokens of a draft, of all heads.
+/// Commits the accepted tokens of a draft, of all heads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_commit(
     attention: *const cw_attention,
@@ -90,8 +90,9 @@ pub unsafe extern "C" fn cw_commit(
         let sequences = attention.config().shape.batch;
         let state = needed(call.state_out, call.state_bytes, states)?;
         apart(&[state], &[needed(record, record_bytes, records)?, span::of(accepted, sequences)?])?;
-        // SAFETY: each span was asked about: not null, aligned, inside the address space, and the state apart from the
-        // others. That the memory is there, and that no other thread writes it, is the caller's promise.
+        // SAFETY: each span has been checked: it is non-null, aligned and inside the address space, and the
+        // state is apart from the others. That the memory exists, and that no other thread writes it, is the
+        // caller's promise.
         let (record, accepted, state) = unsafe {
             (slice(record, records), slice(accepted, sequences), slice_mut(call.state_out, states))
         };

@@ -1,5 +1,5 @@
-//! Models from safetensors bytes and from files. Reading a header allocates; what is left of it is in the caller's memory,
-//! or, for [`cw_model_open`], in what [`cw_model_close`] frees.
+//! Models from safetensors bytes and from files. Reading a header allocates. What remains after a call is in
+//! the caller's memory or, for [`cw_model_open`], in memory that [`cw_model_close`] frees.
 
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr::null_mut;
@@ -16,7 +16,7 @@ use super::{Result, guard, size};
 use crate::files::{self, Error, ModelFile, Options};
 use crate::nn::{BlockWeights, Model};
 
-/// What a file is asked with, checked.
+/// The checked fields of a `cw_model_file`.
 struct Source {
     bytes: *const u8,
     len: usize,
@@ -44,7 +44,7 @@ impl Source {
     }
 
     /// # Safety
-    /// What was asked about can be read for 'a.
+    /// The spans that `new` has checked can be read for 'a.
     unsafe fn parse<'a>(&self) -> core::result::Result<ModelFile<'a>, Error> {
         // SAFETY: the caller's promise.
         let (bytes, options) = unsafe { (slice(self.bytes, self.len), self.options()?) };
@@ -64,7 +64,7 @@ impl Source {
     }
 }
 
-/// An error as a status, and its words to where they are wanted.
+/// Writes an error's message for the caller and returns its status.
 fn say(message: Message, error: &Error) -> Status {
     message.say(error);
     code(error)
@@ -81,7 +81,7 @@ fn code(error: &Error) -> Status {
     })
 }
 
-/// The configuration that a file, and options beside it, make.
+/// Writes the configuration that a file and the options beside it make.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_file_config(
     file: *const cw_model_file,
@@ -93,14 +93,14 @@ pub unsafe extern "C" fn cw_model_file_config(
         // SAFETY: likewise.
         let config = unsafe { Output::new(config)? };
         apart(&[config.span, source.message.span], &[source.span])?;
-        // SAFETY: asked about by `Source::new`.
+        // SAFETY: `Source::new` has checked the spans.
         let model = unsafe { source.parse() }.map_err(|error| say(source.message, &error))?;
         config.write(model.config().into());
         Ok(())
     })
 }
 
-/// From bytes, into the caller's memory.
+/// Loads a model from bytes into the caller's memory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_load(
     file: *const cw_model_file,
@@ -114,7 +114,8 @@ pub unsafe extern "C" fn cw_model_load(
         let source = Source::new(&file)?;
         let (isa, threads) = run_on(file.isa, file.threads)?;
         let to = span::of(model, 1)?;
-        // SAFETY: asked about by `Source::new`; the bytes stay as long as the model is used, by the caller's promise.
+        // SAFETY: `Source::new` has checked the spans; the bytes stay as long as the model is used, by the
+        // caller's promise.
         let parsed: ModelFile<'static> =
             unsafe { source.parse() }.map_err(|error| say(source.message, &error))?;
         let room = Room::new(parsed.config(), memory, memory_bytes)?;
@@ -122,7 +123,7 @@ pub unsafe extern "C" fn cw_model_load(
         if !parsed.is_borrowed() {
             return Err(Status(CW_MISALIGNED));
         }
-        // SAFETY: the room was checked, and is apart from all else.
+        // SAFETY: the room was checked, and is apart from everything else.
         let handle = unsafe {
             room.fill(parsed.config(), isa, threads, |blocks| {
                 parsed.borrowed_weights(blocks).map_err(|error| say(source.message, &error))
@@ -134,7 +135,7 @@ pub unsafe extern "C" fn cw_model_load(
     })
 }
 
-/// All that a model from a path consists of; each part borrows from those behind it.
+/// Everything that a model from a path consists of. Each part borrows from those after it.
 struct Owner {
     model: *mut cw_model,
     blocks: *mut Vec<BlockWeights<'static>>,
@@ -144,14 +145,15 @@ struct Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        /// Frees what `Box::into_raw` gave, where there is something.
+        /// Frees a pointer from `Box::into_raw`, unless it is null.
         unsafe fn free<T>(pointer: *mut T) {
             if !pointer.is_null() {
                 // SAFETY: the caller's promise.
                 drop(unsafe { Box::from_raw(pointer) });
             }
         }
-        // SAFETY: each is null or from `Box::into_raw`, and what borrows goes first.
+        // SAFETY: each is null or from `Box::into_raw`, and what borrows is freed before what it borrows
+        // from.
         unsafe {
             free(self.model);
             free(self.blocks);
@@ -161,7 +163,7 @@ impl Drop for Owner {
     }
 }
 
-/// From a path, into memory of its own.
+/// Opens a model from a path, in memory that the library allocates.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_open(
     path: *const c_char,
@@ -179,7 +181,7 @@ pub unsafe extern "C" fn cw_model_open(
         if !file.bytes.is_null() {
             return Err(Status(CW_RANGE));
         }
-        // SAFETY: not null, just checked; that a zero ends it is the caller's promise.
+        // SAFETY: not null, as just checked; that a zero ends the string is the caller's promise.
         let path = unsafe { CStr::from_ptr(path) };
         let path = path.to_str().map_err(|_| Status(CW_IO))?;
 
@@ -188,17 +190,17 @@ pub unsafe extern "C" fn cw_model_open(
         let bytes = files::read(path).map_err(|error| say(message, &error))?;
         (source.bytes, source.len) = (bytes.as_ptr(), bytes.len());
         owner.bytes = Box::into_raw(Box::new(bytes));
-        // SAFETY: the bytes do not move until `owner` frees them, the last of all.
+        // SAFETY: the bytes do not move until `owner` frees them, after everything else.
         let parsed = unsafe { source.parse() }.map_err(|error| say(message, &error.in_file(path)))?;
         owner.file = Box::into_raw(Box::new(parsed));
         owner.blocks = Box::into_raw(Box::default());
-        // SAFETY: neither moves nor is freed before the model is.
+        // SAFETY: the file and the blocks neither move nor are freed before the model is.
         let whole: Model<'static> = unsafe { (*owner.file).model(&mut *owner.blocks, isa, threads) }
             .map_err(|error| say(message, &error))?;
         let handle = Box::into_raw(Box::new(cw_model::new(whole)));
         owner.model = handle;
         let owner = Box::into_raw(owner);
-        // SAFETY: both are this function's; `model` was checked above.
+        // SAFETY: `handle` and `owner` are this function's own; `model` was checked above.
         unsafe {
             (*handle).owner = owner.cast();
             model.write(handle);
@@ -207,7 +209,7 @@ pub unsafe extern "C" fn cw_model_open(
     })
 }
 
-/// Frees what [`cw_model_open`] has allocated.
+/// Frees everything that [`cw_model_open`] has allocated.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_close(model: *const cw_model) -> i32 {
     guard(|| {
@@ -219,7 +221,7 @@ pub unsafe extern "C" fn cw_model_close(model: *const cw_model) -> i32 {
         if owner.is_null() {
             return Err(Status(CW_MODEL));
         }
-        // SAFETY: `cw_model_open` made both, and its mark was there: it was not closed before.
+        // SAFETY: `cw_model_open` made both, and the mark was there, so the model has not been closed before.
         unsafe {
             cw_model::forget(model.cast_mut());
             drop(Box::from_raw(owner.cast::<Owner>()));

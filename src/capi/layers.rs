@@ -9,7 +9,7 @@ use crate::conv::{self, Activation, CausalConv};
 use crate::gated_norm::{self, Gate, GatedNorm};
 use crate::shape::Strides;
 
-/// Bytes of the state of a convolution.
+/// Writes the bytes of the state of a convolution.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_conv_sizes(conv: *const cw_conv, state_bytes: *mut u64) -> i32 {
     guard(|| {
@@ -17,34 +17,34 @@ pub unsafe extern "C" fn cw_conv_sizes(conv: *const cw_conv, state_bytes: *mut u
         let conv = unsafe { copy(conv)? }.checked()?;
         span::of(state_bytes, 1)?;
         let bytes = bytes(conv.state_len())?;
-        // SAFETY: not null and aligned, just checked; the caller promises that it can be written.
+        // SAFETY: non-null and aligned, as just checked; the caller promises that it can be written.
         unsafe { state_bytes.write(bytes) };
         Ok(())
     })
 }
 
-/// All tokens.
+/// Computes the convolution of all tokens.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_conv_forward(conv: *const cw_conv) -> i32 {
     // SAFETY: the caller's promise, passed on.
     guard(|| unsafe { copy(conv)?.run(false) })
 }
 
-/// One token of each sequence.
+/// Computes the convolution of one token of each sequence.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_conv_decode(conv: *const cw_conv) -> i32 {
     // SAFETY: the caller's promise, passed on.
     guard(|| unsafe { copy(conv)?.run(true) })
 }
 
-/// All rows.
+/// Normalises all rows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_gated_norm_forward(norm: *const cw_gated_norm) -> i32 {
     // SAFETY: the caller's promise, passed on.
     guard(|| unsafe { copy(norm)?.run() })
 }
 
-/// The dims of a tensor, of which there are as many; beyond them are ones.
+/// The `rank` dims of a tensor, followed by ones.
 fn dims(tensor: &cw_tensor, rank: u32) -> Result<[usize; 4]> {
     if !(CW_F32..=CW_F16).contains(&tensor.dtype) {
         return Err(Status(CW_UNKNOWN));
@@ -86,7 +86,7 @@ impl cw_conv {
     }
 
     /// # Safety
-    /// What it points to is there, and nothing else writes it, or reads what is written.
+    /// The memory that the structure points to exists, and nothing else writes it, or reads what is written.
     unsafe fn run(self, decode: bool) -> Result<()> {
         let conv = self.checked()?;
         let conv::Config { batch, len, channels, width, .. } = *conv.config();
@@ -99,7 +99,7 @@ impl cw_conv {
                 return Err(Status(CW_SHAPE));
             }
         }
-        // Of a ragged batch all tokens lie in one.
+        // All tokens of a ragged batch are in one batch row.
         let [x_len, y_len] = conv.reach(if self.is_ragged() { 1 } else { batch }, len)?;
         let taps = channels.checked_mul(width).ok_or(Status(CW_OVERFLOW))?;
         let biases = if self.bias.is_null() { 0 } else { channels };
@@ -121,8 +121,8 @@ impl cw_conv {
             ],
         )?;
         let states = conv.state_len();
-        // SAFETY: each span was asked about: not null, aligned, inside the address space, and what is written apart from
-        // all else. The rest is the caller's promise.
+        // SAFETY: each span has been checked: it is non-null, aligned and inside the address space, and what
+        // is written is apart from everything else. The rest is the caller's promise.
         unsafe {
             let weight = slice(self.weight, taps);
             let mut tensors = conv::Tensors::new(self.x.elements(x_len), weight, self.y.elements_mut(y_len));
@@ -186,7 +186,7 @@ impl cw_gated_norm {
             span::of(self.weight, weights)?,
         ];
         apart(&[self.y.span(y_len)?], &read)?;
-        // SAFETY: as in `cw_conv::run`; x is y, or apart from it.
+        // SAFETY: as in `cw_conv::run`; x either is y or is apart from it.
         unsafe {
             let (z, y) = (self.z.elements(z_len), self.y.elements_mut(y_len));
             let mut tensors = if in_place {

@@ -1,4 +1,4 @@
-//! Words for C: where a status is not enough.
+//! Messages for C, for errors that a status alone does not describe.
 
 use core::ffi::c_char;
 use core::fmt::Display;
@@ -8,7 +8,7 @@ use super::args::slice_mut;
 use super::span::{self, Span};
 use super::{Result, size};
 
-/// Where the words of an error go: cut to what there is room for, and ended by a zero.
+/// A buffer for the message of an error, which is cut to the room there is and ended by a zero.
 #[derive(Clone, Copy)]
 pub(super) struct Message {
     to: *mut c_char,
@@ -17,7 +17,7 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// Null for those who want none.
+    /// `to` is null where the caller does not want a message.
     pub(super) fn new(to: *mut c_char, bytes: u64) -> Result<Self> {
         let bytes = if to.is_null() { 0 } else { size(bytes)? };
         Ok(Self { to, bytes, span: span::of(to, bytes)? })
@@ -30,7 +30,8 @@ impl Message {
         let text = error.to_string();
         let room = self.bytes - 1;
         let cut = (0..=room.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        // SAFETY: `bytes` of them were asked about, and the zero is one more than `cut`.
+        // SAFETY: `new` has checked `bytes` of them, and `cut` is less than `bytes`, so there is room for the
+        // zero.
         let to = unsafe { slice_mut(self.to.cast::<u8>(), cut + 1) };
         to[..cut].copy_from_slice(&text.as_bytes()[..cut]);
         to[cut] = 0;

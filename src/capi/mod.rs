@@ -1,9 +1,11 @@
-//! The C ABI. `include/chunkwise.h` is its documentation: what is said there of each function is not said again here.
+//! The C ABI. `include/chunkwise.h` documents each function; the comments here do not repeat it.
 //!
-//! Pointers become slices in this module and nowhere else, after everything that can be asked of a pointer was asked:
-//! null, aligned, as long as its shape, apart from what is written. Arguments are copied before anything is written.
+//! Pointers become slices in this module and nowhere else, after every check that a pointer allows: not null,
+//! aligned, as long as its shape, apart from what is written. Arguments are copied before anything is
+//! written.
 //!
-//! `cargo rustc --release --features cdylib --crate-type cdylib` builds the shared library, `staticlib` the static one.
+//! `cargo rustc --release --features cdylib --crate-type cdylib` builds the shared library, `staticlib` the
+//! static one.
 #![allow(unsafe_code, reason = "pointers of C")]
 #![allow(non_camel_case_types, reason = "types are called what the header calls them")]
 #![allow(clippy::missing_safety_doc, reason = "the header says what callers owe")]
@@ -33,17 +35,18 @@ use status::*;
 
 use crate::isa::{Isa, NAMES};
 
-/// Grows with the first change that a program compiled before it would notice.
+/// The ABI version. It increases with the first change that a program compiled before that change would
+/// notice.
 pub const CW_ABI_VERSION: u32 = 1;
 
 pub(crate) type Result<T> = core::result::Result<T, Status>;
 
-/// A size or a stride of C.
+/// Converts a size or a stride of C.
 fn size(value: u64) -> Result<usize> {
     value.try_into().map_err(|_| Status(CW_OVERFLOW))
 }
 
-/// Runs what a function does. A panic, of which none is known, ends here.
+/// Runs the body of a function. With `std`, a panic, of which none is known, ends here.
 fn guard(body: impl FnOnce() -> Result<()>) -> i32 {
     #[cfg(feature = "std")]
     let result =
@@ -67,13 +70,13 @@ pub extern "C" fn cw_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// [`CW_ABI_VERSION`], of the library and not of the header.
+/// [`CW_ABI_VERSION`] of the library, which may differ from that of the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn cw_abi_version() -> u32 {
     CW_ABI_VERSION
 }
 
-/// Instruction sets by number; 0 is the default.
+/// Instruction sets by number. The number 0, the default, is not among them.
 const ISAS: [(u32, &CStr); 5] = [
     (CW_ISA_SCALAR, c"scalar"),
     (CW_ISA_SIMD128, c"simd128"),
@@ -82,28 +85,28 @@ const ISAS: [(u32, &CStr); 5] = [
     (CW_ISA_AVX512, c"avx512"),
 ];
 
-// A set that is added there must be added here, and to the header.
+// A set that is added to `NAMES` must be added here and to the header.
 const _: () = assert!(ISAS.len() == NAMES.len());
 
-/// What this machine has, a bit for each.
+/// The instruction sets that this machine has, one bit for each.
 #[unsafe(no_mangle)]
 pub extern "C" fn cw_isas() -> u32 {
     Isa::available().fold(0, |bits, isa| bits | 1 << isa_number(isa))
 }
 
-/// Which set the default is.
+/// Writes the number of the default instruction set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_isa_default(isa: *mut u32) -> i32 {
     guard(|| {
         span::of(isa, 1)?;
         let chosen = Isa::choose()?;
-        // SAFETY: not null and aligned, just checked; the caller promises that it can be written.
+        // SAFETY: non-null and aligned, as just checked; the caller promises that it can be written.
         unsafe { isa.write(isa_number(chosen)) };
         Ok(())
     })
 }
 
-/// A set's name, null for a number that is none.
+/// The name of an instruction set, or null for a number that is none.
 #[unsafe(no_mangle)]
 pub extern "C" fn cw_isa_name(isa: u32) -> *const c_char {
     ISAS.iter().find(|(number, _)| *number == isa).map_or(core::ptr::null(), |(_, name)| name.as_ptr())
@@ -114,7 +117,7 @@ fn isa_number(isa: Isa) -> u32 {
     ISAS.iter().find(is).map_or(CW_ISA_DEFAULT, |(number, _)| *number)
 }
 
-/// A choice of C: `None` for the default.
+/// The instruction set for a number from C; `None` for the default.
 fn isa(number: u32) -> Result<Option<Isa>> {
     if number == CW_ISA_DEFAULT {
         return Ok(None);
@@ -123,7 +126,7 @@ fn isa(number: u32) -> Result<Option<Isa>> {
     Ok(Some(Isa::from_name(name.to_str().unwrap_or_default())?))
 }
 
-/// Bytes of so many elements of f32, as a size to bring: more than memory can have is an overflow.
+/// The bytes of this many f32 elements. More than an allocation can have is an overflow.
 fn bytes(elements: usize) -> Result<u64> {
     match elements.checked_mul(size_of::<f32>()) {
         Some(bytes) if bytes <= isize::MAX as usize => Ok(bytes as u64),
@@ -131,7 +134,7 @@ fn bytes(elements: usize) -> Result<u64> {
     }
 }
 
-/// The arguments of a call, each structure checked and copied.
+/// Checks and copies the structures of a call.
 unsafe fn arguments<A: args::Headed, B: args::Headed>(a: *const A, b: *const B) -> Result<(A, B)> {
     // SAFETY: the caller's promise, passed on.
     unsafe { Ok((copy(a)?, copy(b)?)) }

@@ -1,4 +1,5 @@
-//! Models in memory that the caller brings: from a table of tensors, without an allocator. `file` has them from files.
+//! Models in memory that the caller provides, from a table of tensors and without an allocator. Module `file`
+//! makes models from files.
 
 use core::ffi::{CStr, c_void};
 use core::fmt::{self, Write};
@@ -15,20 +16,21 @@ use crate::isa::Isa;
 use crate::nn::{AttentionKind, BlockWeights, Linear, Model, ModelConfig, OutputMode, Weights};
 use crate::rule::FeatureMap;
 
-/// What a handle points to: at the beginning of the caller's memory, its blocks behind it.
+/// The target of a handle. It is at the beginning of the caller's memory, followed by the blocks of the
+/// model.
 pub struct cw_model {
     mark: u64,
     pub(super) model: Model<'static>,
-    /// What `file` allocated for it.
+    /// What `cw_model_open` allocated for the model, or null.
     #[cfg(feature = "files")]
     pub(super) owner: *mut c_void,
 }
 
-/// Tells a model from other memory, most of the time.
+/// Distinguishes a model from other memory, most of the time.
 const MARK: u64 = u64::from_le_bytes(*b"chunkwis");
 
 impl cw_model {
-    /// In the caller's memory.
+    /// A model without an owner.
     pub(super) fn new(model: Model<'static>) -> Self {
         Self {
             mark: MARK,
@@ -38,30 +40,31 @@ impl cw_model {
         }
     }
 
-    /// That a pointer is to a model.
+    /// Checks that a pointer is to a model.
     ///
     /// # Safety
-    /// It is null, or to memory that can be read.
+    /// `model` is null, or points to memory that can be read.
     pub(super) unsafe fn get<'a>(model: *const cw_model) -> Result<&'a cw_model> {
         span::of(model, 1)?;
-        // SAFETY: not null and aligned, just checked; the field is an integer, whatever the memory holds.
+        // SAFETY: non-null and aligned, as just checked; the field is an integer, whatever the memory
+        // contains.
         let mark = unsafe { (&raw const (*model).mark).read() };
         if mark != MARK {
             return Err(Status(CW_MODEL));
         }
-        // SAFETY: it was made by this library, or someone has forged its mark.
+        // SAFETY: this library made it, or someone has forged its mark.
         Ok(unsafe { &*model })
     }
 
-    /// That a model will not be used again.
+    /// Clears the mark of a model that will not be used again.
     #[cfg(feature = "files")]
     pub(super) unsafe fn forget(model: *mut cw_model) {
-        // SAFETY: the caller has it from `get`.
+        // SAFETY: the caller has the pointer from `get`.
         unsafe { (&raw mut (*model).mark).write(0) };
     }
 }
 
-/// Bytes of memory for a model of so many layers, and where its blocks begin.
+/// The bytes of memory for a model with this configuration, and the byte at which its blocks begin.
 fn memory_len(config: &ModelConfig) -> Result<(usize, usize)> {
     let blocks = size_of::<cw_model>().next_multiple_of(align_of::<BlockWeights<'_>>());
     let bytes = size_of::<BlockWeights<'_>>().checked_mul(config.num_layers);
@@ -69,10 +72,10 @@ fn memory_len(config: &ModelConfig) -> Result<(usize, usize)> {
     Ok((all.ok_or(Status(CW_OVERFLOW))?, blocks))
 }
 
-// So that one alignment serves both.
+// One alignment must serve both.
 const _: () = assert!(align_of::<cw_model>() >= align_of::<BlockWeights<'_>>());
 
-/// Memory for a model, not yet written.
+/// Memory for a model that is not yet written.
 pub(super) struct Room {
     at: *mut u8,
     blocks: usize,
@@ -87,10 +90,11 @@ impl Room {
         Ok(Self { at: memory.cast(), blocks, span })
     }
 
-    /// Puts a model there.
+    /// Writes a model into the memory.
     ///
     /// # Safety
-    /// The memory can be written, by nothing else, and stays as long as the model is used, as does what `weights` borrows.
+    /// The memory can be written, by nothing else, and stays as long as the model is used, as does what
+    /// `weights` borrows.
     pub(super) unsafe fn fill(
         self,
         config: &ModelConfig,
@@ -98,7 +102,8 @@ impl Room {
         threads: usize,
         weights: impl FnOnce(&'static mut [BlockWeights<'static>]) -> Result<Weights<'static>>,
     ) -> Result<*const cw_model> {
-        // SAFETY: inside the room and aligned, as `new` has checked; written before anything refers to it.
+        // SAFETY: inside the room and aligned, as `new` has checked; the blocks are written before anything
+        // refers to them.
         let blocks = unsafe {
             let blocks = self.at.add(self.blocks).cast::<BlockWeights<'static>>();
             for at in 0..config.num_layers {
@@ -108,13 +113,13 @@ impl Room {
         };
         let model = Model::new(*config, weights(blocks)?, isa, threads)?;
         let handle = self.at.cast::<cw_model>();
-        // SAFETY: likewise, before the blocks.
+        // SAFETY: likewise; the handle precedes the blocks.
         unsafe { handle.write(cw_model::new(model)) };
         Ok(handle)
     }
 }
 
-/// Bytes for a model, and their alignment.
+/// Writes the bytes of memory that a model needs, and their alignment.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_memory(
     config: *const cw_model_config,
@@ -126,7 +131,7 @@ pub unsafe extern "C" fn cw_model_memory(
         let config = unsafe { copy(config)? }.checked()?;
         apart(&[span::of(bytes, 1)?, span::of(align, 1)?], &[])?;
         let (all, _) = memory_len(&config)?;
-        // SAFETY: not null and aligned, just checked.
+        // SAFETY: non-null and aligned, as just checked.
         unsafe {
             bytes.write(all as u64);
             align.write(align_of::<cw_model>() as u64);
@@ -135,7 +140,7 @@ pub unsafe extern "C" fn cw_model_memory(
     })
 }
 
-/// From a table of tensors.
+/// Makes a model from a table of tensors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_init(
     config: *const cw_model_config,
@@ -155,10 +160,10 @@ pub unsafe extern "C" fn cw_model_init(
         let table = span::of(parameters, count)?;
         let room = Room::new(&config, memory, memory_bytes)?;
         let to = span::of(model, 1)?;
-        // SAFETY: not null and aligned where there are any; that they can be read is the caller's promise.
+        // SAFETY: non-null and aligned if there are any; that they can be read is the caller's promise.
         let table_of = Table { parameters: unsafe { slice(parameters, count) } };
         apart(&[room.span, to], &[table])?;
-        // All of it before anything is written.
+        // All parameters are checked before anything is written.
         let mut found = 0;
         for parameter in config.parameters() {
             let tensor = table_of.get(&parameter, parameter.dims())?;
@@ -170,12 +175,12 @@ pub unsafe extern "C" fn cw_model_init(
             apart(&[room.span, to], &[kernel.span, bias.span])?;
             found += 2;
         }
-        // Each name once, and none that has no place.
+        // Each name must occur once, and each must belong to the model.
         if found != count {
             return Err(Status(CW_PARAMETER));
         }
-        // SAFETY: the room was checked, and is apart from all else; tensors stay as long as the model, by the caller's
-        // promise.
+        // SAFETY: the room was checked, and is apart from everything else; the tensors stay as long as the
+        // model, by the caller's promise.
         let handle = unsafe {
             room.fill(&config, isa, threads, |blocks| {
                 let mut weights = Weights::collect(&config, blocks, |parameter| {
@@ -185,13 +190,13 @@ pub unsafe extern "C" fn cw_model_init(
                 Ok(weights)
             })?
         };
-        // SAFETY: not null and aligned, checked above.
+        // SAFETY: non-null and aligned, as checked above.
         unsafe { model.write(handle) };
         Ok(())
     })
 }
 
-/// What a model takes and gives.
+/// Writes the sizes of a model's inputs, outputs, state and scratch.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_sizes_of(
     model: *const cw_model,
@@ -224,7 +229,7 @@ pub unsafe extern "C" fn cw_model_sizes_of(
     })
 }
 
-/// All tokens.
+/// Runs a model over all tokens.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_forward(model: *const cw_model, call: *const cw_model_call) -> i32 {
     // SAFETY: the caller's promise, passed on.
@@ -243,7 +248,7 @@ pub unsafe extern "C" fn cw_model_forward(model: *const cw_model, call: *const c
     })
 }
 
-/// One time step of each sequence.
+/// Runs a model over one time step of each sequence.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_step(model: *const cw_model, call: *const cw_model_call) -> i32 {
     // SAFETY: the caller's promise, passed on.
@@ -264,7 +269,7 @@ pub unsafe extern "C" fn cw_model_step(model: *const cw_model, call: *const cw_m
     })
 }
 
-/// The dense head on rows of an output.
+/// Applies the dense head to rows of an output.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_model_head(model: *const cw_model, call: *const cw_model_call) -> i32 {
     // SAFETY: the caller's promise, passed on.
@@ -283,7 +288,7 @@ pub unsafe extern "C" fn cw_model_head(model: *const cw_model, call: *const cw_m
     })
 }
 
-/// Elements that a call needs.
+/// The numbers of elements that a call needs.
 struct Lens {
     input: usize,
     state: usize,
@@ -300,7 +305,7 @@ struct Slices<'a> {
 
 impl cw_model_call {
     /// # Safety
-    /// The memory is there, and nothing else writes it.
+    /// The memory exists, and nothing else writes it.
     unsafe fn slices<'a>(&self, lens: Lens) -> Result<Slices<'a>> {
         let scratch = self.scratch.cast::<f32>();
         let input = needed(self.input, self.input_bytes, lens.input)?;
@@ -310,7 +315,7 @@ impl cw_model_call {
             needed(scratch, self.scratch_bytes, lens.scratch)?,
         ];
         apart(&written, &[input])?;
-        // SAFETY: each was asked about, and what is written is apart from all else.
+        // SAFETY: each span has been checked, and what is written is apart from everything else.
         unsafe {
             Ok(Slices {
                 input: slice(self.input, lens.input),
@@ -399,7 +404,7 @@ impl From<&ModelConfig> for cw_model_config {
     }
 }
 
-/// A parameter that was found, and where it lies.
+/// A parameter that was found, and its memory.
 #[derive(Clone, Copy)]
 struct Found {
     elements: Elements<'static>,
@@ -413,7 +418,7 @@ struct Table<'a> {
 }
 
 impl Table<'_> {
-    /// The first tensor of a name; it must be contiguous and have this shape.
+    /// The first tensor with a name. It must be contiguous and have these dims.
     fn get(&self, name: &impl fmt::Display, dims: &[usize]) -> Result<Found> {
         let tensor = self.find(name)?.ok_or(Status(CW_PARAMETER))?;
         let (mut len, mut strides) = (1usize, true);
@@ -431,11 +436,11 @@ impl Table<'_> {
             return Err(Status(CW_SHAPE));
         }
         let span = tensor.span(len)?;
-        // SAFETY: asked about just now; that it can be read as long as the model is used is the caller's promise.
+        // SAFETY: just checked; that it can be read as long as the model is used is the caller's promise.
         Ok(Found { elements: unsafe { tensor.elements(len) }, span })
     }
 
-    /// The dense layer behind the output, if there is one.
+    /// The dense layer after the output, if there is one.
     fn head(&self, hidden: usize) -> Result<Option<[Found; 2]>> {
         let Some(kernel) = self.find(&"head.kernel")? else { return Ok(None) };
         let columns = size(kernel.dims[1])?;
@@ -448,7 +453,7 @@ impl Table<'_> {
     fn find(&self, name: &impl fmt::Display) -> Result<Option<super::args::cw_tensor>> {
         for parameter in self.parameters {
             span::of(parameter.name, 1)?;
-            // SAFETY: not null, just checked; that a zero ends it is the caller's promise.
+            // SAFETY: not null, as just checked; that a zero ends the name is the caller's promise.
             let mut rest = Rest(unsafe { CStr::from_ptr(parameter.name) }.to_bytes());
             if write!(rest, "{name}").is_ok() && rest.0.is_empty() {
                 return Ok(Some(parameter.tensor));
@@ -458,7 +463,7 @@ impl Table<'_> {
     }
 }
 
-/// What is left of a name when another one was taken from its beginning.
+/// What remains of a name after the text written so far has been removed from its beginning.
 struct Rest<'a>(&'a [u8]);
 
 impl Write for Rest<'_> {

@@ -1,5 +1,6 @@
-//! What a program without an operating system needs one of: the code that a panic ends in. None is known, and so this
-//! says nothing; a program that wants to know brings its own, and leaves the feature `panic-handler` out.
+//! The panic handler that a program without an operating system needs. No panic of the library is known, so
+//! this handler reports nothing. A program that wants to report panics provides its own handler and leaves
+//! the feature `panic-handler` out.
 
 #[panic_handler]
 fn stop(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,16 +1,16 @@
-//! Memory that C points to: asked about before it is touched.
+//! Memory that C pointers refer to, which is checked before it is accessed.
 
 use super::Result;
 use super::status::*;
 
-/// Bytes from one address on.
+/// A range of memory: an address and a number of bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Span {
     at: usize,
     pub(super) bytes: usize,
 }
 
-/// Of so many elements; where there are none the pointer may be anything.
+/// The memory of `len` elements. Where `len` is 0, `data` may be any pointer.
 pub(super) fn of<T>(data: *const T, len: usize) -> Result<Span> {
     if len == 0 {
         return Ok(Span::default());
@@ -27,7 +27,8 @@ pub(super) fn of<T>(data: *const T, len: usize) -> Result<Span> {
     Ok(Span { at: data.addr(), bytes })
 }
 
-/// The same, of as many elements as are needed, where so many bytes are said to be.
+/// The memory of the `len` elements that are needed, at a pointer for which the caller has given
+/// `given_bytes` bytes.
 pub(super) fn needed<T>(data: *const T, given_bytes: u64, len: usize) -> Result<Span> {
     let need = len.checked_mul(size_of::<T>()).ok_or(Status(CW_OVERFLOW))?;
     if given_bytes < need as u64 {
@@ -36,7 +37,7 @@ pub(super) fn needed<T>(data: *const T, given_bytes: u64, len: usize) -> Result<
     of(data, len)
 }
 
-/// That what is written overlaps neither what is read nor other things written.
+/// Checks that no written span overlaps a read span or another written span.
 pub(super) fn apart(written: &[Span], read: &[Span]) -> Result<()> {
     let meet =
         |a: &Span, b: &Span| a.bytes > 0 && b.bytes > 0 && a.at < b.at + b.bytes && b.at < a.at + a.bytes;

@@ -1,4 +1,4 @@
-//! States as C holds them: zeros at first, and in the layout of other libraries.
+//! States in C memory: initialisation to zeros, and conversion to and from the layout of other libraries.
 
 use super::args::{slice, slice_mut};
 use super::span::{self, apart};
@@ -7,7 +7,7 @@ use super::{Result, guard, size};
 use crate::error::{self, Error};
 use crate::state;
 
-/// All zeros, which is the state before the first token.
+/// Sets a state to zeros, which is the state before the first token.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_state_init(state: *mut f32, bytes: u64) -> i32 {
     guard(|| {
@@ -17,15 +17,15 @@ pub unsafe extern "C" fn cw_state_init(state: *mut f32, bytes: u64) -> i32 {
         }
         span::of(state, floats)?;
         if floats > 0 {
-            // SAFETY: not null, aligned and inside the address space, just checked; the caller promises that it can be
-            // written.
+            // SAFETY: non-null, aligned and inside the address space, as just checked; the caller promises
+            // that it can be written.
             unsafe { state.write_bytes(0, floats) };
         }
         Ok(())
     })
 }
 
-/// `[.., K, V]` to `[.., V, K]`.
+/// Copies `[.., K, V]` to `[.., V, K]`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_state_to_value_major(
     key: u64,
@@ -38,7 +38,7 @@ pub unsafe extern "C" fn cw_state_to_value_major(
     guard(|| unsafe { transpose(state::to_value_major, [key, value], from, to, bytes) })
 }
 
-/// `[.., V, K]` to `[.., K, V]`.
+/// Copies `[.., V, K]` to `[.., K, V]`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cw_state_from_value_major(
     key: u64,
@@ -54,7 +54,8 @@ pub unsafe extern "C" fn cw_state_from_value_major(
 type Transpose = fn(usize, usize, &[f32], &mut [f32]) -> error::Result<()>;
 
 /// # Safety
-/// Where `from` and `to` are not refused, so many bytes can be read and written there, by nothing else meanwhile.
+/// If `from` and `to` are not refused, `bytes` bytes can be read at `from` and written at `to`, by nothing
+/// else meanwhile.
 unsafe fn transpose(
     run: Transpose,
     [key, value]: [u64; 2],
@@ -67,10 +68,11 @@ unsafe fn transpose(
         return Err(Status(CW_RANGE));
     }
     apart(&[span::of(to, len)?], &[span::of(from, len)?])?;
-    // SAFETY: not null, aligned, inside the address space and apart, just checked; the rest is the caller's promise.
+    // SAFETY: non-null, aligned, inside the address space and apart, as just checked; the rest is the
+    // caller's promise.
     let (from, to) = unsafe { (slice(from, len), slice_mut(to, len)) };
     run(key, value, from, to).map_err(|error| match error {
-        // Both are of one length, which is no multiple of K V then.
+        // Both lengths are `len`, so this error means that it is not a multiple of K V.
         Error::Length { .. } => Status(CW_RANGE),
         other => other.into(),
     })

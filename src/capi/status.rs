@@ -1,10 +1,10 @@
-//! Numbers that C and Rust must agree on: status codes with their sentences, and the values of choices.
+//! Numbers on which C and Rust must agree: status codes with their sentences, and the values of choices.
 
 use core::ffi::{CStr, c_char};
 
 use crate::error::Error;
 
-/// A code other than [`CW_OK`], on its way out.
+/// A code other than [`CW_OK`], as the error of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(pub i32);
 
@@ -12,7 +12,7 @@ macro_rules! statuses {
     ($($name:ident = $code:literal, $text:literal;)*) => {
         $(#[doc = concat!("`", $text, "`")] pub const $name: i32 = $code;)*
 
-        /// All codes, by name.
+        /// All codes, with their names.
         pub const STATUSES: &[(&str, i32)] = &[$((stringify!($name), $name)),*];
 
         fn text(status: i32) -> Option<&'static CStr> {
@@ -53,13 +53,13 @@ macro_rules! choices {
     ($($name:ident = $value:literal;)*) => {
         $(#[allow(missing_docs, reason = "documented in the header")] pub const $name: u32 = $value;)*
 
-        /// All of them, by name.
+        /// All choices, with their names.
         pub const CHOICES: &[(&str, u32)] = &[$((stringify!($name), $name)),*];
     };
 }
 
-// Where something must be chosen 0 is nothing: a field that was forgotten is found. Choices that were added later start at 0,
-// which is what the library did before.
+// Where something must be chosen, no constant is 0, so that a forgotten field is found. Choices that were
+// added later start at 0, which stands for what the library did before.
 choices! {
     CW_F32 = 1;
     CW_BF16 = 2;
@@ -103,7 +103,7 @@ choices! {
     CW_ISA_AVX512 = 5;
 }
 
-/// A sentence for each code.
+/// The sentence for a status code.
 #[unsafe(no_mangle)]
 pub extern "C" fn cw_status_string(status: i32) -> *const c_char {
     text(status).unwrap_or(c"not a status of this library").as_ptr()

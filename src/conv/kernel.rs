@@ -1,4 +1,4 @@
-//! Tiles of tokens and channels, copied beside what came before them, and convolved where they lie.
+//! Tiles of tokens and channels, copied behind the inputs that precede them and convolved in place.
 //!
 //! ```text
 //! for each sequence, for each tile of its tokens, for each block of channels:
@@ -9,11 +9,13 @@
 //!     y = rows[..]
 //! ```
 //!
-//! 1. A row is replaced by its output as soon as no later one needs it, so that one buffer on the stack is enough.
-//! 2. Along channels a row is one token of some channels. Where tokens are contiguous, as in `[B, C, T]`, the same loop runs
-//!    along tokens: a row is one element, and a vector is as many tokens of one channel. Only the distance between taps
-//!    and the vectors of weights differ, so the chain of an output is the same.
-//! 3. Rows are padded to whole vectors of any instruction set: no loop has a tail.
+//! 1. A row is replaced by an output as soon as no later output needs it, so that one buffer on the stack is
+//!    enough.
+//! 2. Along channels a row is one token of some channels. Where tokens are contiguous, as in `[B, C, T]`, the
+//!    same loop runs along tokens: a row is one element, and a vector is several tokens of one channel. Only
+//!    the distance between taps and the vectors of weights differ, so that the chain of an output is the
+//!    same.
+//! 3. Rows are padded to whole vectors of any instruction set, so that no loop has a tail.
 
 use core::ops::Range;
 
@@ -27,30 +29,32 @@ use crate::math::silu;
 use crate::scratch::round_up;
 use crate::vector::{copy_row, load, store};
 
-/// Channels that are computed together: 1 KB of each token. Where tokens lie far apart that is long enough for the machine's
-/// own prefetching; with 64 channels a forward of 512 tokens of 6144 takes more than twice as long.
+/// The number of channels that are computed together: 1 KB of each token. Where tokens are far apart in
+/// memory, this is long enough for the hardware's prefetchers; with 64 channels a forward of 512 tokens of
+/// 6144 channels takes more than twice as long.
 const BLOCK: usize = 256;
 
-/// The longest vector of any instruction set.
+/// The number of lanes in the longest vector of any instruction set.
 const PAD: usize = 16;
 
-/// Elements of the rows of a tile, 16 KB on the stack: with 256 channels and 4 taps, 13 tokens behind 3 others.
+/// Elements of the rows of a tile, 16 KB on the stack: with 256 channels and 4 taps, 13 tokens and the 3
+/// inputs before them.
 const ROWS: usize = 4096;
 
-// Only a sequence's first tile may read the state, for its last one writes it: a tile has at least as many tokens as
-// there are before it.
+// Only the first tile of a sequence may read the state, because the last one writes it. So a tile must have
+// at least as many tokens as there are inputs before it.
 const _: () = assert!(ROWS / BLOCK + 1 - MAX_WIDTH >= MAX_WIDTH - 1);
 
-/// One call, checked.
+/// A checked call.
 pub(super) struct Task<'a> {
     pub(super) config: &'a Config,
-    /// Tokens of a sequence, unless there are ragged ones.
+    /// The number of tokens in each sequence, unless sequences of different lengths are given.
     pub(super) len: usize,
     pub(super) tensors: Tensors<'a>,
     pub(super) state: State<'a>,
 }
 
-/// What a call works in, on the stack.
+/// The working memory of a call, on the stack.
 struct Space {
     rows: [f32; ROWS],
     weights: Weights,
@@ -62,14 +66,14 @@ struct Weights {
     bias: [f32; BLOCK],
 }
 
-/// Channels that are computed together, and the elements from one row of them to the next.
+/// Channels that are computed together, and the number of elements from one of their rows to the next.
 #[derive(Clone)]
 struct Block {
     channels: Range<usize>,
     pitch: usize,
 }
 
-/// A sequence: which it is, where x and y begin, and how many tokens it has.
+/// A sequence: its index, the elements at which its x and y begin, and its number of tokens.
 #[derive(Clone, Copy)]
 struct Sequence {
     index: usize,
@@ -84,7 +88,7 @@ impl WithSimd for Task<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Config { batch, channels, width, x_strides, y_strides, .. } = *self.config;
-        // Along tokens where they are contiguous on both sides, and channels are not.
+        // The loop runs along tokens where they are contiguous in both x and y, and channels are not.
         let along_tokens = |strides: Strides| strides.token == 1 && strides.channel != 1;
         let along_tokens = self.len > 1 && along_tokens(x_strides) && along_tokens(y_strides);
         let (step, most) = if along_tokens {
@@ -100,7 +104,7 @@ impl WithSimd for Task<'_> {
         let weights = Weights { taps: [[0.0; BLOCK]; MAX_WIDTH], bias: [0.0; BLOCK] };
         let mut space = Space { rows: [0.0; ROWS], weights };
         if self.len == 1 {
-            // A block's weights are put in order once for all sequences.
+            // The weights of a block are loaded once for all sequences.
             for block in blocks {
                 self.load_weights(simd, &block, &mut space.weights);
                 for index in 0..batch {
@@ -136,7 +140,7 @@ impl Task<'_> {
         match self.tensors.sequences {
             Some(sequences) => {
                 let (begin, end) = (sequences[index] as usize, sequences[index + 1] as usize);
-                // Where no token follows, the strides may lead beyond any address.
+                // Where no token follows, the offset may be beyond any address.
                 let first = if begin == end { 0 } else { begin };
                 let (x, y) = (first * x_strides.token, first * y_strides.token);
                 Sequence { index, x, y, len: end - begin }
@@ -145,7 +149,7 @@ impl Task<'_> {
         }
     }
 
-    /// The taps and the bias of a block.
+    /// Loads the taps and the bias of a block.
     #[inline(always)]
     fn load_weights<S: Simd>(&self, simd: S, block: &Block, weights: &mut Weights) {
         let (width, channels) = (self.config.width, &block.channels);
@@ -167,7 +171,7 @@ impl Task<'_> {
         let Space { rows, weights } = space;
         let (history, len, count) = (width - 1, tokens.len(), channels.len());
 
-        // The inputs before the tile that are in the state, or zero, and those that are in x.
+        // The inputs before the tile: `known` of them are in x, and the others in the state, or zero.
         let known = tokens.start.min(history);
         let state_row = |row: usize| {
             let begin = (sequence.index * history + row) * all;
@@ -258,7 +262,7 @@ fn by_width<S: Simd>(simd: S, width: usize, step: impl ByWidth) {
     }
 }
 
-/// Taps `[channels, W]` into rows, and the bias.
+/// Transposes taps `[channels, W]` into rows, and copies the bias.
 struct Load<'a> {
     taps: &'a [f32],
     bias: Option<&'a [f32]>,
@@ -270,7 +274,7 @@ impl ByWidth for Load<'_> {
     fn run<S: Simd, const W: usize>(self, _: S) {
         let Weights { taps, bias } = self.weights;
         let channels = self.taps.as_chunks::<W>().0;
-        // A plain loop: the dispatch makes vectors of it where there is a whole block.
+        // This is a plain loop, which the compiler vectorises where there is a whole block.
         if let Some(channels) = channels.first_chunk::<BLOCK>() {
             for channel in 0..BLOCK {
                 for j in 0..W {
@@ -292,7 +296,7 @@ impl ByWidth for Load<'_> {
     }
 }
 
-/// The chains of a tile, in place.
+/// Computes the chains of a tile, in place.
 struct Chains<'a> {
     weights: &'a Weights,
     rows: &'a mut [f32],
@@ -328,7 +332,8 @@ impl ByWidth for Chains<'_> {
     }
 }
 
-/// One vector of outputs in the place of the oldest of its inputs, which lie `distance` apart.
+/// Computes one vector of outputs in the place of the oldest of its inputs, which are `distance` elements
+/// apart.
 #[inline(always)]
 fn chain<S: Simd, const W: usize>(
     simd: S,

@@ -1,32 +1,37 @@
-//! The causal short convolution in front of linear attention: depthwise, over time, of a few taps, with a state.
+//! The causal short convolution in front of linear attention: depthwise, over time, with a few taps and a
+//! state.
 //!
 //! ```text
 //! y_t[c] = act( bias[c] + sum_{0 <= j < W} weight[c][j] x_{t - (W-1) + j}[c] )        act(a) = a, or a / (1 + exp(-a))
 //! ```
 //!
-//! Letters: B batch (sequences), T tokens, C channels, W the width. The last tap, `weight[c][W-1]`, meets the token itself, as
-//! in PyTorch's `Conv1d` of groups = C, padded on the left, in flash-linear-attention's `ShortConvolution` and in ONNX's
-//! CausalConvWithState of opset 27 (its weight `[C, 1, W]` is this one). Before the first token, x is the state, or zero.
+//! B is the batch (the number of sequences), T the number of tokens, C the number of channels and W the
+//! width. The last tap, `weight[c][W-1]`, multiplies the token itself, as in PyTorch's `Conv1d` with groups =
+//! C and padding on the left, in flash-linear-attention's `ShortConvolution` and in ONNX's
+//! CausalConvWithState of opset 27 (whose weight `[C, 1, W]` is the same). Before the first token, x is the
+//! state, or zero.
 //!
-//! x and y are f32, bf16 or f16, in any strides: [`Strides::token_major`] is `[B, T, C]`, [`Strides::channels_first`] ONNX's
-//! `[B, C, T]`. Both are fast: one is computed along channels, the other along tokens. Other strides are gathered element
-//! by element. A call works in about 26 KB of the stack.
+//! x and y are f32, bf16 or f16, with any strides: [`Strides::token_major`] is `[B, T, C]`,
+//! [`Strides::channels_first`] is ONNX's `[B, C, T]`. Both are fast: one is computed along channels, the
+//! other along tokens. Tensors with other strides are gathered element by element. A call uses about 26 KB of
+//! the stack.
 //!
 //! # State
 //!
-//! The state is the last W-1 inputs, before any activation: f32, contiguous `[B, W-1, C]`, the oldest first, all zero
-//! before the first token. Channels are innermost so that one token of all channels is computed with whole vectors.
-//! ONNX has `[B, C, W-1]`: [`CausalConv::state_from_channels_first`] and [`CausalConv::state_to_channels_first`].
-//! transformers (`conv_states`) and flash-linear-attention have `[B, C, W]`, one input more than any output
-//! needs: [`CausalConv::state_from_full`] drops the oldest.
+//! The state is the last W-1 inputs, before any activation: f32, contiguous `[B, W-1, C]`, the oldest first,
+//! all zero before the first token. Channels are innermost so that one token of all channels is computed with
+//! whole vectors. ONNX has `[B, C, W-1]`, see [`CausalConv::state_from_channels_first`] and
+//! [`CausalConv::state_to_channels_first`]. transformers (`conv_states`) and flash-linear-attention have
+//! `[B, C, W]`, one input more than any output needs: [`CausalConv::state_from_full`] drops the oldest.
 //!
 //! # Numbers
 //!
-//! An output is one chain of fused multiply-adds in f32, from the oldest tap to the newest, begun at the bias or at +0. So it
-//! has the same bits in one [`CausalConv::forward`], in any pieces of it and in one [`CausalConv::decode`] for each token, under
-//! any strides, and on every instruction set that has a fused multiply-add. SiLU is within 5e-7 of its definition,
-//! relatively, for sums of at least -87.3; below it is -0, where its definition is above -1.1e-36. It is infinity for
-//! infinity and -0 for minus infinity. NaN is NaN, in the outputs of the W tokens that it meets.
+//! An output is one chain of fused multiply-adds in f32, from the oldest tap to the newest, which begins with
+//! the bias or with +0. It therefore has the same bits in one [`CausalConv::forward`], in any pieces of it
+//! and in one [`CausalConv::decode`] for each token, under any strides, and on every instruction set that has
+//! a fused multiply-add. SiLU is within 5e-7 of its definition, relatively, for sums of at least -87.3;
+//! below, it is at most 1.1e-36 in size, and -0 from -104 down. It is infinity for infinity and -0 for minus
+//! infinity. A NaN makes NaN of the outputs of the W tokens that depend on it.
 //!
 //! # Example
 //!
@@ -61,28 +66,29 @@ use crate::element::{Elements, ElementsMut};
 use crate::error::{Error, Result, check_len, check_most, check_room};
 use crate::isa::{Isa, dispatch};
 
-/// The widest convolution there is.
+/// The largest number of taps of a convolution.
 pub const MAX_WIDTH: usize = 8;
 
-/// Sizes, strides and the activation.
+/// The sizes, strides and activation of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Sequences, B.
+    /// The number of sequences, B.
     pub batch: usize,
-    /// Tokens in each sequence, T, or in all of them where [`Tensors::sequences`] says where each begins; may be 0.
+    /// The number of tokens in each sequence, T, or in all sequences together where [`Tensors::sequences`]
+    /// gives their beginnings; may be 0.
     pub len: usize,
-    /// Channels, C, at least 1.
+    /// The number of channels, C, at least 1.
     pub channels: usize,
-    /// Taps, W: 1 to [`MAX_WIDTH`].
+    /// The number of taps, W: 1 to [`MAX_WIDTH`].
     pub width: usize,
-    /// What the sums go through. None by default.
+    /// The function that is applied to the sums; none by default.
     pub activation: Activation,
     /// Strides of x `[B, T, C]`.
     pub x_strides: Strides,
     /// Strides of y `[B, T, C]`; its elements must not overlap.
     pub y_strides: Strides,
-    /// The instruction set; `None` for [`Isa::choose`].
+    /// The instruction set; `None` selects [`Isa::choose`].
     pub isa: Option<Isa>,
 }
 
@@ -94,19 +100,19 @@ impl Config {
         Self { batch, len, channels, width, activation, x_strides: strides, y_strides: strides, isa: None }
     }
 
-    /// The same with another activation.
+    /// The same configuration with another activation.
     #[must_use]
     pub const fn activation(self, activation: Activation) -> Self {
         Self { activation, ..self }
     }
 
-    /// The same with x and y of these strides.
+    /// The same sizes with x and y of these strides.
     #[must_use]
     pub const fn strides(self, x: Strides, y: Strides) -> Self {
         Self { x_strides: x, y_strides: y, ..self }
     }
 
-    /// The same on a pinned instruction set.
+    /// The same configuration on a pinned instruction set.
     #[must_use]
     pub const fn isa(self, isa: Isa) -> Self {
         Self { isa: Some(isa), ..self }
@@ -122,11 +128,11 @@ impl Config {
     }
 }
 
-/// What the sums go through.
+/// The function that is applied to the sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activation {
-    /// They are the outputs.
+    /// The sums are the outputs.
     #[default]
     None,
     /// `x / (1 + exp(-x))`, which is also called swish.
@@ -136,22 +142,22 @@ pub enum Activation {
 /// Distances in elements between neighbours along batch, token and channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strides {
-    /// From one sequence to the next.
+    /// Elements from one sequence to the next.
     pub batch: usize,
-    /// From one token to the next.
+    /// Elements from one token to the next.
     pub token: usize,
-    /// From one channel to the next.
+    /// Elements from one channel to the next.
     pub channel: usize,
 }
 
 impl Strides {
-    /// Strides of a contiguous `[B, T, C]`: saturating, so that absurd sizes are caught by the check of lengths.
+    /// Strides of a contiguous `[B, T, C]`. They saturate, so that the check of lengths refuses absurd sizes.
     pub const fn token_major(len: usize, channels: usize) -> Self {
         Self::packed(len, channels)
     }
 
-    /// Strides of some columns of rows `[B, T, row]`: a part of the output of a projection, whose slice then starts at
-    /// its first column.
+    /// Strides of some columns of rows `[B, T, row]`: a part of the output of a projection, whose slice then
+    /// starts at its first column.
     pub const fn packed(len: usize, row: usize) -> Self {
         Self { batch: len.saturating_mul(row), token: row, channel: 1 }
     }
@@ -182,20 +188,22 @@ pub struct Tensors<'a> {
 }
 
 impl<'a> Tensors<'a> {
-    /// x and y `[B, T, C]`, and the weight, contiguous `[C, W]`. Elements of y between those of its strides are left alone.
+    /// x and y `[B, T, C]`, and the weight, contiguous `[C, W]`. Elements of y that its strides skip are left
+    /// untouched.
     pub fn new(x: impl Into<Elements<'a>>, weight: &'a [f32], y: impl Into<ElementsMut<'a>>) -> Self {
         Self { x: x.into(), weight, bias: None, sequences: None, y: y.into() }
     }
 
-    /// The same with a bias `[C]`.
+    /// The same tensors with a bias `[C]`.
     #[must_use]
     pub fn bias(self, bias: &'a [f32]) -> Self {
         Self { bias: Some(bias), ..self }
     }
 
-    /// The same with sequences of different lengths, one behind the other: sequence b is tokens `sequences[b] ..
-    /// sequences[b + 1]` of x and y `[T, C]`. `sequences` has B + 1 elements, of which the first is 0, none is smaller than
-    /// the one before, and the last is T. Strides of the batch play no part. A sequence without tokens keeps its state.
+    /// The same tensors with sequences of different lengths, one after the other: sequence b is the tokens
+    /// `sequences[b] .. sequences[b + 1]` of x and y `[T, C]`. `sequences` has B + 1 elements, of which the
+    /// first is 0, none is smaller than the one before, and the last is T. Strides of the batch are not used.
+    /// A sequence without tokens keeps its state.
     #[must_use]
     pub fn sequences(self, sequences: &'a [u32]) -> Self {
         Self { sequences: Some(sequences), ..self }
@@ -214,8 +222,8 @@ impl CausalConv {
     /// Checks a configuration.
     ///
     /// # Errors
-    /// Zero channels or taps, or more than [`MAX_WIDTH`] taps; sizes that overflow; strides of y under which elements of
-    /// one sequence overlap; an instruction set that is not available.
+    /// Zero channels or taps, or more than [`MAX_WIDTH`] taps; sizes that overflow; strides of y under which
+    /// elements of one sequence overlap; an instruction set that is not available.
     pub fn new(config: Config) -> Result<Self> {
         for (size, what) in [(config.channels, "channels"), (config.width, "width")] {
             if size == 0 {
@@ -229,7 +237,8 @@ impl CausalConv {
             None => Isa::choose()?,
         };
         let conv = Self { config, isa, state_len };
-        // Of one sequence: how many lie at the batch's strides is known when it is known whether they are ragged.
+        // This checks one sequence: only with the tensors of a call is it known whether the batch's strides
+        // are used.
         conv.reach(1, config.len)?;
         Ok(conv)
     }
@@ -239,7 +248,7 @@ impl CausalConv {
         &self.config
     }
 
-    /// The instruction set that runs.
+    /// The instruction set on which calls run.
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -249,17 +258,18 @@ impl CausalConv {
         self.state_len
     }
 
-    /// All tokens. The state has [`CausalConv::state_len`] elements, and goes in and out as [`State`] says.
+    /// Computes all tokens. The state has [`CausalConv::state_len`] elements, and is read and written as
+    /// [`State`] describes.
     ///
     /// # Errors
-    /// A slice shorter than its shape and strides reach; a weight, bias or state of another length; strides of y under which
-    /// sequences overlap; sequences that are not B + 1 numbers from 0 to T, none smaller than the one before. Outputs
-    /// and state are left untouched then.
+    /// A slice shorter than its shape and strides reach; a weight, bias or state of another length; strides
+    /// of y under which sequences overlap; sequences that are not B + 1 numbers from 0 to T, none smaller
+    /// than the one before. Outputs and state are left untouched then.
     pub fn forward(&self, tensors: Tensors<'_>, state: State<'_>) -> Result<()> {
         let Config { batch, len, .. } = self.config;
         let batch = match tensors.sequences {
             Some(sequences) => {
-                // As many as that can't be in memory.
+                // No slice can have the saturated length.
                 check_len("sequences", batch.saturating_add(1), sequences.len())?;
                 let ends = (sequences[0], sequences[batch]);
                 if !sequences.is_sorted() || ends.0 != 0 || usize::try_from(ends.1) != Ok(len) {
@@ -271,7 +281,7 @@ impl CausalConv {
         };
         self.check(&tensors, &state, batch, len)?;
         if len == 0 {
-            // There may be any number of sequences, which take no memory but time.
+            // There may be any number of sequences then, which take no memory but time.
             match state {
                 State::Final(last) => last.fill(0.0),
                 State::InitialFinal(initial, last) => last.copy_from_slice(initial),
@@ -283,11 +293,12 @@ impl CausalConv {
         Ok(())
     }
 
-    /// One token of each sequence, x and y `[B, C]`, on the state, which is updated where it lies: the bits of
-    /// [`CausalConv::forward`] with T = 1. The strides of tokens play no part, and there are no [`Tensors::sequences`].
+    /// Computes one token of each sequence, x and y `[B, C]`, on the state, which is updated in place, with
+    /// the bits of [`CausalConv::forward`] with T = 1. The strides of tokens are not used, and
+    /// [`Tensors::sequences`] must not be given.
     ///
     /// # Errors
-    /// As for [`CausalConv::forward`]; [`Error::Sequences`] where there are any.
+    /// As for [`CausalConv::forward`]; [`Error::Sequences`] where sequences are given.
     pub fn decode(&self, tensors: Tensors<'_>, state: &mut [f32]) -> Result<()> {
         if tensors.sequences.is_some() {
             return Err(Error::Sequences);
@@ -298,7 +309,7 @@ impl CausalConv {
         Ok(())
     }
 
-    /// Elements that x and y reach, where y doesn't overlap itself.
+    /// Elements that x and y reach, after a check that elements of y don't overlap.
     pub(crate) fn reach(&self, batch: usize, len: usize) -> Result<[usize; 2]> {
         let Config { channels, x_strides, y_strides, .. } = self.config;
         let (x, y) = (x_strides.axes(batch, len, channels), y_strides.axes(batch, len, channels));
@@ -307,7 +318,7 @@ impl CausalConv {
         Ok(reach)
     }
 
-    /// Checks what a call is given.
+    /// Checks the tensors and the state of a call.
     fn check(&self, tensors: &Tensors<'_>, state: &State<'_>, batch: usize, len: usize) -> Result<()> {
         let Config { channels, width, .. } = self.config;
         let [x, y] = self.reach(batch, len)?;

@@ -1,4 +1,4 @@
-//! Between the rows of a tile and a tensor of any type and strides.
+//! Copies between the rows of a tile and a tensor of any type and strides.
 
 use half::{bf16, f16};
 use pulp::Simd;
@@ -6,7 +6,7 @@ use pulp::Simd;
 use super::Strides;
 use crate::element::{Elements, ElementsMut, widen};
 
-/// Where some tokens of some channels lie in a tensor, and how they lie in a tile.
+/// The place of some tokens of some channels in a tensor, and their layout in a tile.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
     pub(super) offset: usize,
@@ -18,7 +18,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Its runs of contiguous elements, unless each element lies alone.
+    /// The runs of contiguous elements of the part, unless no two elements are contiguous.
     #[inline(always)]
     fn runs(&self) -> Option<Runs> {
         let Self { strides, tokens, channels, pitch, .. } = *self;
@@ -76,7 +76,7 @@ pub(super) fn write_part<S: Simd>(simd: S, y: &mut ElementsMut<'_>, part: Part, 
     }
 }
 
-/// Element by element.
+/// Copies a part element by element.
 #[inline(always)]
 fn gather<E: Copy>(from: &[E], part: Part, rows: &mut [f32], wide: impl Fn(E) -> f32) {
     let Part { offset, strides, tokens, channels, pitch } = part;
@@ -88,7 +88,7 @@ fn gather<E: Copy>(from: &[E], part: Part, rows: &mut [f32], wide: impl Fn(E) ->
     }
 }
 
-/// Element by element.
+/// Copies a part element by element.
 #[inline(always)]
 fn scatter<E: Copy>(to: &mut [E], part: Part, rows: &[f32], narrow: impl Fn(f32) -> E) {
     let Part { offset, strides, tokens, channels, pitch } = part;

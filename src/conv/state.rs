@@ -4,7 +4,7 @@ use super::CausalConv;
 use crate::error::{Result, check_len};
 
 impl CausalConv {
-    /// The state of ONNX's `past_state`: from `[B, C, W-1]` to `[B, W-1, C]`, which the calls take.
+    /// Converts ONNX's `past_state` from `[B, C, W-1]` to `[B, W-1, C]`, which the calls take.
     ///
     /// # Errors
     /// A slice of another length. Nothing has been written then.
@@ -12,9 +12,9 @@ impl CausalConv {
         self.state_from_columns(from, state, self.config.width - 1)
     }
 
-    /// The state of transformers' `conv_states` and of flash-linear-attention: from `[B, C, W]`, of which the oldest column
-    /// is dropped, to `[B, W-1, C]`, which the calls take. (A cache that is to be written back as `[B, C, W]` gets any number
-    /// in that column: no output depends on it.)
+    /// Converts the state of transformers' `conv_states` and of flash-linear-attention from `[B, C, W]`, of
+    /// which the oldest column is dropped, to `[B, W-1, C]`, which the calls take. (A cache that is to be
+    /// written back as `[B, C, W]` may have any number in that column, because no output depends on it.)
     ///
     /// # Errors
     /// A slice of another length. Nothing has been written then.
@@ -22,7 +22,7 @@ impl CausalConv {
         self.state_from_columns(from, state, self.config.width)
     }
 
-    /// The state as ONNX's `present_state`: from `[B, W-1, C]` to `[B, C, W-1]`.
+    /// Converts a state from `[B, W-1, C]` to ONNX's `present_state`, `[B, C, W-1]`.
     ///
     /// # Errors
     /// A slice of another length. Nothing has been written then.
@@ -44,7 +44,7 @@ impl CausalConv {
         Ok(())
     }
 
-    /// From `[B, C, columns]`, the newest last.
+    /// Converts a state from `[B, C, columns]`, the newest column last.
     fn state_from_columns(&self, from: &[f32], state: &mut [f32], columns: usize) -> Result<()> {
         let (channels, rows) = (self.config.channels, self.config.width - 1);
         let want = self.config.batch.saturating_mul(channels).saturating_mul(columns);

@@ -1,4 +1,4 @@
-//! Attention over many heads on a GPU: what the CPU's [`crate::Attention`] is, for tensors in a device's memory.
+//! Attention over many heads on a GPU, as the CPU's [`crate::Attention`], for tensors in a device's memory.
 #![allow(unsafe_code, reason = "kernels take addresses")]
 
 use std::ffi::c_void;
@@ -18,27 +18,27 @@ use crate::rule::{FeatureMap, Normaliser, Rule};
 use crate::shape::{Shape, Strides};
 use crate::state::Layout;
 
-/// The most elements of a row of q and k.
+/// The largest number of elements of a row of q and k.
 const MOST_KEY: usize = 256;
-/// The most elements of a row of v: blocks of a scan over S are counted in 16 bits.
+/// The largest number of elements of a row of v: the grid of a scan over S counts its blocks in 16 bits.
 const MOST_VALUE: usize = 1 << 15;
 
 /// The state that goes into and out of [`Attention::forward`], as [`crate::State`].
 #[derive(Debug)]
 pub enum State<'a> {
-    /// Begins at zero; what is left at the end is dropped.
+    /// The state begins at zero and is dropped at the end.
     Zero,
-    /// Begins at this one; dropped at the end.
+    /// The state begins at this one and is dropped at the end.
     Initial(Slice<'a>),
-    /// Begins at zero; written here at the end.
+    /// The state begins at zero and is written here at the end.
     Final(SliceMut<'a>),
-    /// Begins at the first; written to the second at the end.
+    /// The state begins at the first and is written to the second at the end.
     InitialFinal(Slice<'a>, SliceMut<'a>),
-    /// Begins at this one and is replaced at the end: a stream in pieces.
+    /// The state begins at this one, which is replaced at the end, for a stream in pieces.
     Carried(SliceMut<'a>),
 }
 
-/// Arguments of [`Attention::forward`]; all four tensors are of one type.
+/// The arguments of [`Attention::forward`]; q, k, v and o have one element type.
 #[derive(Debug)]
 pub struct Forward<'a, E> {
     /// q `[B, T, H, K]` by its strides.
@@ -55,7 +55,7 @@ pub struct Forward<'a, E> {
     pub workspace: SliceMut<'a>,
 }
 
-/// Arguments of [`Attention::decode`], likewise.
+/// The arguments of [`Attention::decode`]; q, k, v and o have one element type.
 #[derive(Debug)]
 pub struct DecodeStep<'a, E> {
     /// q `[B, H, K]` by its strides.
@@ -64,7 +64,7 @@ pub struct DecodeStep<'a, E> {
     pub k: Slice<'a, E>,
     /// v `[B, H, V]` by its strides.
     pub v: Slice<'a, E>,
-    /// The state, [`Attention::state_len`] elements, replaced.
+    /// The state, [`Attention::state_len`] elements, which is replaced.
     pub state: SliceMut<'a>,
     /// o `[B, H, V]` by its strides.
     pub o: SliceMut<'a, E>,
@@ -80,12 +80,12 @@ pub struct Attention {
     segments: usize,
 }
 
-/// The options of the kernels that are numbers in [`Rule`]'s enums: chunk, the normaliser's eps, the map, its eps.
+/// The options of a rule as numbers for the kernels: chunk, the normaliser's eps, the feature map, its eps.
 fn options(rule: &Rule) -> (i32, f32, i32, f32) {
     let (chunk, eps) = match rule.normaliser {
         Normaliser::None => (0, 0.0),
         Normaliser::Global { eps } => (0, eps),
-        // Checked: no more than 2^24.
+        // The configuration has been checked: a chunk has at most 2^24 tokens.
         Normaliser::PerChunk { chunk, eps } => (chunk as i32, eps),
     };
     let (map, map_eps) = match rule.feature_map {
@@ -96,16 +96,18 @@ fn options(rule: &Rule) -> (i32, f32, i32, f32) {
     (chunk, eps, map, map_eps)
 }
 
-/// As kernels take them.
+/// Strides in the type that kernels take.
 fn strides(of: Strides) -> super::args::Strides {
     super::args::Strides { batch: of.batch as i64, token: of.token as i64, head: of.head as i64 }
 }
 
 impl Attention {
-    /// Checks a configuration; its [`crate::Execution`] plays no part. `precision` is that of [`Attention::forward`].
+    /// Checks a configuration, whose [`crate::Execution`] is ignored. `precision` is that of
+    /// [`Attention::forward`].
     ///
     /// # Errors
-    /// As for [`crate::Attention::new`]; the compensated state, and K above 256 and V above 2^15, which the kernels don't have.
+    /// As for [`crate::Attention::new`]; and the compensated state, K above 256 and V above 2^15, which the
+    /// kernels do not support.
     pub fn new(device: &Device, config: Config, precision: Precision) -> Result<Self> {
         let layout = config.check()?;
         let Config { rule, shape, .. } = config;
@@ -140,33 +142,33 @@ impl Attention {
         if rows as u128 * each * 64 > isize::MAX as u128 {
             return Err(crate::Error::Overflow { what: "the workspace" }.into());
         }
-        // A grid counts a head's panels in the same dimension as heads.
+        // A grid counts heads and the panels of each head in one dimension.
         let panels = |kind| shape.value.div_ceil(this.variant(kind).columns);
         let most = panels(Kind::F32).max(panels(Kind::F16)).max(panels(Kind::Bf16));
         if rows > i32::MAX as usize / most.max(1) {
             return Err(crate::Error::Overflow { what: "batch x heads x panels of V" }.into());
         }
-        // Where there are fewer blocks of threads than multiprocessors by half, sequences are cut.
+        // Sequences are cut where there are at most half as many blocks of threads as multiprocessors.
         let panels = panels(Kind::Bf16);
         let blocks = (rows * panels).max(1);
         this = this.with_segments(device.multiprocessors() / blocks);
         Ok(this)
     }
 
-    /// The same with sequences cut into so many segments at most, which are computed at the same time: their sums first, then
-    /// their outputs. More reading, for GPUs with more multiprocessors than heads. By default it follows from the shapes and the
-    /// device. Results of different numbers of segments differ by rounding; of one number they have the same bits, whatever
-    /// the batch.
+    /// The same attention with sequences cut into at most `segments` segments, which are computed at the same
+    /// time: first their sums, then their outputs. This reads more, for GPUs with more multiprocessors than
+    /// there are heads. The default follows from the shapes and the device. Results of different numbers of
+    /// segments differ by rounding; results of one number have the same bits, whatever the batch.
     #[must_use]
     pub fn with_segments(mut self, segments: usize) -> Self {
         let tokens = self.segment_unit();
-        // A segment of fewer than four tiles is not worth the reading.
+        // A segment of fewer than four tiles is not worth the additional reads.
         let most = if self.can_be_cut() { self.config.shape.len / (4 * tokens.max(64)) } else { 1 };
         self.segments = segments.clamp(1, most.clamp(1, 64));
         self
     }
 
-    /// Segments of each sequence.
+    /// The number of segments of each sequence.
     pub fn segments(&self) -> usize {
         self.segments
     }
@@ -176,12 +178,12 @@ impl Attention {
         &self.config
     }
 
-    /// Elements of the state, of [`crate::state`]'s layout.
+    /// The elements of the state, in the layout of [`crate::state`].
     pub fn state_len(&self) -> usize {
         self.rows() * self.layout.len()
     }
 
-    /// Elements of workspace that [`Attention::forward`] needs, of any type of elements and state.
+    /// The elements of workspace that [`Attention::forward`] needs, for any element type and any [`State`].
     pub fn workspace_len(&self) -> usize {
         let segments = if self.segments > 1 { self.segments * self.sums_len() } else { 0 };
         self.rows() * (self.finished_len() + self.snapshot_len() + segments)
@@ -197,12 +199,12 @@ impl Attention {
         shape.key * shape.value + if rule.normaliser == Normaliser::None { 0 } else { shape.key }
     }
 
-    /// Elements of S of the finished chunks of one head, where chunks are not tiles.
+    /// The elements of S of the finished chunks of one head; 0 where there are no chunks.
     fn finished_len(&self) -> usize {
         if self.chunk() == 0 { 0 } else { self.config.shape.key * self.config.shape.value }
     }
 
-    /// Elements of z, the chunk's z, and count of one head.
+    /// The elements of z, the chunk's z, and the count of one head.
     fn snapshot_len(&self) -> usize {
         if self.config.rule.normaliser == Normaliser::None { 0 } else { 2 * self.config.shape.key + 1 }
     }
@@ -211,7 +213,7 @@ impl Attention {
         if let Normaliser::PerChunk { chunk, .. } = self.config.rule.normaliser { chunk } else { 0 }
     }
 
-    /// Tokens of whose multiple a segment must be.
+    /// The number of tokens of which the length of a segment must be a multiple.
     fn segment_unit(&self) -> usize {
         match self.chunk() {
             0 => 64,
@@ -219,7 +221,8 @@ impl Attention {
         }
     }
 
-    /// Sums of a chunk that is more than one tile are not sums of a segment. Tiles of f32 are the smallest.
+    /// Whether sequences can be cut into segments: the sums of a chunk that is longer than a tile are not
+    /// sums of a segment. The tiles of f32 are the smallest.
     fn can_be_cut(&self) -> bool {
         self.chunk() <= self.variant(Kind::F32).tokens
     }
@@ -237,18 +240,18 @@ impl Attention {
         Variant::new(kind, self.products(), shape.key, Division::of(rule.normaliser))
     }
 
-    /// The kernel of many tokens.
+    /// The kernel for many tokens.
     pub(super) fn prefill(&self, kind: Kind) -> Kernel {
         let division = Division::of(self.config.rule.normaliser);
         Kernel::Prefill { kind, products: self.products(), key: self.variant(kind).key, division }
     }
 
-    /// Compiles the kernels that [`Attention::forward`] and [`Attention::decode`] may launch for tensors of `E`, as far as they have
-    /// not been compiled for this device. Without it each is compiled at its first launch, which then takes up to seconds, and
-    /// fails while a stream is captured into a graph.
+    /// Compiles the kernels that [`Attention::forward`] and [`Attention::decode`] may launch for tensors of
+    /// `E`, unless they have been compiled for this device before. Without it, each kernel is compiled at its
+    /// first launch, which then takes up to seconds, and fails while a stream is captured into a graph.
     ///
     /// # Errors
-    /// Those of the driver.
+    /// Errors of the driver.
     pub fn prepare<E: Element>(&self) -> Result<()> {
         let scan = (self.segments > 1).then_some(Kernel::Scan);
         let snapshot = (self.snapshot_len() > 0).then_some(Kernel::Snapshot);
@@ -256,7 +259,7 @@ impl Attention {
         self.device.prepare(each.into_iter().chain(scan).chain(snapshot))
     }
 
-    /// Lengths, as [`crate::Attention`] checks them, and that none is of another device.
+    /// Checks lengths, as [`crate::Attention`] does, and that no tensor is in the memory of another device.
     fn check(&self, len: usize, places: [(usize, Option<&Device>); 4]) -> Result<()> {
         let shape = self.config.shape.with_len(len);
         shape.check()?;
@@ -273,12 +276,13 @@ impl Attention {
         self.device.check_memory("state", of)
     }
 
-    /// All tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`. Queued on the stream; what goes wrong on the device
-    /// is told by a later call that waits for it. A state whose count of tokens is not possible is taken for the nearest that is.
+    /// Computes the outputs of all tokens of all heads: `o_t = scale phi(q_t)^T S_t / norm_t`. The work is
+    /// queued on the stream; an error on the device is returned by a later call that waits for it. A state
+    /// whose count of tokens is impossible is treated as if it had the nearest possible count.
     ///
     /// # Errors
-    /// A tensor shorter than its shape and strides reach, a state of another length, a workspace that is too short; those
-    /// of the driver.
+    /// A tensor shorter than its shape and strides reach, a state of another length, a workspace that is too
+    /// short; errors of the driver.
     pub fn forward<E: Element>(&self, args: Forward<'_, E>, stream: Stream) -> Result<()> {
         let Forward { q, k, v, state, o, workspace } = args;
         let Config { rule, shape, .. } = self.config;
@@ -305,13 +309,14 @@ impl Attention {
         let variant = self.variant(kind);
         let rows = self.rows();
 
-        // The workspace: S of finished chunks, a snapshot of z, the segments' sums.
+        // The workspace contains S of the finished chunks, a snapshot of z, and the segments' sums, in this
+        // order.
         let bytes = |elements: usize| (rows * elements * 4) as u64;
         let finished = workspace.address();
         let snapshot = finished + bytes(self.finished_len());
         let segments_at = snapshot + bytes(self.snapshot_len());
 
-        // A state's chunk may have begun: only the device knows.
+        // A given state may be inside a chunk, which only the device's memory tells.
         let segments = if self.chunk() > 0 && initial != 0 { 1 } else { self.segments };
         let unit = self.segment_unit();
         let segment_len = shape.len.div_ceil(segments).next_multiple_of(unit).max(1);
@@ -360,15 +365,17 @@ impl Attention {
         let shared = variant.shared + stages * variant.stage;
         let kernel = self.prefill(kind);
         let launch = |args: &mut PrefillArgs, segments: usize| {
-            // Panels of a head are neighbours: they read the same q and k.
+            // The panels of a head are neighbours in the grid, because they read the same q and k.
             let grid = [(rows * panels) as u32, 1, segments as u32];
             let arguments = [from_mut(args).cast::<c_void>()];
-            // SAFETY: the arguments are prefill.cu's; the tensors have been checked for what their strides reach, and are
-            // there for as long as the work takes by the promise of those who made the slices.
+            // SAFETY: the arguments are those of prefill.cu; the tensors have been checked for what their
+            // strides reach, and stay for as long as the work takes, by the promise of whoever made the
+            // slices.
             unsafe { self.device.launch(kernel, grid, variant.threads, shared, stream, arguments) }
         };
         if segments > 1 {
-            // Sums of all segments but the last, then the states before each, from which the outputs begin.
+            // First the sums of all segments but the last, then the states before each segment, from which
+            // the outputs begin.
             launch(&mut args, segments - 1)?;
             self.scan(segments_at, initial, segments, stream)?;
         }
@@ -376,7 +383,8 @@ impl Attention {
         launch(&mut args, segments)
     }
 
-    /// One token of all heads on the same state: as [`Attention::forward`] with T = 1, in one pass over S, in f32.
+    /// Decodes one token of all heads on a state that is replaced: as [`Attention::forward`] with T = 1, in
+    /// one pass over S, in f32.
     ///
     /// # Errors
     /// As for [`Attention::forward`].
@@ -413,18 +421,18 @@ impl Attention {
         let kernel = Kernel::Decode(Division::of(rule.normaliser));
         let grid = [(self.rows() * splits) as u32, 1, 1];
         let arguments = [from_mut(&mut args).cast::<c_void>()];
-        // SAFETY: the arguments are decode.cu's, checked as those of `forward`.
+        // SAFETY: the arguments are those of decode.cu, checked as in `forward`.
         unsafe { self.device.launch(kernel, grid, threads, 0, stream, arguments) }
     }
 
-    /// How decode.cu is launched: threads of a block, four for each column of its panels, and blocks for each head. The result's
-    /// bits depend on neither.
+    /// How decode.cu is launched: the threads of a block, four for each column of its panels, and the number
+    /// of blocks for each head. The bits of the result depend on neither.
     fn decode_blocks(&self) -> (u32, usize) {
         let (rows, multiprocessors) = (self.rows(), self.device.multiprocessors());
         let value = self.config.shape.value;
         let mut columns = value.next_power_of_two().clamp(16, 64);
         if self.config.rule.normaliser != Normaliser::None {
-            // Alone on its multiprocessor, a block asks for more at once.
+            // A block that is alone on its multiprocessor should read more at once.
             if value > columns && rows <= multiprocessors {
                 columns *= 2;
             }
@@ -434,7 +442,8 @@ impl Attention {
         while columns > 32 && rows * value.div_ceil(columns) < multiprocessors {
             columns /= 2;
         }
-        // A grid has no more than 2^31 - 1 blocks; those that there are then take the panels in turn.
+        // A grid has at most 2^31 - 1 blocks. Where that limits the blocks of a head, they take its panels in
+        // turn.
         let splits = value.div_ceil(columns).min(i32::MAX as usize / rows.max(1));
         (4 * columns as u32, splits)
     }
@@ -452,7 +461,7 @@ impl Attention {
             from_mut(&mut matrix).cast(),
             from_mut(&mut per_chunk).cast(),
         ];
-        // SAFETY: the arguments are decode.cu's; the workspace and the state have been checked.
+        // SAFETY: the arguments are those of decode.cu; the workspace and the state have been checked.
         unsafe { self.device.launch(Kernel::Snapshot, [self.rows() as u32, 1, 1], 256, 0, stream, arguments) }
     }
 
@@ -467,11 +476,11 @@ impl Attention {
             from_mut(&mut len).cast(),
         ];
         let grid = [self.rows() as u32, self.sums_len().div_ceil(256) as u32, 1];
-        // SAFETY: the arguments are decode.cu's; the workspace and the state have been checked.
+        // SAFETY: the arguments are those of decode.cu; the workspace and the state have been checked.
         unsafe { self.device.launch(Kernel::Scan, grid, 256, 0, stream, arguments) }
     }
 
-    /// Whether rows of q, k and v can be read by eight elements, aligned to 16 bytes.
+    /// Whether rows of q, k and v can be read in pieces of eight elements, aligned to 16 bytes.
     fn is_aligned(&self, kind: Kind, addresses: u64) -> bool {
         let Shape { key, value, q_strides, k_strides, v_strides, .. } = self.config.shape;
         let whole = |strides: Strides| {
@@ -482,7 +491,8 @@ impl Attention {
             && [q_strides, k_strides, v_strides].into_iter().all(whole)
     }
 
-    /// How many neighbours in a row of o can be written at once: 8 where those are pieces of at least 16 bytes, aligned to 16.
+    /// The number of neighbouring elements of a row of o that can be written at once: 8 where these are
+    /// pieces of at least 16 bytes, aligned to 16.
     fn neighbours(&self, kind: Kind, address: u64) -> i32 {
         let Shape { value, o_strides: Strides { batch, token, head }, .. } = self.config.shape;
         let can = |elements: usize, bytes: usize| {

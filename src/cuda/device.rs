@@ -11,10 +11,11 @@ use super::driver::{Attribute, Context, Driver, Function, Module, RawStream};
 use super::error::{Error, Result};
 use super::kernels::Kernel;
 
-/// A GPU, by its primary context: the one that torch, candle and cudarc use. Each call makes that context current for
-/// itself and leaves the caller's as it was. Copies are the same device; buffers, attentions and
-/// models hold one too. The drop of the last one waits for all work of the context and unloads the kernels: it must not happen while
-/// a stream is captured into a graph, nor before graphs that launch the kernels are gone.
+/// A GPU, by its primary context, which is the one that torch, candle and cudarc use. Each call makes that
+/// context current for itself and leaves the caller's as it was. Clones are the same device; buffers,
+/// attentions and models hold one too. Dropping the last one waits for all work of the context and unloads
+/// the kernels: this must not happen while a stream is captured into a graph, nor before graphs that launch
+/// the kernels are gone.
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
@@ -32,11 +33,12 @@ struct Inner {
     kernels: RwLock<HashMap<Kernel, Arc<Slot>>>,
 }
 
-/// Where a kernel is put when it has been compiled.
+/// The place of a kernel once it has been compiled.
 #[derive(Default)]
 struct Slot {
     loaded: OnceLock<Loaded>,
-    /// Held while it is compiled, which takes up to seconds: only calls that need the same kernel wait.
+    /// Held while the kernel is compiled, which takes up to seconds: only calls that need the same kernel
+    /// wait.
     compiling: Mutex<()>,
 }
 
@@ -46,16 +48,16 @@ struct Loaded {
     function: Function,
 }
 
-// SAFETY: the driver's functions may be called from any thread, with handles made on any other.
+// SAFETY: the driver's functions may be called from any thread, with handles made on any other thread.
 unsafe impl Send for Inner {}
-// SAFETY: as above; what is written here is behind locks.
+// SAFETY: as above; what is modified here is behind locks.
 unsafe impl Sync for Inner {}
 
-/// Where work is queued: a `CUstream` of the device's primary context.
+/// A queue of work: a `CUstream` of the device's primary context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream(pub(super) RawStream);
 
-// SAFETY: a handle; the driver's functions take it on any thread.
+// SAFETY: it is a handle, which the driver's functions take on any thread.
 unsafe impl Send for Stream {}
 // SAFETY: as above.
 unsafe impl Sync for Stream {}
@@ -64,27 +66,28 @@ impl Stream {
     /// The default stream.
     pub const DEFAULT: Self = Self(std::ptr::null_mut());
 
-    /// A stream of another library, `torch.cuda.current_stream().cuda_stream` for example.
+    /// A stream of another library, for example `torch.cuda.current_stream().cuda_stream`.
     ///
     /// # Safety
-    /// It is a stream of the device that it is used with, and lives as long as its work.
+    /// The stream is one of the device that it is used with, and lives as long as its work.
     pub const unsafe fn from_raw(stream: *mut c_void) -> Self {
         Self(stream)
     }
 }
 
-/// The context, current until this is dropped.
+/// The device's context, which is current until this is dropped.
 pub(super) struct Current<'a>(&'a Inner);
 
 impl Drop for Current<'_> {
     fn drop(&mut self) {
-        // At the end of a program the driver may be gone. A drop can't return an error, and nothing is left to undo.
+        // At the end of a program the driver may be gone. A drop cannot return an error, and nothing is left
+        // to undo.
         let _ = self.0.driver.pop();
     }
 }
 
 impl Device {
-    /// The device of this number, from 0 on.
+    /// The device with this number, counted from 0.
     ///
     /// # Errors
     /// No driver, or one that is incomplete or too old; no such device, or one below compute capability 8.0.
@@ -93,7 +96,8 @@ impl Device {
         Self::new(unsafe { Driver::open(None) }?, ordinal)
     }
 
-    /// The same with the driver's library at a path: where it is not in the loader's, or another stands in for it.
+    /// As [`Device::open`], with the driver's library at a path: for a library that the loader does not find,
+    /// or a stand-in for it.
     ///
     /// # Errors
     /// As for [`Device::open`].
@@ -123,7 +127,7 @@ impl Device {
         Ok(Self { inner: Arc::new(inner), wgmma })
     }
 
-    /// The name its maker gave it.
+    /// The device's name, as the driver gives it.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
@@ -133,7 +137,7 @@ impl Device {
         self.inner.capability
     }
 
-    /// Multiprocessors.
+    /// The number of multiprocessors.
     pub fn multiprocessors(&self) -> usize {
         self.inner.multiprocessors
     }
@@ -143,13 +147,14 @@ impl Device {
         self.inner.shared_memory
     }
 
-    /// Whether Hopper's own kernels are launched: on Hopper, by a driver that compiles them.
+    /// Whether Hopper's own kernels are launched: on Hopper, with a driver that compiles them.
     #[doc(hidden)]
     pub fn has_wgmma(&self) -> bool {
         self.wgmma
     }
 
-    /// The same device with the kernels that all GPUs run, so that tests and measurements on Hopper have both.
+    /// The same device with the kernels that all GPUs run, so that tests and measurements on Hopper cover
+    /// both.
     #[doc(hidden)]
     #[must_use]
     pub fn without_wgmma(&self) -> Self {
@@ -159,7 +164,7 @@ impl Device {
     /// Waits until all work on a stream is done.
     ///
     /// # Errors
-    /// What went wrong in that work.
+    /// Errors in that work.
     pub fn synchronize(&self, stream: Stream) -> Result<()> {
         let _current = self.current()?;
         self.driver().synchronize(stream.0)
@@ -174,7 +179,8 @@ impl Device {
         Ok(Current(&self.inner))
     }
 
-    /// Refuses memory that is known to be another device's. A device that was opened twice is one: it has one primary context.
+    /// Refuses memory that is known to be another device's. A device that was opened twice is one device,
+    /// because it has one primary context.
     pub(super) fn check_memory(&self, what: &'static str, of: Option<&Device>) -> Result<()> {
         match of {
             Some(device) if device.inner.context != self.inner.context => Err(Error::OtherDevice { what }),
@@ -182,11 +188,11 @@ impl Device {
         }
     }
 
-    /// Queues a kernel, which is compiled now if it has not been.
+    /// Queues a kernel, which is compiled first if it has not been.
     ///
     /// # Safety
-    /// `A` is what the kernel takes, and what it points to may be read and written until the stream's work is done. The
-    /// context is current.
+    /// `A` is what the kernel takes, and what it points to may be read and written until the stream's work is
+    /// done. The context is current.
     pub(super) unsafe fn launch<const N: usize>(
         &self,
         kernel: Kernel,
@@ -205,7 +211,7 @@ impl Device {
         unsafe { self.driver().launch(function, grid, threads, shared, stream.0, &mut arguments) }
     }
 
-    /// Compiles kernels that have not been.
+    /// Compiles those of the kernels that have not been compiled.
     pub(super) fn prepare(&self, kernels: impl IntoIterator<Item = Kernel>) -> Result<()> {
         let _current = self.current()?;
         kernels.into_iter().try_for_each(|kernel| self.function(kernel).map(drop))
@@ -234,11 +240,12 @@ impl Device {
         self.inner.kernels.write().unwrap_or_else(PoisonError::into_inner).entry(kernel).or_default().clone()
     }
 
-    /// Compiles a kernel. What fails leaves nothing loaded.
+    /// Compiles a kernel. After an error nothing stays loaded.
     fn load(&self, kernel: Kernel) -> Result<Loaded> {
         let driver = self.driver();
         let module = driver.load(&kernel.name(), &kernel.text()?)?;
-        // SAFETY: the module is loaded, and is unloaded only with the device, or here when it has no function.
+        // SAFETY: the module is loaded, and is unloaded only with the device, or here when no function was
+        // found in it.
         unsafe {
             let function = driver.function(module, kernel.entry()).and_then(|function| {
                 if kernel.takes_shared() {
@@ -269,12 +276,12 @@ impl fmt::Debug for Device {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // As for `Current`: a drop can't return an error.
+        // As for `Current`, a drop cannot return an error.
         if self.driver.push(self.context).is_ok() {
             let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
             let mut loaded = kernels.values().filter_map(|slot| slot.loaded.get()).peekable();
-            // Launches are not waited for, so kernels may still run. Where it can't be known that they have ended, they stay
-            // until the context goes.
+            // Launches are not waited for, so kernels may still run. If it cannot be established that they
+            // have ended, they stay loaded until the context goes.
             if loaded.peek().is_some() && self.driver.synchronize_context().is_ok() {
                 for loaded in loaded {
                     // SAFETY: nothing can launch its function any more, and all launches have just ended.

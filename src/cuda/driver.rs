@@ -1,5 +1,5 @@
-//! The CUDA driver's library, opened at run time, and the few of its functions that are used. A program with the feature
-//! `cuda` needs no GPU and no CUDA to be built or to start.
+//! The CUDA driver's library, opened at run time, and the few functions of it that are used. A program with
+//! the feature `cuda` can be built and started without a GPU and without CUDA.
 #![allow(unsafe_code, reason = "functions of a C library")]
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
@@ -11,7 +11,8 @@ use libloading::Library;
 
 use super::error::{Error, Result};
 
-/// The version that knows PTX ISA 7.0, and the one that knows ISA 8.0, of Hopper's own kernels.
+/// `NEED` is the first version that supports PTX ISA 7.0, and `KNOWS_HOPPER` the first that supports ISA 8.0,
+/// which Hopper's own kernels need.
 const NEED: i32 = 11_000;
 const KNOWS_HOPPER: i32 = 12_000;
 
@@ -20,11 +21,11 @@ const LIBRARY: &str = "nvcuda.dll";
 #[cfg(not(windows))]
 const LIBRARY: &str = "libcuda.so.1";
 
-/// Results that are told apart.
+/// Result codes of the driver that are handled separately.
 pub(super) mod code {
     pub(crate) const OUT_OF_MEMORY: i32 = 2;
     pub(crate) const NO_DEVICE: i32 = 100;
-    /// No binary for this GPU, PTX that is not PTX, PTX that is too new, no compiler for PTX.
+    /// No binary for this GPU, PTX that is invalid, PTX that is too new, no compiler for PTX.
     pub(crate) const PTX: [i32; 4] = [209, 218, 222, 221];
     pub(crate) const JIT_DISABLED: i32 = 223;
 }
@@ -36,7 +37,7 @@ pub(super) type RawStream = *mut c_void;
 
 macro_rules! functions {
     ($($name:ident: $symbol:literal($($argument:ty),*);)*) => {
-        /// The functions, by the names they have without `cu` and version.
+        /// The driver's functions, by their names without `cu` and version.
         #[derive(Debug)]
         struct Functions {
             $($name: unsafe extern "system" fn($($argument),*) -> c_int,)*
@@ -86,7 +87,7 @@ functions! {
     error_text: "cuGetErrorString"(c_int, *mut *const c_char);
 }
 
-/// The driver. It is never closed: other parts of the program may use it, and its threads do not end.
+/// The driver. It is never closed, because other parts of the program may use it and its threads do not end.
 #[derive(Debug)]
 pub(super) struct Driver {
     functions: Functions,
@@ -94,7 +95,7 @@ pub(super) struct Driver {
     _library: ManuallyDrop<Library>,
 }
 
-/// Numbers of `cuDeviceGetAttribute`.
+/// The numbers of attributes for `cuDeviceGetAttribute`.
 #[derive(Clone, Copy)]
 pub(super) enum Attribute {
     Multiprocessors = 16,
@@ -104,10 +105,10 @@ pub(super) enum Attribute {
 }
 
 impl Driver {
-    /// Opens the driver, under its usual name or at a path, and starts it.
+    /// Opens the driver, under its usual name or at a path, and initialises it.
     ///
     /// # Safety
-    /// What is opened is the CUDA driver, or acts as one: its initialisers run.
+    /// The library that is opened is the CUDA driver, or acts as one: its initialisers run.
     pub(super) unsafe fn open(path: Option<&OsStr>) -> Result<Self> {
         let path = path.unwrap_or(OsStr::new(LIBRARY));
         // SAFETY: the caller's promise.
@@ -116,7 +117,7 @@ impl Driver {
         // SAFETY: the caller's promise.
         let functions = unsafe { Functions::load(&library) }?;
         let mut driver = Self { functions, version: 0, _library: library };
-        // SAFETY: any version may be asked before `init`.
+        // SAFETY: the version may be queried before `init`.
         let version = unsafe {
             driver.get("cuDriverGetVersion", |version| (driver.functions.driver_version)(version))
         }?;
@@ -124,7 +125,7 @@ impl Driver {
             return Err(Error::DriverTooOld { version, need: NEED });
         }
         driver.version = version;
-        // SAFETY: the only flags there are.
+        // SAFETY: 0 is the only value that the flags may have.
         match unsafe { (driver.functions.init)(0) } {
             code::NO_DEVICE => {
                 Err(Error::NoDevice { ordinal: 0, count: 0, text: driver.text(code::NO_DEVICE) })
@@ -133,15 +134,16 @@ impl Driver {
         }
     }
 
-    /// Whether it compiles Hopper's own kernels.
+    /// Whether the driver compiles Hopper's own kernels.
     pub(super) fn knows_hopper(&self) -> bool {
         self.version >= KNOWS_HOPPER
     }
 
-    /// What the driver says of a result.
+    /// The driver's text for a result code.
     pub(super) fn text(&self, code: c_int) -> String {
         let mut text = ptr::null();
-        // SAFETY: it writes a pointer to a static string, or null for a result that it does not know.
+        // SAFETY: the function writes a pointer to a static string, or null for a result that it does not
+        // know.
         unsafe {
             (self.functions.error_text)(code, &mut text);
             if text.is_null() {
@@ -156,10 +158,10 @@ impl Driver {
         if code == 0 { Ok(()) } else { Err(Error::Driver { call, code, text: self.text(code) }) }
     }
 
-    /// A value that a function writes.
+    /// The value that a function writes.
     ///
     /// # Safety
-    /// `f` writes one where it returns 0.
+    /// `f` writes a value where it returns 0.
     unsafe fn get<T: Default>(&self, call: &'static str, f: impl FnOnce(*mut T) -> c_int) -> Result<T> {
         let mut value = T::default();
         let code = f(&mut value);
@@ -167,7 +169,7 @@ impl Driver {
     }
 
     pub(super) fn device(&self, ordinal: usize) -> Result<c_int> {
-        // SAFETY: pointers to a number.
+        // SAFETY: the pointers are to numbers.
         unsafe {
             let count = self.get("cuDeviceGetCount", |count| (self.functions.device_count)(count))?;
             let count = usize::try_from(count).unwrap_or(0);
@@ -182,7 +184,7 @@ impl Driver {
 
     pub(super) fn name(&self, device: c_int) -> Result<String> {
         let mut name = [0u8; 256];
-        // SAFETY: a buffer of the length given; the driver ends the name with a zero.
+        // SAFETY: the buffer has the length given; the driver ends the name with a zero.
         let code = unsafe { (self.functions.device_name)(name.as_mut_ptr().cast(), 255, device) };
         self.check("cuDeviceGetName", code)?;
         let len = name.iter().position(|byte| *byte == 0).unwrap_or(0);
@@ -190,7 +192,7 @@ impl Driver {
     }
 
     pub(super) fn attribute(&self, attribute: Attribute, device: c_int) -> Result<i32> {
-        // SAFETY: a pointer to a number.
+        // SAFETY: the pointer is to a number.
         unsafe {
             self.get("cuDeviceGetAttribute", |value| {
                 (self.functions.device_attribute)(value, attribute as c_int, device)
@@ -200,34 +202,34 @@ impl Driver {
 
     pub(super) fn retain(&self, device: c_int) -> Result<Context> {
         let mut context = ptr::null_mut();
-        // SAFETY: a pointer to a handle.
+        // SAFETY: the pointer is to a handle.
         let code = unsafe { (self.functions.context_retain)(&mut context, device) };
         self.check("cuDevicePrimaryCtxRetain", code).map(|()| context)
     }
 
     pub(super) fn release(&self, device: c_int) -> Result<()> {
-        // SAFETY: a device's number.
+        // SAFETY: it is a device's number.
         self.check("cuDevicePrimaryCtxRelease", unsafe { (self.functions.context_release)(device) })
     }
 
     pub(super) fn push(&self, context: Context) -> Result<()> {
-        // SAFETY: a context that is retained; the driver answers with an error where it is not.
+        // SAFETY: the context is retained; the driver returns an error where it is not.
         self.check("cuCtxPushCurrent", unsafe { (self.functions.context_push)(context) })
     }
 
     pub(super) fn pop(&self) -> Result<()> {
         let mut context = ptr::null_mut();
-        // SAFETY: a pointer to a handle.
+        // SAFETY: the pointer is to a handle.
         self.check("cuCtxPopCurrent", unsafe { (self.functions.context_pop)(&mut context) })
     }
 
     /// Waits for all work of the current context.
     pub(super) fn synchronize_context(&self) -> Result<()> {
-        // SAFETY: it takes nothing, and answers with an error where no context is current.
+        // SAFETY: the function takes nothing, and returns an error where no context is current.
         self.check("cuCtxSynchronize", unsafe { (self.functions.context_synchronize)() })
     }
 
-    /// Compiles a module, PTX that ends with a zero.
+    /// Compiles a module from PTX that ends with a zero.
     pub(super) fn load(&self, name: &str, ptx: &CStr) -> Result<Module> {
         const ERROR_LOG: c_int = 5;
         const ERROR_LOG_BYTES: c_int = 6;
@@ -235,7 +237,8 @@ impl Driver {
         let mut options = [ERROR_LOG, ERROR_LOG_BYTES];
         let mut values = [log.as_mut_ptr().cast(), ptr::without_provenance_mut(log.len() - 1)];
         let mut module = ptr::null_mut();
-        // SAFETY: as many options as values; the log has the bytes that it is said to have, and one more.
+        // SAFETY: there are as many options as values; the log has the bytes that it is said to have, and one
+        // more.
         let code = unsafe {
             let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
             (self.functions.module_load)(&mut module, ptx.as_ptr().cast(), 2, options, values)
@@ -253,9 +256,9 @@ impl Driver {
     }
 
     /// # Safety
-    /// No function of it will be launched again, and all that were launched have ended.
+    /// No function of the module will be launched again, and all that were launched have ended.
     pub(super) unsafe fn unload(&self, module: Module) -> Result<()> {
-        // SAFETY: a module that was loaded, by the caller's promise for the last time.
+        // SAFETY: the module is loaded, and is unloaded for the last time, by the caller's promise.
         self.check("cuModuleUnload", unsafe { (self.functions.module_unload)(module) })
     }
 
@@ -263,25 +266,25 @@ impl Driver {
     /// The module is loaded.
     pub(super) unsafe fn function(&self, module: Module, name: &CStr) -> Result<Function> {
         let mut function = ptr::null_mut();
-        // SAFETY: a pointer to a handle, a string that ends with a zero.
+        // SAFETY: the pointer is to a handle, and the string ends with a zero.
         let code = unsafe { (self.functions.module_function)(&mut function, module, name.as_ptr()) };
         self.check("cuModuleGetFunction", code).map(|()| function)
     }
 
-    /// Lets a function have so many bytes of shared memory at its launch.
+    /// Allows launches of a function up to this many bytes of shared memory.
     ///
     /// # Safety
-    /// Its module is loaded.
+    /// The function's module is loaded.
     pub(super) unsafe fn allow_shared(&self, function: Function, bytes: c_int) -> Result<()> {
         const MAX_DYNAMIC_SHARED_BYTES: c_int = 8;
-        // SAFETY: a function of a loaded module.
+        // SAFETY: it is a function of a loaded module.
         let code = unsafe { (self.functions.function_set)(function, MAX_DYNAMIC_SHARED_BYTES, bytes) };
         self.check("cuFuncSetAttribute", code)
     }
 
     /// # Safety
-    /// The arguments are those of the function, and what they point to may be read and written until the stream's work is
-    /// done.
+    /// The arguments are those of the function, and what they point to may be read and written until the
+    /// stream's work is done.
     pub(super) unsafe fn launch(
         &self,
         function: Function,
@@ -301,7 +304,7 @@ impl Driver {
 
     pub(super) fn alloc(&self, bytes: usize) -> Result<u64> {
         let mut address = 0;
-        // SAFETY: a pointer to an address.
+        // SAFETY: the pointer is to an address.
         match unsafe { (self.functions.alloc)(&mut address, bytes) } {
             code @ code::OUT_OF_MEMORY => Err(Error::OutOfMemory { bytes, text: self.text(code) }),
             code => self.check("cuMemAlloc", code).map(|()| address),
@@ -309,16 +312,16 @@ impl Driver {
     }
 
     /// # Safety
-    /// Memory of `alloc` that nothing will use again.
+    /// The memory is from `alloc`, and nothing will use it again.
     pub(super) unsafe fn free(&self, address: u64) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check("cuMemFree", unsafe { (self.functions.free)(address) })
     }
 
-    /// Copies, and waits until it is done.
+    /// Copies to the device, and waits until the copy is done.
     ///
     /// # Safety
-    /// As many bytes may be read here, and written there.
+    /// `bytes` bytes may be read at `from` and written at `to`.
     pub(super) unsafe fn copy_to_device(
         &self,
         to: u64,
@@ -331,10 +334,10 @@ impl Driver {
         self.synchronize(stream)
     }
 
-    /// Copies, and waits until it is done.
+    /// Copies from the device, and waits until the copy is done.
     ///
     /// # Safety
-    /// As many bytes may be read there, and written here.
+    /// `bytes` bytes may be read at `from` and written at `to`.
     pub(super) unsafe fn copy_to_host(
         &self,
         to: *mut c_void,
@@ -348,14 +351,14 @@ impl Driver {
     }
 
     /// # Safety
-    /// As many bytes may be written there.
+    /// `bytes` bytes may be written at `at`.
     pub(super) unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: RawStream) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check("cuMemsetD8Async", unsafe { (self.functions.fill)(at, byte, bytes, stream) })
     }
 
     pub(super) fn synchronize(&self, stream: RawStream) -> Result<()> {
-        // SAFETY: a stream, by the promise with which it came here.
+        // SAFETY: it is a stream, by the promise with which it was made.
         self.check("cuStreamSynchronize", unsafe { (self.functions.synchronize)(stream) })
     }
 }

@@ -1,85 +1,85 @@
-//! What can go wrong between here and a GPU, each with the driver's own words where it has any.
+//! The errors of the GPU, each with the driver's own text where it has one.
 
 use std::fmt;
 use std::string::String;
 
-/// Why nothing ran. Whenever one is returned, no output has been written by this call.
+/// Why nothing ran. A call that returns an error has not written any output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The driver's library can't be opened: there is none, on a machine without an NVIDIA GPU.
+    /// The driver's library cannot be opened, as on a machine without an NVIDIA GPU.
     NoDriver {
-        /// What the loader says.
+        /// The loader's text.
         text: String,
     },
-    /// The library is not, or is not all of, the CUDA driver.
+    /// The library is not the CUDA driver, or is incomplete.
     MissingSymbol {
-        /// The function it does not have.
+        /// The function that is missing.
         symbol: &'static str,
-        /// What the loader says.
+        /// The loader's text.
         text: String,
     },
     /// The driver is older than the kernels' PTX.
     DriverTooOld {
-        /// The CUDA version it is for, 1000 x major + 10 x minor.
+        /// The CUDA version that the driver is for, 1000 x major + 10 x minor.
         version: i32,
-        /// The version that is needed.
+        /// The CUDA version that is needed, in the same form.
         need: i32,
     },
     /// There is no such device.
     NoDevice {
-        /// The one asked for.
+        /// The number of the device that was requested.
         ordinal: usize,
-        /// Devices there are.
+        /// The number of devices that exist.
         count: usize,
-        /// What the driver says, or nothing.
+        /// The driver's text, or nothing.
         text: String,
     },
-    /// The device is older than the kernels: compute capability 8.0 (Ampere) is the least.
+    /// The device is older than the kernels, which need at least compute capability 8.0 (Ampere).
     Capability {
-        /// The device.
+        /// The name of the device.
         name: String,
-        /// Its compute capability.
+        /// The compute capability of the device, major and minor.
         capability: (i32, i32),
     },
-    /// The device has not that much memory left.
+    /// The device does not have that much memory left.
     OutOfMemory {
-        /// Bytes asked for.
+        /// The number of bytes requested.
         bytes: usize,
-        /// What the driver says.
+        /// The driver's text.
         text: String,
     },
-    /// The driver does not take a module of kernels.
+    /// The driver does not accept a module of kernels.
     UnsupportedPtx {
-        /// The module.
+        /// The name of the module.
         module: String,
-        /// What the driver says, with its compiler's log.
+        /// The driver's text, with its compiler's log.
         text: String,
     },
-    /// The driver has been told not to compile PTX, which all kernels are.
+    /// The driver is configured not to compile PTX, which all kernels are.
     JitDisabled {
-        /// What the driver says.
+        /// The driver's text.
         text: String,
     },
-    /// Another call of the driver failed, maybe for a kernel that was launched before.
+    /// Another call of the driver failed, possibly because of a kernel that was launched before.
     Driver {
-        /// The driver's function.
+        /// The name of the driver's function.
         call: &'static str,
-        /// Its result.
+        /// The result of that function.
         code: i32,
-        /// What the driver says.
+        /// The driver's text.
         text: String,
     },
-    /// A buffer of one device was given to another.
+    /// Memory of one device was given to another.
     OtherDevice {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
     },
-    /// What the caller got wrong, as on the CPU.
+    /// An error of the caller, as on the CPU.
     Argument(crate::Error),
-    /// The CPU does this, the GPU does not.
+    /// The CPU supports this and the GPU does not.
     Unsupported {
-        /// What.
+        /// What is not supported.
         what: &'static str,
     },
 }

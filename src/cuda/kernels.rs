@@ -1,5 +1,5 @@
-//! The kernels that are shipped: PTX, made of `kernels/*.cu` and compressed by `scripts/ptx`. The text of one kernel at a time
-//! is expanded for the driver, which compiles it.
+//! The kernels that are shipped: PTX, made from `kernels/*.cu` and compressed by `scripts/ptx`. The text of
+//! one kernel at a time is decompressed for the driver, which compiles it.
 //!
 //! `sm_80` runs on every GPU from Ampere (compute capability 8.0) on, `sm_90a` on Hopper (9.0) only.
 
@@ -47,15 +47,15 @@ impl Kind {
 /// How a prefill multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Products {
-    /// As precisely as f32 does.
+    /// Products are as precise as f32.
     Exact,
-    /// Operands rounded to bf16.
+    /// Operands are rounded to bf16.
     Dot,
-    /// The same, by Hopper's wgmma.
+    /// Operands are rounded to bf16 and multiplied by Hopper's wgmma.
     WarpgroupDot,
 }
 
-/// By what outputs are divided, as `Normaliser` in element.cuh.
+/// The divisor of outputs, as `Normaliser` in element.cuh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Division {
     None,
@@ -76,18 +76,18 @@ impl Division {
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
-    /// Many tokens, for one element type. `key` is K rounded up to 64, 128 or 256.
+    /// Attention over many tokens, for one element type. `key` is K rounded up to 64, 128 or 256.
     Prefill {
         kind: Kind,
         products: Products,
         key: usize,
         division: Division,
     },
-    /// Of one division.
+    /// Decode, for one division.
     Decode(Division),
     Scan,
     Snapshot,
-    /// Of weights of a type, likewise.
+    /// A dense layer, for weights of one element type.
     Dense {
         kind: Kind,
         dot: bool,
@@ -96,7 +96,7 @@ pub(super) enum Kernel {
     Mean,
 }
 
-/// What each kernel of a text begins with. What precedes the first is of all of them.
+/// The beginning of each kernel in a text. The text before the first kernel belongs to all of them.
 const ENTRY: &str = ".visible .entry ";
 
 macro_rules! ptx {
@@ -106,7 +106,7 @@ macro_rules! ptx {
 }
 
 impl Kernel {
-    /// The text that it is in, by name, and compressed.
+    /// The text that contains this kernel, by name, and compressed.
     fn archive(self) -> (&'static str, &'static [u8]) {
         use Kind::{Bf16, F16, F32};
         use Products::{Dot, Exact, WarpgroupDot};
@@ -130,12 +130,12 @@ impl Kernel {
         }
     }
 
-    /// Its name for people.
+    /// The kernel's name for messages.
     pub(super) fn name(self) -> String {
         format!("{}/{}", self.archive().0, self.entry().to_string_lossy())
     }
 
-    /// A text with this kernel alone, so that the driver compiles no other.
+    /// A text that contains this kernel alone, so that the driver compiles no other.
     ///
     /// # Errors
     /// [`Error::UnsupportedPtx`]: what is shipped is not what `scripts/ptx` made.
@@ -153,7 +153,7 @@ impl Kernel {
         CString::new(format!("{head}{ENTRY}{entry}")).map_err(|error| broken(error.to_string()))
     }
 
-    /// Its name in the text.
+    /// The kernel's name in the text.
     pub(super) fn entry(self) -> &'static CStr {
         match self {
             Kernel::Prefill { key, division, .. } => match (key, division) {
@@ -179,7 +179,7 @@ impl Kernel {
         }
     }
 
-    /// Whether it is given shared memory at its launch.
+    /// Whether launches of the kernel may have dynamic shared memory.
     pub(super) fn takes_shared(self) -> bool {
         matches!(self, Kernel::Prefill { .. })
     }

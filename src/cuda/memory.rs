@@ -1,4 +1,4 @@
-//! Memory of a device: the caller's, by address, or a buffer of our own.
+//! Memory of a device: the caller's, by address, or a buffer of this library.
 #![allow(unsafe_code, reason = "addresses of another memory")]
 
 use std::marker::PhantomData;
@@ -15,7 +15,7 @@ use crate::error::check_len;
 pub struct Slice<'a, E = f32> {
     address: u64,
     len: usize,
-    /// Whose memory it is, where that is known.
+    /// The device whose memory it is, where that is known.
     device: Option<&'a Device>,
     memory: PhantomData<&'a [E]>,
 }
@@ -30,39 +30,40 @@ pub struct SliceMut<'a, E = f32> {
 }
 
 impl<'a, E: Element> Slice<'a, E> {
-    /// `len` elements from a device address on: a tensor of torch (`tensor.data_ptr()`), candle or cudarc, used where it lies.
+    /// `len` elements from a device address on: a tensor of torch (`tensor.data_ptr()`), candle or cudarc,
+    /// used in place.
     ///
     /// # Safety
-    /// They are in the memory of the device that they are used with, aligned to their size, and stay there and unchanged
-    /// until the work that reads them is done.
+    /// The elements are in the memory of the device that they are used with, aligned to their size, and stay
+    /// there unchanged until the work that reads them is done.
     pub const unsafe fn from_raw(address: u64, len: usize) -> Self {
         Self { address, len, device: None, memory: PhantomData }
     }
 
-    /// Elements.
+    /// The number of elements.
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The device address of the first.
+    /// The device address of the first element.
     pub const fn address(&self) -> u64 {
         self.address
     }
 
-    /// Elements, and whose memory they are in where that is known.
+    /// The number of elements, and the device whose memory they are in where that is known.
     pub(super) fn place(&self) -> (usize, Option<&'a Device>) {
         (self.len, self.device)
     }
 
-    /// Those from `first` on: of a tensor inside another.
+    /// The elements from `first` on, for a tensor inside another.
     ///
     /// # Panics
-    /// Where there are fewer.
+    /// If there are fewer than `first` elements.
     #[must_use]
     pub fn from(&self, first: usize) -> Self {
         assert!(first <= self.len, "element {first} of {}", self.len);
@@ -74,37 +75,38 @@ impl<'a, E: Element> SliceMut<'a, E> {
     /// `len` elements from a device address on.
     ///
     /// # Safety
-    /// As for [`Slice::from_raw`]; and nothing else reads or writes them until the work that writes them is done.
+    /// As for [`Slice::from_raw`]; and nothing else reads or writes the elements until the work that writes
+    /// them is done.
     pub const unsafe fn from_raw(address: u64, len: usize) -> Self {
         Self { address, len, device: None, memory: PhantomData }
     }
 
-    /// Elements.
+    /// The number of elements.
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The device address of the first.
+    /// The device address of the first element.
     pub const fn address(&self) -> u64 {
         self.address
     }
 
-    /// Elements, and whose memory they are in where that is known.
+    /// The number of elements, and the device whose memory they are in where that is known.
     pub(super) fn place(&self) -> (usize, Option<&'a Device>) {
         (self.len, self.device)
     }
 
-    /// The same for a shorter time.
+    /// The same elements, borrowed for a shorter time.
     pub fn reborrow(&mut self) -> SliceMut<'_, E> {
         SliceMut { address: self.address, len: self.len, device: self.device, memory: PhantomData }
     }
 
-    /// To be read.
+    /// The same elements, to be read.
     pub fn as_slice(&self) -> Slice<'_, E> {
         Slice { address: self.address, len: self.len, device: self.device, memory: PhantomData }
     }
@@ -112,7 +114,7 @@ impl<'a, E: Element> SliceMut<'a, E> {
     /// The first `at` elements, and the others.
     ///
     /// # Panics
-    /// Where there are fewer.
+    /// If there are fewer than `at` elements.
     pub fn split_at(self, at: usize) -> (Self, Self) {
         assert!(at <= self.len, "element {at} of {}", self.len);
         let part = |first: usize, len| Self {
@@ -125,7 +127,8 @@ impl<'a, E: Element> SliceMut<'a, E> {
     }
 }
 
-/// Memory of a device for those who have none there: allocated here, freed when it is dropped.
+/// Memory of a device for callers who have none there: allocated by this library, and freed when it is
+/// dropped.
 #[derive(Debug)]
 pub struct Buffer<E: Element = f32> {
     device: Device,
@@ -135,23 +138,23 @@ pub struct Buffer<E: Element = f32> {
 }
 
 impl<E: Element> Buffer<E> {
-    /// `len` zeros.
+    /// A buffer of `len` zeros.
     ///
     /// # Errors
-    /// [`super::Error::OutOfMemory`], and those of the driver.
+    /// [`super::Error::OutOfMemory`], and errors of the driver.
     pub fn zeros(device: &Device, len: usize) -> Result<Self> {
         let _current = device.current()?;
         let buffer = Self::uninit(device, len)?;
         if len > 0 {
-            // SAFETY: it has these bytes.
+            // SAFETY: the buffer has these bytes.
             unsafe { device.driver().fill(buffer.address, 0, len * size_of::<E>(), Stream::DEFAULT.0)? };
-            // So that it is zeros for every stream.
+            // The wait makes the zeros visible to every stream.
             device.driver().synchronize(Stream::DEFAULT.0)?;
         }
         Ok(buffer)
     }
 
-    /// A copy of these elements.
+    /// A buffer with a copy of these elements.
     ///
     /// # Errors
     /// As for [`Buffer::zeros`].
@@ -165,47 +168,47 @@ impl<E: Element> Buffer<E> {
         let bytes = len.checked_mul(size_of::<E>()).filter(|bytes| *bytes <= isize::MAX as usize);
         let bytes = bytes.ok_or(crate::Error::Overflow { what: "the buffer" })?;
         let _current = device.current()?;
-        // The driver has no memory of 0 bytes.
+        // The driver does not allocate 0 bytes.
         let address = if len == 0 { 0 } else { device.driver().alloc(bytes)? };
         Ok(Self { device: device.clone(), address, len, elements: PhantomData })
     }
 
-    /// Elements.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Copies elements there, after the work on the stream, and waits for it.
+    /// Copies elements into the buffer, after the work on the stream, and waits for the copy.
     ///
     /// # Errors
-    /// Another number of elements, and those of the driver.
+    /// Another number of elements than the buffer has, and errors of the driver.
     pub fn write(&mut self, from: &[E], stream: Stream) -> Result<()> {
         check_len("the buffer", self.len, from.len())?;
         if self.len == 0 {
             return Ok(());
         }
         let _current = self.device.current()?;
-        // SAFETY: as many bytes as both have.
+        // SAFETY: both have this many bytes.
         unsafe {
             let bytes = size_of_val(from);
             self.device.driver().copy_to_device(self.address, from.as_ptr().cast(), bytes, stream.0)
         }
     }
 
-    /// The elements, after the work on the stream.
+    /// Copies the elements from the buffer, after the work on the stream, and waits for the copy.
     ///
     /// # Errors
-    /// What went wrong in that work, and those of the driver.
+    /// Errors in that work, and errors of the driver.
     pub fn read(&self, stream: Stream) -> Result<Vec<E>> {
         let mut to = vec![E::default(); self.len];
         if self.len > 0 {
             let _current = self.device.current()?;
-            // SAFETY: as many bytes as both have; any bits are an element.
+            // SAFETY: both have this many bytes; any bits are an element.
             unsafe {
                 let bytes = size_of_val(&to[..]);
                 self.device.driver().copy_to_host(to.as_mut_ptr().cast(), self.address, bytes, stream.0)?;
@@ -214,12 +217,12 @@ impl<E: Element> Buffer<E> {
         Ok(to)
     }
 
-    /// To be read by kernels.
+    /// The elements, to be read by kernels.
     pub fn slice(&self) -> Slice<'_, E> {
         Slice { address: self.address, len: self.len, device: Some(&self.device), memory: PhantomData }
     }
 
-    /// To be written by kernels.
+    /// The elements, to be written by kernels.
     pub fn slice_mut(&mut self) -> SliceMut<'_, E> {
         SliceMut { address: self.address, len: self.len, device: Some(&self.device), memory: PhantomData }
     }
@@ -230,7 +233,8 @@ impl<E: Element> Drop for Buffer<E> {
         if self.len > 0
             && let Ok(_current) = self.device.current()
         {
-            // SAFETY: it is not used again: the driver waits for the work that does. A drop can't return an error.
+            // SAFETY: the memory is not used again: the driver waits for the work that uses it. A drop cannot
+            // return an error.
             let _ = unsafe { self.device.driver().free(self.address) };
         }
     }

@@ -1,9 +1,10 @@
 //! Attention and models on NVIDIA GPUs.
 //!
-//! The kernels are PTX inside the crate, and the driver is opened when a [`Device`] is: a program with the feature `cuda` is
-//! built without CUDA and starts without a GPU, where [`Device::open`] returns an error. Configurations, layouts of states,
-//! and contracts are the CPU's; tensors lie in the device's memory, given by address and length, as torch, candle and
-//! cudarc have them, or in a [`Buffer`]. Work is queued on the caller's [`Stream`].
+//! The kernels are PTX inside the crate, and the driver is opened when a [`Device`] is: a program with the
+//! feature `cuda` is built without CUDA and starts without a GPU, where [`Device::open`] returns an error.
+//! Configurations, layouts of states, and contracts are those of the CPU. Tensors are in the device's memory,
+//! given by address and length, as torch, candle and cudarc have them, or in a [`Buffer`]. Work is queued on
+//! the caller's [`Stream`].
 //!
 //! ```no_run
 //! use chunkwise::cuda::{Attention, Buffer, Device, Forward, Precision, State, Stream};
@@ -25,7 +26,8 @@
 //! # Ok::<(), chunkwise::cuda::Error>(())
 //! ```
 
-// The driver, and what goes wrong with it; a GPU and its memory; the PTX, what it takes, and what is computed with them.
+// The modules in layers: the driver and its errors; a GPU and its memory; the PTX and its arguments; and what
+// is computed with them.
 mod args;
 mod attention;
 mod device;

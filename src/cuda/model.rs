@@ -1,4 +1,5 @@
-//! The model on a GPU: its parameters are copied there once, in their own types, and a forward is a queue of kernels.
+//! The model on a GPU: its parameters are copied there once, in their own types, and a forward is a queue of
+//! kernels.
 #![allow(unsafe_code, reason = "kernels take addresses")]
 
 use std::ffi::c_void;
@@ -20,7 +21,7 @@ use crate::nn::{AttentionKind, BlockWeights, LayerNorm, Linear, Model as CpuMode
 use crate::rule::Rule;
 use crate::shape::{Shape, Strides};
 
-/// A model whose parameters lie in a device's memory.
+/// A model whose parameters are in a device's memory.
 #[derive(Debug)]
 pub struct Model {
     device: Device,
@@ -29,7 +30,7 @@ pub struct Model {
     input_projection: Option<Dense>,
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
-    /// All parameters.
+    /// The memory of all parameters.
     parameters: Buffer,
 }
 
@@ -43,7 +44,7 @@ struct Block {
     ffn_down: Dense,
 }
 
-/// A parameter, by where it begins among the parameters.
+/// A parameter: the byte at which it begins in the memory of all parameters, and its element type.
 #[derive(Clone, Copy, Debug)]
 struct Parameter {
     bytes: u64,
@@ -66,7 +67,7 @@ struct Norm {
     clip: bool,
 }
 
-/// As `Epilogue` in dense.cu.
+/// What a dense layer does with its product, as `Epilogue` in dense.cu.
 #[derive(Clone, Copy)]
 enum Epilogue {
     Store,
@@ -74,7 +75,7 @@ enum Epilogue {
     Add,
 }
 
-/// Parameters on their way to the device: one after the other, each at a multiple of 256 bytes.
+/// Parameters to be copied to the device: one after another, each at a multiple of 256 bytes.
 #[derive(Default)]
 struct Upload {
     words: Vec<f32>,
@@ -124,11 +125,12 @@ struct Sizes {
 }
 
 impl Model {
-    /// Copies a checked model's parameters to a device. [`Precision::F32`] multiplies as precisely as f32 does,
-    /// [`Precision::Bf16Dot`] rounds rows and weights to bf16 for it.
+    /// Copies a checked model's parameters to a device. [`Precision::F32`] multiplies as precisely as f32
+    /// does; [`Precision::Bf16Dot`] rounds rows and weights to bf16 before it multiplies them.
     ///
     /// # Errors
-    /// A model of lightning attention, too little memory, those of the driver, and what [`Attention::new`] refuses.
+    /// A model of lightning attention, too little memory, errors of the driver, and what [`Attention::new`]
+    /// refuses.
     pub fn new(device: &Device, model: &CpuModel<'_>, precision: Precision) -> Result<Self> {
         let (config, weights) = (*model.config(), model.weights());
         if config.attention != AttentionKind::Linear {
@@ -164,10 +166,10 @@ impl Model {
         let (width, inner) = (self.config.attention_width(), self.config.inner_size());
         let overflow = Error::Overflow { what: "the workspace" };
         let rows = batch.checked_mul(len).ok_or(overflow)?;
-        // All pieces are at most so many elements, their sum four times that.
+        // Each piece has at most this many elements, and their sum is at most four times that.
         let most = rows.checked_mul(inner + 3 * hidden_size).filter(|all| *all <= isize::MAX as usize / 32);
         most.ok_or(overflow)?;
-        // Counted in 32 bits by kernels and grids.
+        // Kernels and grids count rows in 32 bits.
         if rows > i32::MAX as usize {
             return Err(overflow.into());
         }
@@ -197,7 +199,7 @@ impl Model {
     /// Compiles the kernels that [`Model::forward`] may launch, as [`Attention::prepare`] does.
     ///
     /// # Errors
-    /// Those of the driver.
+    /// Errors of the driver.
     pub fn prepare(&self) -> Result<()> {
         let of_blocks = self.blocks.iter().flat_map(|b| [&b.attn_qkv, &b.attn_out, &b.ffn_up, &b.ffn_down]);
         let dense = self.input_projection.iter().chain(of_blocks).map(|layer| self.dense_kernel(layer));
@@ -206,12 +208,12 @@ impl Model {
             .prepare([attention, Kernel::Scan, Kernel::LayerNorm, Kernel::Mean].into_iter().chain(dense))
     }
 
-    /// All tokens: input `[B, T, embed]` into output `[B, hidden]` or, in [`OutputMode::All`], `[B, T, hidden]`. Queued on the
-    /// stream.
+    /// Runs the model over all tokens: input `[B, T, embed]` into output `[B, hidden]` or, in
+    /// [`OutputMode::All`], `[B, T, hidden]`. The work is queued on the stream.
     ///
     /// # Errors
-    /// Input, output or workspace of the wrong length; T = 0 where the output is one row for each sequence; those of the
-    /// driver.
+    /// Input, output or workspace of the wrong length; T = 0 where the output is one row for each sequence;
+    /// errors of the driver.
     pub fn forward(
         &self,
         batch: usize,
@@ -263,7 +265,7 @@ impl Model {
             self.dense(&block.ffn_up, rows, normed, inner, Epilogue::Gelu, stream)?;
             self.dense(&block.ffn_down, rows, inner, x, Epilogue::Add, stream)?;
         }
-        // The rows that are returned, and how far from each other they are.
+        // The rows that are returned: how many, where the first is, and how far apart they are.
         let row = (hidden_size * size_of::<f32>()) as u64;
         let (count, first, stride) = match output_mode {
             OutputMode::LastTimestep => (batch, x + (len as u64 - 1) * row, len * hidden_size),
@@ -280,7 +282,8 @@ impl Model {
         Ok(())
     }
 
-    /// The same from and to this side's memory: allocates what [`Model::forward`] asks its callers to bring, and waits.
+    /// [`Model::forward`] with input and output in host memory. It allocates what [`Model::forward`] takes
+    /// from its caller, and waits for the result.
     ///
     /// # Errors
     /// As for [`Model::forward`].
@@ -318,7 +321,8 @@ impl Model {
         };
         let grid = [rows.div_ceil(TILE) as u32, outputs.div_ceil(TILE) as u32, 1];
         let kernel = self.dense_kernel(layer);
-        // SAFETY: the arguments are dense.cu's; the parameters are this model's, rows have been checked.
+        // SAFETY: the arguments are those of dense.cu; the parameters are this model's, and the rows have
+        // been checked.
         unsafe { self.device.launch(kernel, grid, 128, 0, stream, [from_mut(&mut args).cast::<c_void>()]) }
     }
 
@@ -349,11 +353,12 @@ impl Model {
             from_mut(&mut eps).cast(),
             from_mut(&mut clip).cast(),
         ];
-        // SAFETY: the arguments are norm.cu's; rows have been checked.
+        // SAFETY: the arguments are those of norm.cu; the rows have been checked.
         unsafe { self.device.launch(Kernel::LayerNorm, grid, 256, 0, stream, arguments) }
     }
 
-    /// Means of `len` rows each, `stride` elements from one sequence to the next.
+    /// Writes the mean of the `len` rows of each sequence, with `stride` elements from one sequence to the
+    /// next.
     fn mean(&self, x: u64, y: u64, stride: usize, batch: usize, len: usize, stream: Stream) -> Result<()> {
         let (mut x, mut y, mut stride, mut len) = (x, y, stride as i64, len as i64);
         let mut size = self.config.hidden_size as i32;
@@ -365,7 +370,7 @@ impl Model {
             from_mut(&mut len).cast(),
             from_mut(&mut size).cast(),
         ];
-        // SAFETY: the arguments are norm.cu's; rows have been checked.
+        // SAFETY: the arguments are those of norm.cu; the rows have been checked.
         unsafe { self.device.launch(Kernel::Mean, grid, 256, 0, stream, arguments) }
     }
 }

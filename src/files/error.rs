@@ -1,4 +1,4 @@
-//! What can be wrong with a file, in one sentence each.
+//! The errors of files, in one sentence each.
 
 use core::fmt;
 use std::boxed::Box;
@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 use std::string::String;
 use std::vec::Vec;
 
-/// Why a file, or what was asked of it, can't be used.
+/// Why a file cannot be used, or cannot be used for what was requested.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
+    /// The operating system returned an error.
     Io(std::io::Error),
-    /// Another error, and the file it is about.
+    /// Another error, with the file that it is about.
     File {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in that file.
         error: Box<Error>,
     },
-    /// The file ends before something that it announces.
+    /// The file ends before the end of something that it announces.
     Truncated {
-        /// The header, or a tensor's name.
+        /// What is cut short: the header, or a tensor by name.
         what: String,
         /// The byte up to which it reaches.
         need: u64,
@@ -30,9 +30,9 @@ pub enum Error {
     },
     /// JSON that does not parse, or has a key twice.
     Json {
-        /// Which JSON.
+        /// What the JSON text is, such as the header.
         what: &'static str,
-        /// What the parser says.
+        /// The parser's message.
         reason: String,
     },
     /// The header is JSON, but not that of a safetensors file.
@@ -42,107 +42,107 @@ pub enum Error {
     },
     /// A tensor's shape and its place in the file contradict each other, or its size overflows.
     Size {
-        /// The tensor.
+        /// The name of the tensor.
         tensor: String,
-        /// Its type.
+        /// The type of the tensor.
         dtype: String,
-        /// Its shape.
+        /// The shape of the tensor.
         shape: Vec<u64>,
-        /// Where its bytes are said to be.
+        /// The bytes of the file's data that the header gives it: the first, and the one after the last.
         place: [u64; 2],
     },
-    /// A tensor to be written whose data is not as long as its shape says.
+    /// A tensor to be written, whose data is not as long as its shape says.
     Length {
-        /// The tensor.
+        /// The name of the tensor.
         tensor: String,
-        /// Its shape.
+        /// The shape of the tensor.
         shape: Vec<usize>,
-        /// Elements given.
+        /// The number of elements given.
         got: usize,
     },
-    /// A tensor of a type that can't be read as f32 without loss.
+    /// A tensor whose type cannot be read as f32 without loss.
     Dtype {
-        /// The tensor.
+        /// The name of the tensor.
         tensor: String,
-        /// Its type.
+        /// The type of the tensor.
         got: String,
-        /// Its shape.
+        /// The shape of the tensor.
         shape: Vec<usize>,
     },
     /// A parameter whose shape is not the configuration's.
     Shape {
-        /// The parameter.
+        /// The name of the parameter.
         tensor: String,
-        /// The configuration's shape.
+        /// The shape in the configuration.
         want: Vec<usize>,
-        /// The file's.
+        /// The shape in the file.
         got: Vec<usize>,
     },
-    /// A parameter that the configuration asks for is not there.
+    /// A parameter of the configuration is not in the file.
     Missing {
-        /// The parameter.
+        /// The name of the parameter.
         tensor: String,
-        /// The shape it should have.
+        /// The shape that it should have.
         want: Vec<usize>,
     },
-    /// A parameter for which the configuration has no place.
+    /// A parameter that does not belong to the configuration.
     Unknown {
-        /// The tensor.
+        /// The name of the tensor.
         tensor: String,
-        /// Its shape.
+        /// The shape of the tensor.
         shape: Vec<usize>,
     },
-    /// A tensor that was asked for is not there.
+    /// A requested tensor is not in the file.
     NoTensor {
-        /// Its name.
+        /// The name of the tensor.
         name: String,
-        /// Those that are there, parameters left out.
+        /// The names of the tensors in the file, without parameters.
         have: Vec<String>,
     },
-    /// There are no parameters of this model in the file.
+    /// The file contains no parameters of this model.
     NotAModel,
     /// The parameters are in another file.
     Elsewhere {
-        /// Its name.
+        /// The name of that file.
         file: String,
     },
     /// A model or kernel of another kind.
     Kind {
-        /// What the file says of itself.
+        /// The kind that the file gives.
         kind: String,
     },
-    /// An option that must be known is not.
+    /// A required option is not known.
     MissingOption {
-        /// Its name, in JSON and in [`super::Options`].
+        /// The option's name, in JSON and in [`super::Options`].
         option: &'static str,
-        /// Its name on the command line.
+        /// The option's name on the command line.
         flag: &'static str,
     },
-    /// An option whose value makes no sense.
+    /// An option has an invalid value.
     BadOption {
-        /// Its name.
+        /// The option's name.
         option: &'static str,
-        /// Its value.
+        /// The option's value.
         value: String,
-        /// What it may be.
+        /// The values that it may have.
         want: &'static str,
     },
-    /// An input that is not rows of the model's size.
+    /// An input whose rows do not have the model's size.
     Input {
-        /// Its shape.
+        /// The shape of the input.
         shape: Vec<usize>,
-        /// Elements of a row.
+        /// The elements of a row of the model's input.
         embed: usize,
     },
-    /// The configuration, or what was asked of the model, is refused by the model itself.
+    /// The model itself refuses the configuration or the call.
     Model(crate::Error),
-    /// A GPU can't do what was asked, or there is none.
+    /// A GPU does not support what was requested, or there is no GPU.
     #[cfg(feature = "cuda")]
     Cuda(crate::cuda::Error),
 }
 
 impl Error {
-    /// The same error, naming the file it is about.
+    /// The same error, with the name of the file that it is about.
     pub fn in_file(self, path: impl AsRef<Path>) -> Error {
         Error::File { path: path.as_ref().into(), error: Box::new(self) }
     }

@@ -1,5 +1,5 @@
-//! JSON in which no object has a key twice. Most parsers keep one of the two and say nothing; here it could be
-//! the wrong chunk length.
+//! JSON in which no object has a key twice. Most parsers silently keep one of the two values; here that could
+//! be the wrong chunk length.
 
 use core::fmt;
 use std::collections::BTreeSet;
@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use super::{Error, Result};
 
-/// Bytes of the longest text of which values are made: they take some twenty times as much memory, a hostile one's more.
+/// The bytes of the longest text that is parsed into values. Values take some twenty times as much memory as
+/// their text, and more if the text is hostile.
 const LONGEST: usize = 1 << 20;
 
-/// Parses; `what` says in an error what the text was.
+/// Parses JSON; `what` names the text in an error.
 pub(super) fn parse(text: &[u8], what: &'static str) -> Result<Value> {
     if text.len() > LONGEST {
         return Err(Error::Json { what, reason: format!("it is longer than {LONGEST} bytes") });
@@ -23,7 +24,8 @@ pub(super) fn parse(text: &[u8], what: &'static str) -> Result<Value> {
     read(text, what)
 }
 
-/// That it is JSON in which no object has a key twice. Takes no more memory than the keys of one object.
+/// Checks that the text is JSON in which no object has a key twice. Only the keys of objects that are not yet
+/// closed take memory.
 pub(super) fn check(text: &[u8], what: &'static str) -> Result<()> {
     read::<Unique>(text, what).map(|_| ())
 }

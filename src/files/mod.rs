@@ -11,13 +11,14 @@
 //! # Ok::<(), files::Error>(())
 //! ```
 //!
-//! Options come, first found first, from the caller, from the JSON in the file's metadata (key `config`), from the
-//! shapes of the parameters, and from the reference's defaults. The shapes don't tell `num_heads`, `chunk_size`
-//! and, of linear attention, `feature_map`, and a wrong one would be a silent mistake: without them a file is refused. Which
-//! attention a model has is said by the option `kind`, or by the names of its blocks' parameters: `fla_block_1_...` or
-//! `lightning_block_1_...`.
+//! Options come, in this order of precedence, from the caller, from the JSON in the file's metadata (key
+//! `config`), from the shapes of the parameters, and from the reference's defaults. The shapes do not
+//! determine `num_heads`, `chunk_size` and, for linear attention, `feature_map`, and a wrong value would be a
+//! silent mistake: without them a file is refused. The attention of a model is given by the option `kind`, or
+//! by the names of its blocks' parameters: `fla_block_1_...` or `lightning_block_1_...`.
 //!
-//! Whatever a file holds, nothing here panics, and memory is asked for by what it holds, not by what it claims.
+//! Whatever a file contains, nothing here panics, and memory is allocated for what the file contains, not for
+//! what it claims.
 
 mod error;
 mod json;
@@ -37,13 +38,13 @@ pub use tensors::{Tensor, Tensors, serialize, write};
 use std::path::Path;
 use std::vec::Vec;
 
-/// The result of reading.
+/// The result of reading or using a file.
 pub type Result<T> = core::result::Result<T, Error>;
 
 /// The bytes of a file, for [`Tensors::parse`] and [`ModelFile::parse`].
 ///
 /// # Errors
-/// The file can't be read; the error names it.
+/// The file cannot be read; the error names it.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     let path = path.as_ref();
     std::fs::read(path).map_err(|error| Error::Io(error).in_file(path))

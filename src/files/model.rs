@@ -1,4 +1,4 @@
-//! A model in a file: its configuration completed and its parameters found.
+//! A model in a file: its configuration is completed and its parameters are found.
 
 use std::collections::BTreeSet;
 use std::format;
@@ -11,27 +11,27 @@ use super::{Error, Options, Result};
 use crate::isa::Isa;
 use crate::nn::{AttentionKind, BlockWeights, Linear, Model, ModelConfig, Weights};
 
-/// The layer after the output, which is no part of the configuration.
+/// The layer after the output, which is not part of the configuration.
 const HEAD: [&str; 2] = ["head.kernel", "head.bias"];
 
-/// A model whose parameters were found in a file, with the shapes that its configuration asks for.
+/// A model whose parameters were found in a file, with the shapes of its configuration.
 #[derive(Debug)]
 pub struct ModelFile<'a> {
     tensors: Tensors<'a>,
     config: ModelConfig,
-    /// In the order of [`ModelConfig::parameters`].
+    /// The parameters in the order of [`ModelConfig::parameters`].
     parameters: Vec<Stored<'a>>,
     head: Option<[Stored<'a>; 2]>,
 }
 
 impl<'a> ModelFile<'a> {
-    /// Reads a model. `options` come before those in the file's metadata; what neither says is read off the
-    /// shapes, or is the reference's default.
+    /// Reads a model. `options` take precedence over those in the file's metadata; what neither gives is
+    /// inferred from the shapes, or is the reference's default.
     ///
     /// # Errors
-    /// Bytes that are no safetensors file; an option that is needed and not given, or that the model refuses;
-    /// a parameter that is missing, of another shape or type, or that the configuration has no place for. An
-    /// option that contradicts the shapes is found as one of the last.
+    /// Bytes that are not a safetensors file; an option that is needed and not given, or that the model
+    /// refuses; a parameter that is missing, has another shape or type, or does not belong to the
+    /// configuration. An option that contradicts the shapes is reported as one of these parameter errors.
     pub fn parse(bytes: &'a [u8], options: &Options) -> Result<Self> {
         let tensors = Tensors::parse(bytes)?;
         let options = options.clone().or(tensors.options()?);
@@ -60,7 +60,7 @@ impl<'a> ModelFile<'a> {
         Ok(Self { tensors, config, parameters, head })
     }
 
-    /// The configuration, complete.
+    /// The complete configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -73,12 +73,13 @@ impl<'a> ModelFile<'a> {
     /// A tensor of the file, such as `input`.
     ///
     /// # Errors
-    /// Those of [`Tensors::tensor`].
+    /// Errors of [`Tensors::tensor`].
     pub fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
         self.tensors.tensor(name)
     }
 
-    /// The parameters, borrowed; `blocks` is where those of the blocks are kept, whatever it held.
+    /// The parameters, borrowed; `blocks` is where those of the blocks are stored, in place of its old
+    /// content.
     ///
     /// # Errors
     /// None that [`ModelFile::parse`] has not returned.
@@ -94,13 +95,14 @@ impl<'a> ModelFile<'a> {
         Ok(weights)
     }
 
-    /// Whether all parameters lie in the file's bytes as this machine has numbers: aligned, and in its order of bytes.
+    /// Whether all parameters can be used in the file's bytes: aligned, and in this machine's byte order.
     #[cfg(feature = "cdylib")]
     pub(crate) fn is_borrowed(&self) -> bool {
         self.parameters.iter().chain(self.head.iter().flatten()).all(|stored| stored.borrowed().is_some())
     }
 
-    /// As [`ModelFile::weights`], of a file that [`ModelFile::is_borrowed`]: from its bytes alone.
+    /// The same weights as [`ModelFile::weights`], borrowed from the file's bytes alone, for a file that
+    /// [`ModelFile::is_borrowed`].
     #[cfg(feature = "cdylib")]
     pub(crate) fn borrowed_weights<'w>(&self, blocks: &'w mut [BlockWeights<'w>]) -> Result<Weights<'w>>
     where
@@ -117,10 +119,11 @@ impl<'a> ModelFile<'a> {
         Ok(weights)
     }
 
-    /// The model, ready to run; `isa` and `threads` as in [`Model::new`], `blocks` as in [`ModelFile::weights`].
+    /// The model, ready to run; `isa` and `threads` are as in [`Model::new`], `blocks` as in
+    /// [`ModelFile::weights`].
     ///
     /// # Errors
-    /// Those of [`Model::new`].
+    /// Errors of [`Model::new`].
     pub fn model<'w>(
         &'w self,
         blocks: &'w mut Vec<BlockWeights<'w>>,
@@ -132,7 +135,7 @@ impl<'a> ModelFile<'a> {
 }
 
 impl AttentionKind {
-    /// The attention of a kind of file.
+    /// The attention for a kind of file.
     fn of_kind(kind: &str) -> Option<Self> {
         match kind {
             "fla" => Some(AttentionKind::Linear),
@@ -142,7 +145,7 @@ impl AttentionKind {
     }
 }
 
-/// The configuration: from the options, else from the shapes, else the defaults.
+/// The configuration: each option from `options`, else from the shapes, else the default.
 fn complete(attention: AttentionKind, options: &Options, tensors: &Tensors<'_>) -> Result<ModelConfig> {
     let seen = Seen::new(attention, tensors).ok_or_else(|| match &options.weights_from {
         Some(file) => Error::Elsewhere { file: file.clone() },
@@ -154,7 +157,8 @@ fn complete(attention: AttentionKind, options: &Options, tensors: &Tensors<'_>) 
     if let Some(kernel) =
         tensors.shape("input_projection.kernel").filter(|_| seen.embed_dim != Some(embed_dim))
     {
-        // Where embed and hidden are the same the model has no projection, and would only say that it has one.
+        // Where embed and hidden are equal the model has no projection, and would only report that there is
+        // one.
         let want = [embed_dim, hidden_size].into();
         return Err(Error::Shape { tensor: "input_projection.kernel".into(), want, got: kernel.into() });
     }
@@ -168,7 +172,7 @@ fn complete(attention: AttentionKind, options: &Options, tensors: &Tensors<'_>) 
         chunk_size: options.chunk_size.ok_or(known("chunk_size", "--chunk-size"))?,
         seq_len: options.seq_len.unwrap_or(default.seq_len),
         feature_map: match attention {
-            // There is none, whatever a file says.
+            // There is no feature map, whatever a file says.
             AttentionKind::Lightning => default.feature_map,
             AttentionKind::Linear => options.feature_map.ok_or(known("feature_map", "--feature-map"))?,
         },
@@ -180,9 +184,9 @@ fn complete(attention: AttentionKind, options: &Options, tensors: &Tensors<'_>) 
     })
 }
 
-/// What names and shapes tell of a model.
+/// What names and shapes show of a model.
 struct Seen {
-    /// If there is an input projection.
+    /// The elements of an input row, if there is an input projection.
     embed_dim: Option<usize>,
     hidden_size: usize,
     num_layers: usize,
@@ -190,7 +194,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// What the names say: linear attention, unless there are only blocks of the other one.
+    /// The attention that the names indicate: linear attention, unless all blocks are those of lightning
+    /// attention.
     fn attention(tensors: &Tensors<'_>) -> AttentionKind {
         let has = |attention: AttentionKind| {
             tensors.names().iter().any(|name| name.starts_with(attention.prefix()))
@@ -202,7 +207,7 @@ impl Seen {
         }
     }
 
-    /// None where there is no block.
+    /// `None` where there is no block.
     fn new(attention: AttentionKind, tensors: &Tensors<'_>) -> Option<Self> {
         let prefix = attention.prefix();
         let block = |name: &String| name.strip_prefix(prefix)?.split_once('_')?.0.parse().ok();
@@ -226,7 +231,7 @@ fn head<'a>(tensors: &Tensors<'a>, hidden: usize) -> Result<Option<[Stored<'a>; 
     Ok(Some([shaped(tensors, kernel, &[hidden, columns])?, shaped(tensors, bias, &[columns])?]))
 }
 
-/// A parameter that must be there and have this shape.
+/// A parameter that must exist and have this shape.
 fn shaped<'a>(tensors: &Tensors<'a>, name: &str, want: &[usize]) -> Result<Stored<'a>> {
     match tensors.shape(name) {
         None => Err(Error::Missing { tensor: name.into(), want: want.into() }),

@@ -1,4 +1,4 @@
-//! Options, each of which may be given or not, and where they come from.
+//! Options, each of which may be given or not, and their parsing from JSON.
 
 use std::string::{String, ToString};
 
@@ -8,7 +8,7 @@ use super::{Error, Result, json};
 use crate::nn::OutputMode;
 use crate::rule::FeatureMap;
 
-/// What is known of a model: the fields are those of [`crate::nn::ModelConfig`], and the same words in JSON.
+/// What is known of a model. The fields have the names of those of [`crate::nn::ModelConfig`], also in JSON.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[allow(missing_docs, reason = "documented in ModelConfig")]
 pub struct Options {
@@ -16,29 +16,29 @@ pub struct Options {
     pub hidden_size: Option<usize>,
     pub num_heads: Option<usize>,
     pub num_layers: Option<usize>,
-    /// In JSON also `block_size`, as in the reference's LightningAttention.
+    /// Also called `block_size` in JSON, as in the reference's LightningAttention.
     pub chunk_size: Option<usize>,
-    /// In JSON also `window_size`, as in the reference.
+    /// Also called `window_size` in JSON, as in the reference.
     pub seq_len: Option<usize>,
     pub feature_map: Option<FeatureMap>,
     pub dropout: Option<f32>,
-    /// In JSON `last_timestep`, `all`, `mean` (or, as in the reference, `mean_pool`).
+    /// In JSON `last_timestep`, `all` or `mean` (or, as in the reference, `mean_pool`).
     pub output_mode: Option<OutputMode>,
     pub final_norm: Option<bool>,
     pub layer_norm_eps: Option<f32>,
     pub layer_norm_clip: Option<bool>,
-    /// What a file says it holds: `fla` is a model of linear attention, `lightning` one of lightning attention. Where it says
-    /// nothing the names of its parameters do.
+    /// The kind of a file: `fla` is a model of linear attention, `lightning` one of lightning attention.
+    /// Without it, the names of the parameters determine the kind.
     pub kind: Option<String>,
-    /// The name of another file, which holds the parameters.
+    /// The name of another file, which contains the parameters.
     pub weights_from: Option<String>,
 }
 
 impl Options {
-    /// From a JSON object. Keys that are not options are passed over, `null` is as good as absent.
+    /// Reads options from a JSON object. Keys that are not options are ignored, and `null` counts as absent.
     ///
     /// # Errors
-    /// Text that is no JSON object, a key that is there twice, a value that makes no sense.
+    /// Text that is not a JSON object, a key that occurs twice, or an invalid value.
     pub fn from_json(text: &str) -> Result<Self> {
         Self::read(text, "the configuration")
     }
@@ -69,7 +69,7 @@ impl Options {
         })
     }
 
-    /// These options, and where one is not given, that of `others`.
+    /// These options, completed by `others` where one is not given.
     pub fn or(self, others: Options) -> Self {
         Self {
             embed_dim: self.embed_dim.or(others.embed_dim),

@@ -1,4 +1,5 @@
-//! Whole tensors through a model. This allocates what the calls of [`Model`] ask their callers to bring.
+//! Whole tensors through a model. The functions allocate the memory that the calls of [`Model`] take from
+//! their callers.
 
 use std::borrow::Cow;
 use std::vec;
@@ -7,10 +8,11 @@ use std::vec::Vec;
 use super::{Error, Result, Tensor};
 use crate::nn::{Model, ModelConfig, OutputMode};
 
-/// All tokens at once: input `[B, T, embed]` or `[T, embed]`; the output has no batch where the input has none.
+/// Runs a model over all tokens at once: input `[B, T, embed]` or `[T, embed]`; the output has no batch where
+/// the input has none.
 ///
 /// # Errors
-/// An input of another shape, and those of [`Model::forward`].
+/// An input of another shape, and errors of [`Model::forward`].
 pub fn forward(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> {
     let Sequences { batch, len, .. } = Sequences::new(model.config(), input)?;
     if batch == 0 || len == 0 {
@@ -22,10 +24,10 @@ pub fn forward(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>>
     Ok(shaped(model.config(), input, output))
 }
 
-/// All tokens at once on a GPU, as [`forward`].
+/// Runs a model over all tokens at once on a GPU, as [`forward`] does on the CPU.
 ///
 /// # Errors
-/// An input of another shape, and those of [`crate::cuda::Model::run`].
+/// An input of another shape, and errors of [`crate::cuda::Model::run`].
 #[cfg(feature = "cuda")]
 pub fn forward_on_gpu(model: &crate::cuda::Model, input: &Tensor<'_>) -> Result<Tensor<'static>> {
     let Sequences { batch, len, .. } = Sequences::new(model.config(), input)?;
@@ -35,10 +37,10 @@ pub fn forward_on_gpu(model: &crate::cuda::Model, input: &Tensor<'_>) -> Result<
     Ok(shaped(model.config(), input, model.run(batch, len, &input.data)?))
 }
 
-/// The same, one time step at a time.
+/// Computes the same output as [`forward`], one time step at a time.
 ///
 /// # Errors
-/// An input of another shape, and those of [`Model::step`].
+/// An input of another shape, and errors of [`Model::step`].
 pub fn stream(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> {
     let Sequences { batch, len, embed } = Sequences::new(model.config(), input)?;
     let model = model.for_len(len);
@@ -64,10 +66,10 @@ pub fn stream(model: &Model<'_>, input: &Tensor<'_>) -> Result<Tensor<'static>> 
     Ok(shaped(model.config(), input, output))
 }
 
-/// The head on an output `[..., hidden]`, `None` where the model has no head.
+/// Applies the head to an output `[..., hidden]`; `None` where the model has no head.
 ///
 /// # Errors
-/// Those of [`Model::apply_head`].
+/// Errors of [`Model::apply_head`].
 pub fn logits(model: &Model<'_>, output: &Tensor<'_>) -> Result<Option<Tensor<'static>>> {
     let Some(columns) = model.head_len() else { return Ok(None) };
     let rows = output.data.len() / model.config().hidden_size;
@@ -80,7 +82,7 @@ pub fn logits(model: &Model<'_>, output: &Tensor<'_>) -> Result<Option<Tensor<'s
     Ok(Some(Tensor { shape, data: Cow::Owned(data) }))
 }
 
-/// So many elements, unless no memory has room for them: `vec!` would panic.
+/// A vector of `len` zeros, unless no memory has room for them: `vec!` would panic.
 fn zeros(len: usize) -> Result<Vec<f32>> {
     if len > isize::MAX as usize / size_of::<f32>() {
         return Err(crate::Error::Overflow { what: "the output" }.into());
@@ -110,7 +112,8 @@ impl Sequences {
     }
 }
 
-/// What an input without elements gives: nothing is computed, for it may claim any number of sequences, or of steps.
+/// The output for an input without elements. Nothing is computed, because the input may claim any number of
+/// sequences or of steps.
 fn empty(config: &ModelConfig, input: &Tensor<'_>, len: usize) -> Result<Tensor<'static>> {
     if len == 0 && config.output_mode != OutputMode::All {
         return Err(crate::Error::Zero { what: "T, for an output of one row" }.into());

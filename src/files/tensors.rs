@@ -17,17 +17,17 @@ use serde_json::Value;
 use super::{Error, Options, Result, json};
 use crate::element::Elements;
 
-/// Bytes before the header: its length.
+/// The bytes before the header, which contain its length.
 const PREFIX: usize = 8;
-/// Bytes of the longest header there is, by the format.
+/// The bytes of the longest header that the format allows.
 const LONGEST: usize = 100_000_000;
 
-/// A tensor in f32, row by row; borrowed from the file's bytes where they allow it.
+/// A tensor in f32, row by row; borrowed from the file's bytes where possible.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor<'a> {
-    /// Its sizes, outermost first.
+    /// The sizes of the tensor, outermost first.
     pub shape: Vec<usize>,
-    /// As many elements as the shape says.
+    /// The elements of the tensor, as many as the shape says.
     pub data: Cow<'a, [f32]>,
 }
 
@@ -64,15 +64,15 @@ impl<'a> Tensors<'a> {
         names
     }
 
-    /// The shape of a tensor, if it is there.
+    /// The shape of a tensor, if the tensor exists.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.metadata.info(name).map(|info| &info.shape[..])
     }
 
-    /// A tensor: F32 as it is, F16 and BF16 widened, which is exact.
+    /// A tensor in f32: F32 as it is, F16 and BF16 widened, which is exact.
     ///
     /// # Errors
-    /// No tensor of that name, or of another type.
+    /// No tensor with that name, or one of another type.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'a>> {
         let data = match self.stored(name)? {
             Stored::F32(data) => data,
@@ -101,10 +101,10 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// The options in the file's metadata, under `config`; none of them if there is no such key.
+    /// The options in the file's metadata, under `config`; none if there is no such key.
     ///
     /// # Errors
-    /// JSON that does not parse, a value that makes no sense.
+    /// JSON that does not parse, or an invalid value.
     pub fn options(&self) -> Result<Options> {
         match self.metadata.metadata().as_ref().and_then(|metadata| metadata.get("config")) {
             Some(text) => Options::read(text, "the configuration in the metadata"),
@@ -113,12 +113,12 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// Whether a name is one that only a parameter of a layer has.
+/// Whether a name is one that only parameters of layers have.
 pub(super) fn is_parameter(name: &str) -> bool {
     matches!(name.rsplit_once('.'), Some((_, "kernel" | "bias" | "gamma" | "beta")))
 }
 
-/// A tensor's elements, borrowed from the file's bytes where they allow it.
+/// A tensor's elements, borrowed from the file's bytes where possible.
 #[derive(Debug)]
 pub(super) enum Stored<'a> {
     F32(Cow<'a, [f32]>),
@@ -127,7 +127,7 @@ pub(super) enum Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    /// As they lie in the file, if they are not a copy.
+    /// The elements in the file's bytes, if they are not a copy.
     #[cfg(feature = "cdylib")]
     pub(super) fn borrowed(&self) -> Option<Elements<'a>> {
         match *self {
@@ -147,7 +147,7 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Little-endian bytes as numbers: as they lie, where that is how the machine has them, else a copy.
+/// Little-endian bytes as numbers: in place, where that is the machine's representation, else a copy.
 fn native<T: AnyBitPattern, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> T) -> Cow<'_, [T]> {
     match bytemuck::try_cast_slice(bytes) {
         Ok(numbers) if cfg!(target_endian = "little") => Cow::Borrowed(numbers),
@@ -167,9 +167,10 @@ fn header_text(bytes: &[u8]) -> Result<&[u8]> {
     Ok(text)
 }
 
-/// Which tensor the parser's error is about, which it does not always say. The data begins at byte `data`.
+/// An error that names the tensor which the parser's error is about. The parser does not always name it. The
+/// data begins at byte `data`.
 fn explain(text: &[u8], data: usize, have: usize, error: &SafeTensorError) -> Error {
-    // Of a header too long to be made values of there is only what the parser says.
+    // A header that is too long to be parsed into values is explained by the parser's message alone.
     let header = json::parse(text, "the header").unwrap_or_default();
     let tensors = header.as_object().into_iter().flatten().filter(|(name, _)| *name != "__metadata__");
     for (name, info) in tensors {
@@ -200,7 +201,7 @@ fn entry(info: &Value) -> Option<(Dtype, Vec<u64>, [u64; 2])> {
 /// Writes a safetensors file.
 ///
 /// # Errors
-/// Those of [`serialize`]; the file can't be written, and may have been written in part.
+/// Errors of [`serialize`]; the file cannot be written, and may have been written in part.
 pub fn write(path: impl AsRef<Path>, tensors: &[(&str, &Tensor<'_>)]) -> Result<()> {
     let path = path.as_ref();
     std::fs::write(path, serialize(tensors)?).map_err(|error| Error::Io(error).in_file(path))
@@ -213,7 +214,7 @@ pub fn write(path: impl AsRef<Path>, tensors: &[(&str, &Tensor<'_>)]) -> Result<
 pub fn serialize(tensors: &[(&str, &Tensor<'_>)]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for (name, Tensor { shape, data }) in tensors {
-        // Before the format's own check, which multiplies whatever it is given.
+        // This check precedes the format's own, which multiplies whatever it is given.
         if shape.iter().try_fold(1, |product: usize, n| product.checked_mul(*n)) != Some(data.len()) {
             return Err(Error::Length { tensor: (*name).into(), shape: shape.clone(), got: data.len() });
         }

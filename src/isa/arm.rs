@@ -1,4 +1,5 @@
-//! aarch64: Neon's conversions of f16, written as assembly: the compiler has no stable type of these elements.
+//! aarch64: Neon's conversions of f16, written in assembly, because the compiler has no stable type for these
+//! elements.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
@@ -20,9 +21,9 @@ impl Mode {
     }
 
     /// # Safety
-    /// The code that runs until the mode is set back must bear it.
+    /// The code that runs until the mode is set back must tolerate it.
     pub(super) unsafe fn set(self) {
-        // SAFETY: what `get` has read; the rest is the caller's promise.
+        // SAFETY: the value is one that `get` has read; the rest is the caller's promise.
         unsafe { asm!("msr fpcr, {}", in(reg) self.0, options(nostack)) };
     }
 }
@@ -54,7 +55,7 @@ pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
     let (from4, from_tail) = from.as_chunks::<4>();
     let (to4, to_tail) = to[..from.len()].as_chunks_mut::<4>();
     let one = |from: &[f16; 4], to: &mut [f32; 4]| {
-        // SAFETY: arrays of four.
+        // SAFETY: both arrays have four elements.
         unsafe { vst1q_f32(to.as_mut_ptr(), widen4(vld1_u16(from.as_ptr().cast()))) }
     };
     for (to, from) in to4.iter_mut().zip(from4) {
@@ -71,7 +72,7 @@ pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
     let (from4, from_tail) = from.as_chunks::<4>();
     let (to4, to_tail) = to[..from.len()].as_chunks_mut::<4>();
     let one = |from: &[f32; 4], to: &mut [f16; 4]| {
-        // SAFETY: arrays of four.
+        // SAFETY: both arrays have four elements.
         unsafe { vst1_u16(to.as_mut_ptr().cast(), narrow4(vld1q_f32(from.as_ptr()))) }
     };
     for (to, from) in to4.iter_mut().zip(from4) {

@@ -1,7 +1,8 @@
 //! Instruction sets as values, and the one place where code is dispatched to them.
 //!
-//! A value of [`Isa`] proves that the machine has the instruction set: the only ways to one are the
-//! constructors, which ask. Detection is only the default; tests, benches and callers may pin any value.
+//! A value of [`Isa`] proves that the machine has the instruction set: the only way to obtain one is by the
+//! constructors, which detect it. Detection is only the default; tests, benches and callers may pin any
+//! value.
 //!
 //! This module is the only place with `cfg(target_arch)`.
 #![allow(unsafe_code, reason = "XGETBV, prefetch hints, and instructions that pulp does not have")]
@@ -42,7 +43,7 @@ proof! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Plain Rust, one lane: what the compiler makes of it.
+    /// Plain Rust, one lane, as the compiler translates it.
     Scalar,
     /// 8 lanes, 16 registers.
     Avx2(Avx2),
@@ -50,11 +51,12 @@ pub enum Isa {
     Avx512(Avx512),
     /// 4 lanes, 32 registers.
     Neon(Neon),
-    /// 4 lanes. A module either has it or not: this is the only set that nothing is asked for at run time.
+    /// 4 lanes. A module is compiled with it or without it: these are the only vectors that are not detected
+    /// at run time.
     Simd128(Simd128),
 }
 
-/// Every name there is, best last; [`Isa::from_name`] says which of them this machine has.
+/// The names of all instruction sets, best last; [`Isa::from_name`] tells which of them this machine has.
 pub const NAMES: [&str; 5] = ["scalar", "simd128", "neon", "avx2", "avx512"];
 
 impl Isa {
@@ -92,19 +94,19 @@ impl Isa {
         isa.ok_or(Error::Isa { name: known.unwrap_or("asked for") })
     }
 
-    /// All that this machine has, best last. Never empty.
+    /// All instruction sets that this machine has, best last; never empty.
     pub fn available() -> impl Iterator<Item = Isa> {
         NAMES.into_iter().filter_map(|name| Isa::from_name(name).ok())
     }
 
-    /// The best that this machine has.
+    /// The best instruction set that this machine has.
     pub fn best() -> Isa {
         let vectors = Isa::avx512().or(Isa::avx2()).or(Isa::neon()).or(Isa::simd128());
         vectors.unwrap_or(Isa::Scalar)
     }
 
-    /// The default: with `std`, what the environment variable `CHUNKWISE_ISA` names (read once; an error if it
-    /// can't be had, rather than a silent substitute), else [`Isa::best`].
+    /// The default: with `std`, the set that the environment variable `CHUNKWISE_ISA` names (it is read once;
+    /// a set that is not available is an error and not silently replaced), else [`Isa::best`].
     pub fn choose() -> Result<Isa> {
         #[cfg(feature = "std")]
         {
@@ -123,7 +125,7 @@ impl Isa {
         Ok(Isa::best())
     }
 
-    /// Its name, as [`Isa::from_name`] takes it.
+    /// The name of this instruction set, as [`Isa::from_name`] takes it.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
@@ -134,7 +136,7 @@ impl Isa {
         }
     }
 
-    /// f32 lanes in one vector.
+    /// The number of f32 lanes in one vector.
     pub const fn lanes(self) -> usize {
         match self {
             Isa::Scalar => 1,
@@ -151,10 +153,10 @@ impl fmt::Display for Isa {
     }
 }
 
-/// Runs a kernel under an instruction set. Everything below must be `#[inline(always)]`; one call that stays
-/// out of line costs a factor of ten.
+/// Runs a kernel under an instruction set. All functions that the kernel calls must be `#[inline(always)]`;
+/// one call that stays out of line costs a factor of ten.
 pub(crate) fn dispatch<Op: WithSimd>(isa: Isa, op: Op) -> Op::Output {
-    // pulp's own check (a cached load) repeats ours: it is what makes its tokens safe to have.
+    // pulp's own check (a cached load) repeats ours; it is what makes it safe to obtain its tokens.
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(_) => match pulp::x86::V4::try_new() {
@@ -171,7 +173,8 @@ pub(crate) fn dispatch<Op: WithSimd>(isa: Isa, op: Op) -> Op::Output {
             Some(simd) => Simd::vectorize(simd, op),
             None => op.with_simd(pulp::Scalar::new()),
         },
-        // Not where it is only enabled at run time: a module with one such instruction doesn't load elsewhere.
+        // Only where it is enabled at compile time: a module with one such instruction doesn't load on
+        // engines without it.
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
         Isa::Simd128(_) => match pulp::wasm::Simd128::try_new() {
             Some(simd) => Simd::vectorize(simd, op),
@@ -181,17 +184,19 @@ pub(crate) fn dispatch<Op: WithSimd>(isa: Isa, op: Op) -> Op::Output {
     }
 }
 
-/// A step of a dispatched kernel as a function of its own. Inlined into one body, constants of one loop are kept
-/// alive through all the others and fill their registers; a call that is made once in thousands of cycles is
-/// cheaper. (That it isn't inlined is certain: a function with fewer features can't take in one with more.)
+/// Runs a step of a dispatched kernel as a function of its own. In one inlined body, the constants of one
+/// loop would be kept alive through all the others and fill their registers; a call that is made once in
+/// thousands of cycles is cheaper. (It is certain that the step is not inlined: a function with fewer target
+/// features can't inline one with more.)
 #[inline(never)]
 pub(crate) fn outline<S: Simd, Op: WithSimd>(simd: S, op: Op) -> Op::Output {
     simd.vectorize(op)
 }
 
-/// How the calling thread rounds, and whether it flushes denormal numbers to zero: what the operating system keeps for each
-/// thread by itself. Rust knows only the default; a caller that has another one (audio hosts flush) runs the kernels in it,
-/// and so must the threads that help, or bits would depend on where a task runs. Known on x86-64 and AArch64.
+/// How a thread rounds, and whether it flushes denormal numbers to zero; the operating system keeps this mode
+/// for each thread. Rust assumes the default mode. A caller that has another mode (audio hosts flush) runs
+/// the kernels in it, and so must the other threads of the call, or bits would depend on which thread runs a
+/// task. The mode is read and set on x86-64 and AArch64.
 #[cfg(feature = "std")]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FloatMode(Mode);
@@ -216,25 +221,25 @@ impl Mode {
 
 #[cfg(feature = "std")]
 impl FloatMode {
-    /// The calling thread's.
+    /// The mode of the calling thread.
     pub(crate) fn current() -> Self {
         Self(Mode::get())
     }
 
-    /// Runs `op` in this mode; the thread's own comes back afterwards, even if `op` panics.
+    /// Runs `op` in this mode; the thread's own mode is restored afterwards, even if `op` panics.
     pub(crate) fn during(self, op: impl FnOnce()) {
         struct Restore(Mode);
         impl Drop for Restore {
             fn drop(&mut self) {
-                // SAFETY: it was this thread's.
+                // SAFETY: it was this thread's own mode.
                 unsafe { self.0.set() }
             }
         }
         let own = Self::current();
         let _restore = (own != self).then(|| {
-            // SAFETY: the mode of a thread that runs the same code at the same time, and so already relies on the
-            // compiler to leave its arithmetic where it is: between here and `_restore` there are only loads, stores
-            // and calls out of line, which do not move across a write to the register.
+            // SAFETY: this is the mode of a thread that runs the same code at the same time, and so already
+            // relies on the compiler to leave its arithmetic where it is: between here and `_restore` there
+            // are only loads, stores and calls out of line, which do not move across a write to the register.
             unsafe { self.0.set() };
             Restore(own.0)
         });
@@ -245,7 +250,7 @@ impl FloatMode {
 /// Whether [`prefetch`] does anything.
 pub(crate) const PREFETCHES: bool = cfg!(target_arch = "x86_64");
 
-/// Some bytes of each of some rows at a stride, in bytes.
+/// Rows at a stride. The stride and the length of a row, `bytes`, are in bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Lines {
     pub(crate) first: *const u8,
@@ -257,14 +262,14 @@ impl Lines {
     pub(crate) const NONE: Self = Self { first: core::ptr::null(), stride: 0, bytes: 0 };
 }
 
-/// Bytes of a cache line.
+/// The number of bytes in a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Asks for the cache line that will be read or written some microseconds from now.
+/// Prefetches a cache line that will be read or written some microseconds later.
 #[inline(always)]
 pub(crate) fn prefetch(line: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, valid on any address; SSE is part of x86-64.
+    // SAFETY: this is a hint, valid for any address; SSE is part of x86-64.
     unsafe {
         use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(line.cast());
@@ -273,8 +278,9 @@ pub(crate) fn prefetch(line: *const u8) {
     let _ = line;
 }
 
-/// The sums of sixteen groups, each as the tree of [`sum_group`]. On x86-64 what is left of two groups fills a vector after each
-/// step of the tree, so that all of them together take no more than two groups take alone.
+/// The sums of sixteen groups, each in the tree of [`sum_group`]. On x86-64 the partial sums of two groups
+/// fill a vector after each step of the tree, so that all sixteen together cost no more than two groups cost
+/// alone.
 #[inline(always)]
 pub(crate) fn sum_groups<S: Simd>(_: S, groups: &[[f32; GROUP]; GROUP]) -> [f32; GROUP] {
     #[cfg(target_arch = "x86_64")]
@@ -288,12 +294,13 @@ pub(crate) fn sum_groups<S: Simd>(_: S, groups: &[[f32; GROUP]; GROUP]) -> [f32;
     groups.each_ref().map(sum_group)
 }
 
-/// Widens f16, by the instruction set's own conversion where it has one. Both have one length.
+/// Widens f16, with the instruction set's own conversion where it has one. Both slices have the same length.
 #[inline(always)]
 pub(crate) fn widen_f16<S: Simd>(_: S, from: &[f16], to: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if S::F32_LANES >= 8 {
-        // SAFETY: with 8 lanes or more S is pulp's V3 or V4, which `dispatch` reaches by an `Isa` that proves F16C.
+        // SAFETY: with 8 lanes or more S is pulp's V3 or V4, which `dispatch` reaches by an `Isa` that proves
+        // F16C.
         return unsafe { x86::widen_f16(from, to) };
     }
     #[cfg(target_arch = "aarch64")]
@@ -306,7 +313,7 @@ pub(crate) fn widen_f16<S: Simd>(_: S, from: &[f16], to: &mut [f32]) {
     }
 }
 
-/// Rounds to f16, to nearest, ties to even, likewise.
+/// Rounds to the nearest f16, ties to even, with the instruction set's own conversion where it has one.
 #[inline(always)]
 pub(crate) fn narrow_f16<S: Simd>(_: S, from: &[f32], to: &mut [f16]) {
     #[cfg(target_arch = "x86_64")]
@@ -397,7 +404,7 @@ mod tests {
         }
     }
 
-    /// Numbers so different that another order of additions gives other bits.
+    /// The numbers differ so much in size that another order of additions gives other bits.
     #[test]
     fn sums_of_groups_have_the_bits_of_one() {
         struct Sums<'a>(&'a [[f32; GROUP]; GROUP]);

@@ -1,7 +1,7 @@
 //! x86-64: detection, and the conversions of F16C.
 //!
-//! Detection is sound without an operating system's help: CPUID says what the CPU can do, XGETBV what the OS (or the
-//! firmware) saves across a context switch; only both together allow the wider registers.
+//! Detection is sound without an operating system's help: CPUID reports what the CPU can do, and XGETBV what
+//! the OS (or the firmware) saves across a context switch; only both together allow the wider registers.
 
 #[cfg(feature = "std")]
 use core::arch::asm;
@@ -12,7 +12,7 @@ use half::f16;
 use super::{AVX2, AVX512, SCALAR};
 use crate::math::GROUP;
 
-/// Rows at a time: pulp's tokens don't include F16C, so these are calls, never inlined.
+/// Widens a whole row: pulp's tokens don't include F16C, so that these conversions are calls, never inlined.
 #[target_feature(enable = "avx,f16c")]
 pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
     let (from8, from_tail) = from.as_chunks::<8>();
@@ -52,10 +52,12 @@ pub(super) fn narrow_f16(from: &[f32], to: &mut [f16]) {
     to_tail.copy_from_slice(&half[..to_tail.len()]);
 }
 
-/// [`super::sum_groups`] in vectors of 16. In each step `low` and `high` are the halves to be added, of two vectors.
+/// [`super::sum_groups`] in vectors of 16. In each step `low` and `high` are the halves of two vectors, which
+/// are added.
 #[target_feature(enable = "avx512f")]
 pub(super) fn sum_groups_of_16(groups: &[[f32; GROUP]; GROUP]) -> [f32; GROUP] {
-    // The last steps put element 4 i + j of their order at 4 j + i: groups are taken in the order that undoes it.
+    // The last steps put element 4 i + j of their order at 4 j + i: groups are taken in the order that undoes
+    // it.
     // SAFETY: each group is 16 elements.
     let group = |i: usize| unsafe { _mm512_loadu_ps(groups[i % 4 * 4 + i / 4].as_ptr()) };
     let halves = |i: usize| {
@@ -79,7 +81,7 @@ pub(super) fn sum_groups_of_16(groups: &[[f32; GROUP]; GROUP]) -> [f32; GROUP] {
     to
 }
 
-/// The same in vectors of 8.
+/// [`super::sum_groups`] in vectors of 8.
 #[target_feature(enable = "avx2")]
 pub(super) fn sum_groups_of_8(groups: &[[f32; GROUP]; GROUP]) -> [f32; GROUP] {
     let mut to = [0.0; GROUP];
@@ -125,18 +127,18 @@ impl Mode {
     }
 
     /// # Safety
-    /// The code that runs until the mode is set back must bear it.
+    /// The code that runs until the mode is set back must tolerate it.
     pub(super) unsafe fn set(self) {
         // SAFETY: LDMXCSR reads four bytes, which STMXCSR has written; the rest is the caller's promise.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const self.0, options(nostack)) };
     }
 }
 
-/// What detection asks; a trait so that tests can lie.
+/// The queries of detection; a trait, so that tests can give other answers.
 pub(super) trait Ask {
     /// EAX, EBX, ECX, EDX of a leaf and subleaf.
     fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4];
-    /// XCR0; asked only where CPUID says OSXSAVE.
+    /// XCR0; read only where CPUID reports OSXSAVE.
     fn xcr0(&self) -> u64;
 }
 

@@ -8,7 +8,7 @@
 //!     where the chunk is full:  S += keys values, z += keys 1, and both are cleared
 //! ```
 //!
-//! What a token computes depends on its place in its chunk and on what lies before it, never on the block.
+//! The output of a token depends on its place in its chunk and on the tokens before it, never on the block.
 
 use pulp::{Simd, WithSimd};
 
@@ -23,11 +23,11 @@ use crate::scratch::round_up;
 use crate::shape::{Row, Shape};
 use crate::tensors::Tensors;
 
-/// Tokens that are computed together: 4 rows by 2 vectors of sums take 8 registers, and as many multiply-adds hide their
-/// latency.
+/// The number of tokens that are computed together: 4 rows by 2 vectors of sums take 8 registers, and that
+/// many multiply-adds hide their latency.
 pub(super) const BLOCK: usize = 4;
 
-/// Added to `q . z`.
+/// The eps that is added to `q . z`.
 const EPS: f32 = 1e-8;
 
 /// One head of a call.
@@ -35,11 +35,11 @@ pub(super) struct Head<'a> {
     pub(super) shape: &'a Shape,
     pub(super) layout: &'a Layout,
     pub(super) tensors: &'a Tensors<'a>,
-    /// Of this head.
+    /// The states of this head.
     pub(super) states: States<'a>,
-    /// Its first token.
+    /// The rows of the first token.
     pub(super) first: Row,
-    /// Tokens.
+    /// The number of tokens.
     pub(super) len: usize,
     pub(super) scratch: &'a mut [f32],
 }
@@ -52,7 +52,7 @@ impl WithSimd for Head<'_> {
         let (rows, spare) = core::mem::take(&mut self.scratch).split_at_mut(self.layout.rows_len());
         let mut rows = self.layout.rows(rows);
         let mut state = self.layout.state(self.begin(spare));
-        // Whether finished chunks may lie before: where there are none S and z are zero, and are not read.
+        // Whether there may be finished chunks: where there are none, S and z are zero and are not read.
         let mut use_past = self.states.initial.is_some() || self.states.carried.is_some();
         let mut count = state.count[0] as usize;
         let mut token = 0;
@@ -75,15 +75,16 @@ impl WithSimd for Head<'_> {
 #[derive(Clone, Copy)]
 struct Span {
     token: usize,
-    /// Tokens in it.
+    /// The number of tokens in the block.
     block: usize,
-    /// Tokens of the chunk before it.
+    /// The number of tokens of the chunk before the block.
     count: usize,
     use_past: bool,
 }
 
 impl<'a> Head<'a> {
-    /// The state, where it is worked on, as it is before the first token: the caller's where one is written, else in scratch.
+    /// The state before the first token, in the memory in which the call works: the caller's where a state is
+    /// written, else scratch.
     #[inline(always)]
     fn begin(&self, spare: &'a mut [f32]) -> &'a mut [f32] {
         let len = self.layout.len();
@@ -102,7 +103,7 @@ impl<'a> Head<'a> {
         state
     }
 
-    /// k and v of a block, into the state.
+    /// Copies k and v of a block into the state.
     #[inline(always)]
     fn take_in<S: Simd>(&self, simd: S, span: Span, state: &mut State<'_>) {
         let (value, chunk) = (self.layout.value_row(), self.layout.chunk_row());
@@ -117,7 +118,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The outputs of a block, of whose tokens the state holds k and v.
+    /// Computes the outputs of a block, whose k and v are in the state.
     #[inline(always)]
     fn block<S: Simd>(&self, simd: S, span: Span, state: &State<'_>, rows: &mut Scratch<'_>) {
         let Layout { key, .. } = *self.layout;
@@ -129,7 +130,7 @@ impl<'a> Head<'a> {
             outline(simd, Widen { from, to: q });
         }
         let q = Rows { data: rows.q, stride: key_row };
-        // Scores of keys that come after a token are computed, and not used.
+        // Scores of keys that come after a token are computed but not used.
         let scores = Product {
             x: q,
             matrix: Rows { data: state.keys, stride: chunk_row },
@@ -170,8 +171,9 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// `inside = weights values`: for all tokens of a block what they have in common, then the keys that only some of them
-    /// see. A weight of zero would not do for the others: zero times NaN is not zero.
+    /// `inside = weights values`: first over the keys that all tokens of a block have in common, then over
+    /// those that belong to only some of the tokens. A weight of zero would not exclude a key for the other
+    /// tokens, because zero times NaN is not zero.
     #[inline(always)]
     fn weigh<S: Simd>(&self, simd: S, span: Span, state: &State<'_>, rows: &mut Scratch<'_>) {
         let (value, chunk) = (self.layout.value_row(), self.layout.chunk_row());
@@ -220,7 +222,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The end of a chunk: its sums are taken by themselves and then added, and its keys and values are cleared.
+    /// Ends a chunk: its sums are computed separately and then added, and its keys and values are cleared.
     #[inline(always)]
     fn fold<S: Simd>(&self, simd: S, state: &mut State<'_>) {
         let Layout { key, chunk, .. } = *self.layout;
@@ -249,7 +251,8 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Widens a row and pads it with zeros; a function, for it is used in several places and is long.
+/// Widens a row and pads it with zeros. This is a function of its own, because it is long and used in several
+/// places.
 struct Widen<'a> {
     from: Elements<'a>,
     to: &'a mut [f32],

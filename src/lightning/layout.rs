@@ -1,4 +1,4 @@
-//! Where the pieces of a head's state and of its scratch lie.
+//! The layout of a head's state and of its scratch.
 
 use super::head::BLOCK;
 use crate::error::{Error, Result};
@@ -10,33 +10,33 @@ use crate::scratch::round_up;
 pub(super) struct Layout {
     pub(super) key: usize,
     pub(super) value: usize,
-    /// Tokens in a chunk.
+    /// The number of tokens in a chunk.
     pub(super) chunk: usize,
 }
 
 /// The pieces of a state.
 pub(super) struct State<'a> {
-    /// `[K, V16]`
+    /// S of the finished chunks, `[K, V16]`.
     pub(super) s: &'a mut [f32],
-    /// `[K16]`
+    /// z of the finished chunks, `[K16]`.
     pub(super) z: &'a mut [f32],
-    /// `[K, C16]`
+    /// The keys of the current chunk, `[K, C16]`.
     pub(super) keys: &'a mut [f32],
-    /// `[C, V16]`
+    /// The values of the current chunk, `[C, V16]`.
     pub(super) values: &'a mut [f32],
-    /// `[16]`, of which the first is the number of tokens in the current chunk.
+    /// `[16]`, of which the first element is the number of tokens in the current chunk.
     pub(super) count: &'a mut [f32],
 }
 
 /// The rows of a block of tokens in scratch.
 pub(super) struct Rows<'a> {
-    /// `[BLOCK, K16]`
+    /// q of the block, `[BLOCK, K16]`.
     pub(super) q: &'a mut [f32],
-    /// `[BLOCK, C16]`, scores and then weights.
+    /// The scores and then the weights of the block, `[BLOCK, C16]`.
     pub(super) weights: &'a mut [f32],
-    /// `[BLOCK, V16]`, what comes from inside the chunk.
+    /// The part of the outputs from inside the chunk, `[BLOCK, V16]`.
     pub(super) inside: &'a mut [f32],
-    /// `[BLOCK, V16]`, what comes from the chunks before.
+    /// The part of the outputs from the chunks before, `[BLOCK, V16]`.
     pub(super) before: &'a mut [f32],
 }
 
@@ -59,7 +59,7 @@ impl Layout {
         round_up(self.chunk, GROUP)
     }
 
-    /// Elements of a state, where they can be counted.
+    /// Elements of a state, or `None` where that overflows.
     pub(super) fn checked_len(&self) -> Option<usize> {
         let s = self.key.checked_mul(self.value_row())?;
         let keys = self.key.checked_mul(self.chunk_row())?;
@@ -68,26 +68,26 @@ impl Layout {
         all.checked_add(self.key_row())?.checked_add(GROUP)
     }
 
-    /// Elements of a state, once checked.
+    /// Elements of a state, once checked for overflow.
     #[inline(always)]
     pub(super) fn len(&self) -> usize {
         self.count_offset() + GROUP
     }
 
-    /// Where the number of tokens lies.
+    /// The element that contains the number of tokens.
     #[inline(always)]
     fn count_offset(&self) -> usize {
         let Self { key, chunk, .. } = self;
         key * (self.value_row() + self.chunk_row()) + chunk * self.value_row() + self.key_row()
     }
 
-    /// Elements of scratch for [`Rows`]; saturating, as a state that is that long is refused.
+    /// Elements of scratch for [`Rows`]. It saturates, because a state of that length is refused.
     pub(super) const fn rows_len(&self) -> usize {
         let row = self.key_row().saturating_add(self.chunk_row());
         row.saturating_add(2usize.saturating_mul(self.value_row())).saturating_mul(BLOCK)
     }
 
-    /// Elements of scratch for [`Rows`] and for a state that the caller does not bring.
+    /// Elements of scratch for [`Rows`] and for a state that the caller does not provide.
     pub(super) fn forward_scratch_len(&self) -> usize {
         self.len().saturating_add(self.rows_len())
     }

@@ -1,20 +1,20 @@
-//! Lightning attention: softmax inside a chunk of tokens, linear attention over the chunks before it (Edifice's
-//! LightningAttention, after Qin et al. 2024).
+//! Lightning attention: softmax inside a chunk of tokens, linear attention over the chunks before it
+//! (Edifice's LightningAttention, after Qin et al. 2024).
 //!
 //! ```text
 //! o_t = sum_{s <= t, in t's chunk} softmax_s(q_t . k_s / sqrt K) v_s  +  q_t^T S / (q_t . z + 1e-8)
 //! S = sum k_s v_s^T [K, V],  z = sum k_s [K]      over all s in finished chunks; both terms of S are 0 in the first chunk
 //! ```
 //!
-//! There is no feature map: q and k are used as they are, the denominator `q . z` can have either sign, and near zero a
-//! small change of the input is a large change of the output. The reference adds 1e-8 to the sum of the softmax, too.
-//! The largest score is subtracted before exp, so that this sum is at least 1, to which f32 can't add 1e-8: that term is
-//! left out here.
+//! There is no feature map: q and k are used as they are, the denominator `q . z` can have either sign, and
+//! near zero a small change of the input is a large change of the output. The reference adds 1e-8 to the sum
+//! of the softmax, too. The largest score is subtracted before exp, so that this sum is at least 1, and
+//! adding 1e-8 would not change it in f32; that term is left out here.
 //!
 //! # State
 //!
-//! f32, contiguous, one part for each batch row and head. Rows are padded to multiples of 16 elements, which is written
-//! as V16 for the padded V:
+//! The state is f32 and contiguous, with one part for each sequence and head. Rows are padded to multiples of
+//! 16 elements, which is written as V16 for the padded V:
 //!
 //! ```text
 //! S [K, V16], z [K16]       of all finished chunks
@@ -23,18 +23,19 @@
 //! tokens [16]               the number of tokens in the current chunk, 0 <= tokens < C, and zeros
 //! ```
 //!
-//! All zeros is the state before the first token. A copy of the slice is a snapshot. What the padding holds after a call
-//! has no meaning.
+//! All zeros is the state before the first token. A copy of the slice is a snapshot. The contents of the
+//! padding after a call have no meaning.
 //!
 //! # Numbers
 //!
-//! f32 against f64: a norm error of at most 2e-6 where q and k are positive (`tests/suite/lightning.rs`), as of linear
-//! attention. Where `q . z` is near zero no f32 computation has such a bound.
+//! Against f64, the norm error is at most 2e-6 where q and k are positive (`tests/suite/lightning.rs`), as
+//! for linear attention. Where `q . z` is near zero no f32 computation has such a bound.
 //!
 //! # Bits
 //!
-//! A sequence has the same bits wherever it is cut, also inside a chunk, and one call of `decode` for each token gives
-//! the bits of `forward`. Otherwise what the crate's documentation says of linear attention holds here as well.
+//! A sequence has the same bits wherever it is cut, also inside a chunk, and one call of `decode` for each
+//! token gives the bits of `forward`. In all other respects the crate's documentation on linear attention
+//! holds here as well.
 
 mod head;
 mod layout;
@@ -54,44 +55,45 @@ use crate::shape::{Heads, Row, Shape};
 
 use crate::tensors::Tensors;
 
-/// Flops for which it pays to wake a thread, as in linear attention.
+/// The number of flops for which it pays to wake a thread, as in linear attention.
 const GRAIN_FLOPS: usize = 1 << 22;
-/// Bytes of state in one decode for which it pays to wake a thread, as in linear attention.
+/// The bytes of state in one decode for which it pays to wake a thread, as in linear attention.
 const GRAIN_BYTES: usize = 1 << 21;
 
-/// What to compute, on what sizes, and where.
+/// What to compute, on which sizes, instruction set and threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Tokens in a chunk, at least 1 and at most 2^24: part of the model, not a tuning choice.
+    /// The number of tokens in a chunk, at least 1 and at most 2^24: a part of the model, not a tuning
+    /// choice.
     pub chunk: usize,
-    /// Sizes and strides.
+    /// The sizes and strides of the tensors.
     pub shape: Shape,
-    /// The instruction set and threads: they change the time that a call takes.
+    /// The instruction set and threads, which change only the time that a call takes.
     pub execution: Execution,
 }
 
 impl Config {
-    /// Chunks of so many tokens on a shape, on the default instruction set and one thread.
+    /// Chunks of this number of tokens on a shape, on the default instruction set and one thread.
     pub const fn new(chunk: usize, shape: Shape) -> Self {
         Self { chunk, shape, execution: Execution { isa: None, threads: 1 } }
     }
 
-    /// The same on a pinned instruction set.
+    /// The same configuration on a pinned instruction set.
     #[must_use]
     pub const fn isa(mut self, isa: Isa) -> Self {
         self.execution.isa = Some(isa);
         self
     }
 
-    /// The same on at most so many threads.
+    /// The same configuration on at most this number of threads.
     #[must_use]
     pub const fn threads(mut self, threads: usize) -> Self {
         self.execution.threads = threads;
         self
     }
 
-    /// Checks all but what depends on the machine, and says how a state is laid out.
+    /// Checks everything that does not depend on the machine, and returns the layout of a state.
     fn check(&self) -> Result<Layout> {
         let Config { chunk, shape, execution } = self;
         if execution.threads == 0 {
@@ -114,7 +116,7 @@ impl Config {
     }
 }
 
-/// Which tensors there are: those of a rule without a gate.
+/// The rule against which tensors are checked: a call has the tensors of a rule without a gate.
 const RULE: Rule = Rule::linear(Normaliser::None);
 
 /// A checked configuration.
@@ -144,8 +146,8 @@ impl Lightning {
     /// Checks a configuration.
     ///
     /// # Errors
-    /// Zero heads, K, V or threads; sizes that overflow; strides of o under which rows overlap; a chunk of 0 or more than
-    /// 2^24 tokens; an instruction set that is not available.
+    /// Zero heads, K, V or threads; sizes that overflow; strides of o under which rows overlap; a chunk of 0
+    /// or more than 2^24 tokens; an instruction set that is not available.
     pub fn new(config: Config) -> Result<Self> {
         let layout = config.check()?;
         let isa = match config.execution.isa {
@@ -160,7 +162,7 @@ impl Lightning {
         &self.config
     }
 
-    /// The instruction set that runs.
+    /// The instruction set on which calls run.
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -180,14 +182,14 @@ impl Lightning {
         with_alignment(self.decode_workers().saturating_mul(self.layout.rows_len()))
     }
 
-    /// All tokens of all heads.
+    /// Computes all tokens of all heads.
     ///
-    /// `scratch` has at least [`Lightning::scratch_len`] elements, of any content. The state has [`Lightning::state_len`]
-    /// elements; where one is written it is the memory that the call works on.
+    /// `scratch` must have at least [`Lightning::scratch_len`] elements, of any content. The state has
+    /// [`Lightning::state_len`] elements; where a state is written, the call works in its memory.
     ///
     /// # Errors
-    /// A slice shorter than its shape and strides reach, a state of another length, scratch that is too short,
-    /// a state whose count of tokens is not possible. Outputs and state are left untouched then.
+    /// A slice shorter than its shape and strides reach, a state of another length, scratch that is too
+    /// short, a state whose count of tokens is not possible. Outputs and state are left untouched then.
     pub fn forward(&self, tensors: Tensors<'_>, state: State<'_>, scratch: &mut [f32]) -> Result<()> {
         let shape = &self.config.shape;
         tensors.check(&RULE, shape)?;
@@ -203,16 +205,17 @@ impl Lightning {
         Ok(())
     }
 
-    /// One token of all heads on the same state: the bits of [`Lightning::forward`] with T = 1. The strides of tokens
-    /// play no part. The state is updated where it lies, fastest where it begins on a cache line of 64 bytes.
+    /// Computes one token of all heads on the same state, with the bits of [`Lightning::forward`] with T = 1.
+    /// The strides of tokens are not used. The state is updated in place, which is fastest where it begins on
+    /// a cache line of 64 bytes.
     ///
-    /// `scratch` has at least [`Lightning::decode_scratch_len`] elements, of any content.
+    /// `scratch` must have at least [`Lightning::decode_scratch_len`] elements, of any content.
     ///
     /// # Errors
     /// As for [`Lightning::forward`].
     pub fn decode(&self, tensors: Tensors<'_>, state: &mut [f32], scratch: &mut [f32]) -> Result<()> {
         let one = self.config.shape.with_len(1);
-        // A configuration of no tokens was checked for none.
+        // The strides of a configuration without tokens have not been checked for one token.
         one.check_output()?;
         tensors.check(&RULE, &one)?;
         tensors.check_sequences(&one)?;
@@ -235,7 +238,7 @@ impl Lightning {
         })
     }
 
-    /// A checked call, a task for each head.
+    /// Runs a checked call, with a task for each head.
     fn run(&self, call: Call<'_>, workers: usize, part: usize, scratch: &mut [f32]) {
         let shape = &self.config.shape;
         let tasks = parallel::Tasks { count: shape.all_heads(), workers };
@@ -252,7 +255,8 @@ impl Lightning {
     fn forward_workers(&self) -> usize {
         let Config { chunk, shape, execution } = &self.config;
         let heads = shape.batch.saturating_mul(shape.heads);
-        // S is read for each token and written once for a chunk, keys and values are read on average by halves.
+        // For each token S is read, and on average half of a chunk's keys and values; S is written once for a
+        // chunk.
         let products = shape.key.saturating_mul(shape.value).saturating_mul(4);
         let inside = (*chunk).min(shape.len).saturating_mul(shape.key + shape.value);
         let token = products.saturating_add(inside);
@@ -267,7 +271,7 @@ impl Lightning {
     }
 }
 
-/// What a checked call is about.
+/// The arguments of a checked call.
 #[derive(Clone, Copy)]
 struct Call<'a> {
     tensors: &'a Tensors<'a>,

@@ -1,11 +1,13 @@
-//! Rows times a matrix: scores, weighted values, what is read of S, and what a chunk adds to S are all this product.
+//! Rows times a matrix: scores, weighted values, what is read from S, and what a chunk adds to S are all this
+//! product.
 //!
 //! ```text
 //! y_t[j] = sum_i x_t[i] M[i][j]
 //! ```
 //!
-//! Every element is one chain of fused multiply-adds over i, in order and from zero: its bits depend neither on how many
-//! rows are computed together nor on the width of a vector. Rows of M and y are whole groups, so that nothing has a tail.
+//! Every element is one chain of fused multiply-adds over i, in order and from zero, so that its bits depend
+//! neither on how many rows are computed together nor on the width of a vector. Rows of M and y are whole
+//! groups, so that nothing has a tail.
 
 use core::ops::Range;
 
@@ -21,14 +23,14 @@ pub(super) struct Rows<'a> {
     pub(super) stride: usize,
 }
 
-/// What becomes of a product.
+/// What is done with a product.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Epilogue {
-    /// It replaces y.
+    /// The product replaces y.
     Store,
-    /// Its chains begin with y: a product that was begun with the terms before.
+    /// The chains of the product begin with y, which is the product of the terms before.
     Resume,
-    /// It is added to y.
+    /// The product is added to y.
     Add,
 }
 
@@ -38,11 +40,11 @@ pub(super) struct Product<'a> {
     pub(super) x: Rows<'a>,
     /// The rows of M.
     pub(super) matrix: Rows<'a>,
-    /// The terms of the sum, by their i.
+    /// The indices i of the terms of the sum.
     pub(super) terms: Range<usize>,
-    /// How many columns of M and y, in whole groups.
+    /// The number of columns of M and y, a multiple of a group.
     pub(super) columns: usize,
-    /// How many rows of x and y.
+    /// The number of rows of x and y.
     pub(super) rows: usize,
     /// The rows y_t.
     pub(super) y: &'a mut [f32],
@@ -65,7 +67,7 @@ impl WithSimd for Product<'_> {
             column = self.panels::<S, BLOCK, 2>(simd, row, column);
             self.panels::<S, BLOCK, 1>(simd, row, column);
         }
-        // The chains of one row hide their latency behind each other only where there are many.
+        // The chains of one row hide each other's latency only where there are many of them.
         for row in whole..self.rows {
             let column = self.panels::<S, 1, 8>(simd, row, 0);
             let column = self.panels::<S, 1, 2>(simd, row, column);
@@ -75,7 +77,8 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// R rows, N vectors of columns at a time, as often as there are as many; returns the first column that is left.
+    /// Computes R rows, N vectors of columns at a time, as long as that many are left; returns the first
+    /// column that is left.
     #[inline(always)]
     fn panels<S: Simd, const R: usize, const N: usize>(
         &mut self,

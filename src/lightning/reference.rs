@@ -6,27 +6,27 @@
 //! S = sum k_s v_s^T, z = sum k_s                            over the finished chunks
 //! ```
 //!
-//! It is slow, and it is the judge: tests and the command line's check call it.
+//! It is slow; tests and the command line's check compare the kernels with it.
 
 /// The recurrence of one head, fed one token at a time; memory for its sums is the caller's.
 #[derive(Debug)]
 pub struct Recurrence<'a> {
-    /// Tokens in a chunk.
+    /// The number of tokens in a chunk.
     pub chunk: usize,
     /// S of the finished chunks, `[K, V]`, zero at first.
     pub s: &'a mut [f64],
-    /// z likewise, `[K]`.
+    /// z of the finished chunks, `[K]`, zero at first.
     pub z: &'a mut [f64],
     /// Keys of the current chunk, `[chunk, K]`.
     pub keys: &'a mut [f64],
     /// Values of the current chunk, `[chunk, V]`.
     pub values: &'a mut [f64],
-    /// Tokens in the current chunk.
+    /// The number of tokens in the current chunk.
     pub count: usize,
 }
 
 impl Recurrence<'_> {
-    /// One token: q `[K]`, k `[K]`, v `[V]`, o `[V]`.
+    /// Computes one token: q `[K]`, k `[K]`, v `[V]`, o `[V]`.
     pub fn step(&mut self, q: &[f32], k: &[f32], v: &[f32], o: &mut [f64]) {
         let (key, value) = (k.len(), v.len());
         widen(k, &mut self.keys[self.count * key..]);
@@ -52,7 +52,7 @@ impl Recurrence<'_> {
         }
     }
 
-    /// The end of a chunk.
+    /// Ends a chunk: adds its sums to S and z.
     fn fold(&mut self, key: usize, value: usize) {
         for (k, v) in self.keys.chunks_exact(key).zip(self.values.chunks_exact(value)) {
             add(1.0, k, self.z);
@@ -71,7 +71,7 @@ fn widen(from: &[f32], to: &mut [f64]) {
 }
 
 fn dot(a: &[f32], b: &[f64]) -> f64 {
-    // From +0 on; `sum` begins at -0.
+    // The sum begins at +0; `Iterator::sum` would begin at -0.
     a.iter().zip(b).fold(0.0, |sum, (a, b)| sum + f64::from(*a) * b)
 }
 

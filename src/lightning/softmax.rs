@@ -1,21 +1,22 @@
-//! Sums over a row, and the softmax of a token's scores. Both go through sixteen partial sums by the place in the row, which
-//! are added as a fixed tree: the bits are the same for any number of lanes.
+//! Sums over a row, and the softmax of a token's scores. Both use sixteen partial sums by the place in the
+//! row, which are added in a fixed tree, so that the bits are the same for any number of lanes.
 
 use pulp::{Simd, WithSimd};
 
 use crate::math::{GROUP, exp_nonpositive, sum_group};
 
-/// Scores below the largest by more have no weight: exp of it is no normal f32.
+/// Scaled scores that are further below the largest one than this have no weight: from about there on, exp is
+/// no normal f32.
 const LEAST: f32 = -87.0;
 
-/// `row[s] = exp(scale (row[s] - max)) / sum`, in place. A row that has a NaN, or whose largest score is infinite, becomes
-/// NaN.
+/// `row[s] = exp(scale (row[s] - max)) / sum`, in place. A row that has a NaN, or whose largest score is
+/// infinite, becomes NaN.
 pub(super) struct Softmax<'a> {
-    /// Scores in whole groups; those beyond `len` are anything, and have no weight.
+    /// Scores in whole groups; those beyond `len` may be anything, and have no weight.
     pub(super) row: &'a mut [f32],
-    /// How many scores there are, at least 1.
+    /// The number of scores, at least 1.
     pub(super) len: usize,
-    /// Multiplies the scores, above 0.
+    /// The factor of the scores, above 0.
     pub(super) scale: f32,
 }
 
@@ -26,7 +27,8 @@ impl WithSimd for Softmax<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { row, len, scale } = self;
         row[len..].fill(f32::NEG_INFINITY);
-        // Whether a NaN is kept or dropped here makes no difference: its own weight is NaN, and so is the sum.
+        // Whether a NaN is kept or dropped here makes no difference: its own weight is NaN, and so is the
+        // sum.
         let mut most = simd.splat_f32s(f32::NEG_INFINITY);
         for x in S::as_simd_f32s(row).0 {
             most = simd.max_f32s(most, *x);
@@ -45,7 +47,8 @@ impl WithSimd for Softmax<'_> {
             *x = simd.select_f32s(simd.less_than_or_equal_f32s(below, zero), exp, below);
         }
         row[len..].fill(0.0);
-        // Before values are weighed, and not after: the average of large values must not overflow.
+        // The division comes before values are weighed, and not after, because the average of large values
+        // must not overflow.
         let share = simd.splat_f32s(1.0 / sum(simd, row));
         for x in S::as_mut_simd_f32s(row).0 {
             *x = simd.mul_f32s(*x, share);
@@ -56,7 +59,7 @@ impl WithSimd for Softmax<'_> {
 /// The sum of whole groups.
 #[inline(always)]
 pub(super) fn sum<S: Simd>(simd: S, row: &[f32]) -> f32 {
-    // As many vectors as a group has; the others are never used.
+    // A group has at most this many vectors; the others are never used.
     let mut partial = [simd.splat_f32s(0.0); GROUP];
     for group in row.as_chunks::<GROUP>().0 {
         for (partial, x) in partial.iter_mut().zip(S::as_simd_f32s(group).0) {
@@ -66,7 +69,7 @@ pub(super) fn sum<S: Simd>(simd: S, row: &[f32]) -> f32 {
     total::<S>(&partial)
 }
 
-/// The sum of the products of two rows of as many whole groups.
+/// The sum of the products of two rows of the same number of whole groups.
 #[inline(always)]
 pub(super) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let mut partial = [simd.splat_f32s(0.0); GROUP];

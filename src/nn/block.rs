@@ -1,4 +1,4 @@
-//! One block: attention and feed-forward network, each before a residual sum.
+//! One block: attention and a feed-forward network, each followed by a residual sum.
 
 use super::config::ModelConfig;
 use super::linear::{self, Epilogue, Product};
@@ -18,45 +18,45 @@ pub struct Block<'w> {
     threads: usize,
 }
 
-/// How many sequences, and tokens of each, are computed together.
+/// The number of sequences, and of tokens of each sequence, that are computed together.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) batch: usize,
     pub(super) len: usize,
 }
 
-/// How the tokens of one pass meet the state.
+/// How the tokens of one pass use the state.
 pub(super) enum Pass<'a> {
-    /// T tokens of each sequence, from zero.
+    /// T tokens of each sequence, from the zero state.
     Whole,
-    /// T tokens of each sequence, on this state.
+    /// T tokens of each sequence, on this state, which is replaced.
     Carried(&'a mut [f32]),
-    /// One token of each sequence, on this state.
+    /// One token of each sequence, on this state, which is replaced.
     Step(&'a mut [f32]),
 }
 
-/// The rows that are asked of a block. The last block of a model that returns the last time step needs keys and values
-/// of every token, and everything else of one.
+/// The rows that a block computes. The last block of a model that returns the last time step needs keys and
+/// values of every token, and everything else of the last token only.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// All.
+    /// All rows.
     All,
-    /// The last of each sequence: they are moved to the beginning of x, and overwrite the others.
+    /// The last row of each sequence. These rows are moved to the beginning of x, and overwrite the others.
     Last,
-    /// None: only the state counts.
+    /// No rows: only the state is computed.
     State,
 }
 
 impl Wanted {
-    /// Tokens of a tile from which on it pays to compute the last one by itself.
+    /// The fewest tokens of a tile for which it pays to compute the last one by itself.
     pub(super) const MIN_LEN: usize = 16;
 }
 
 impl<'w> Block<'w> {
-    /// A block of a model of this configuration.
+    /// A block of a model with this configuration.
     ///
     /// # Errors
-    /// A configuration that does not check, a parameter whose shape is not the configuration's.
+    /// An invalid configuration, or a parameter whose shape is not the configuration's.
     pub fn new(config: &ModelConfig, weights: BlockWeights<'w>, isa: Isa, threads: usize) -> Result<Self> {
         let one = ModelConfig { embed_dim: config.hidden_size, num_layers: 1, final_norm: false, ..*config };
         Weights { input_projection: None, blocks: &[weights], final_norm: None, head: None }.check(&one)?;
@@ -75,10 +75,10 @@ impl<'w> Block<'w> {
         Self { config: *config, weights, isa, threads }
     }
 
-    /// All tokens, from the zero state: x `[B, T, hidden]`, in place.
+    /// Runs the block over all tokens, from the zero state: x `[B, T, hidden]`, in place.
     ///
     /// # Errors
-    /// x of another length, scratch that is too short. Nothing has been written then.
+    /// x of another length, or scratch that is too short. Nothing has been written then.
     pub fn forward(&self, batch: usize, len: usize, x: &mut [f32], scratch: &mut [f32]) -> Result<()> {
         let want = batch.checked_mul(len).and_then(|rows| rows.checked_mul(self.config.hidden_size));
         let want = want.ok_or(Error::Overflow { what: "x" })?;
@@ -95,7 +95,7 @@ impl<'w> Block<'w> {
         scratch_len(&self.config, self.isa, self.threads, batch, len)
     }
 
-    /// x `[B, T, hidden]` in place; the caller has checked lengths.
+    /// Runs the block on x `[B, T, hidden]` in place; the caller has checked lengths.
     pub(super) fn run(
         &self,
         Tile { batch, len }: Tile,
@@ -122,7 +122,7 @@ impl<'w> Block<'w> {
         } else {
             let product = Product::new(normed, qkv, Epilogue::Store).columns(width..3 * width);
             weights.attn_qkv.run(isa, threads, product, rest);
-            // What the other queries are makes no difference, but they are read.
+            // The values of the other queries make no difference, but they are read.
             for row in qkv.chunks_exact_mut(3 * hidden) {
                 row[..width].fill(0.0);
             }
@@ -164,7 +164,8 @@ struct Sizes {
     normed: usize,
     qkv: usize,
     mixed: usize,
-    /// qkv and the attention's output together, or the feed-forward network's inside: not both live at once.
+    /// qkv and the attention's output together, or the inner rows of the feed-forward network: they are not
+    /// needed at the same time.
     wide: usize,
 }
 
@@ -188,7 +189,8 @@ pub(super) fn scratch_len(
     let (rows, h, inner) = (batch * len, config.hidden_size, config.inner_size());
     let sizes = Sizes::new(config, rows);
     let mut most = mixer.scratch_len();
-    // Of all rows, of the last one of each sequence, and of one: fewer rows can need more.
+    // Products are over all rows, over the last row of each sequence, and over one row: fewer rows can need
+    // more scratch.
     for rows in [rows, batch, 1] {
         for (inputs, outputs) in [(h, 3 * h), (config.attention_width(), h), (h, inner), (inner, h)] {
             most = most.max(linear::scratch_len(isa, threads, rows, inputs, outputs));

@@ -1,4 +1,5 @@
-//! The options of the model, and the parameters that follow from them: names, shapes and order, stated once.
+//! The options of the model, and the parameters that follow from them: names, shapes and order, defined in
+//! one place.
 
 use core::fmt;
 
@@ -30,7 +31,7 @@ pub enum AttentionKind {
 }
 
 impl AttentionKind {
-    /// What the names of a block's parameters begin with, before the number of the block.
+    /// The beginning of the names of a block's parameters, before the number of the block.
     pub(crate) const fn prefix(self) -> &'static str {
         match self {
             AttentionKind::Linear => "fla_block_",
@@ -39,36 +40,40 @@ impl AttentionKind {
     }
 }
 
-/// The options of Edifice's `FlashLinearAttention.build/1` and `LightningAttention.build/1`, and those of the layer norms.
+/// The options of Edifice's `FlashLinearAttention.build/1` and `LightningAttention.build/1`, and those of the
+/// layer norms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The attention; linear by default.
+    /// The kind of attention; linear by default.
     pub attention: AttentionKind,
     /// Elements of an input row.
     pub embed_dim: usize,
-    /// Elements of a row inside; 256 by default.
+    /// The elements of a row inside the model; 256 by default.
     pub hidden_size: usize,
-    /// Heads; 4 by default (of the reference's LightningAttention 8). Need not divide `hidden_size`: what is left over of the qkv columns is not used.
+    /// The number of heads; 4 by default (8 in the reference's LightningAttention). It need not divide
+    /// `hidden_size`: the columns of qkv that are left over are not used.
     pub num_heads: usize,
-    /// Blocks; 4 by default.
+    /// The number of blocks; 4 by default.
     pub num_layers: usize,
-    /// Tokens in a chunk, 64 by default; see [`ModelConfig::chunk`]. The reference's LightningAttention calls it
-    /// `block_size`.
+    /// The tokens in a chunk, 64 by default; see [`ModelConfig::chunk`]. The reference's LightningAttention
+    /// calls this option `block_size`.
     pub chunk_size: usize,
-    /// Tokens the model was built for, 64 by default. It runs on any number of them; this only bounds the chunk of linear
-    /// attention.
+    /// The number of tokens that the model was built for, 64 by default. The model runs on any number of
+    /// tokens; this only bounds the chunk of linear attention.
     pub seq_len: usize,
-    /// The map on q and k; Elu by default. Lightning attention has none.
+    /// The feature map of q and k; Elu by default. Lightning attention has none.
     pub feature_map: FeatureMap,
-    /// Used in training only: kept, so that a configuration survives being read and written. 0.1 by default.
+    /// The dropout of training, 0.1 by default. It is only kept so that a configuration survives being read
+    /// and written.
     pub dropout: f32,
-    /// What is returned; the last time step by default.
+    /// What the model returns; the last time step by default.
     pub output_mode: OutputMode,
-    /// Whether there is a layer norm after the blocks; by default there is.
+    /// Whether there is a layer norm after the blocks; true by default.
     pub final_norm: bool,
     /// The eps of the layer norms; 1e-5 by default.
     pub layer_norm_eps: f32,
-    /// Axon 0.8.0's layer norm: `rsqrt(eps)` instead of `rsqrt(var + eps)` where `var < eps`. Off by default.
+    /// Whether the layer norm is that of Axon 0.8.0: `rsqrt(eps)` instead of `rsqrt(var + eps)` where
+    /// `var < eps`. False by default.
     pub layer_norm_clip: bool,
 }
 
@@ -116,7 +121,8 @@ impl ModelConfig {
         self.hidden_size.saturating_mul(4)
     }
 
-    /// Tokens in a chunk, as it takes effect: `min(chunk_size, seq_len)`; of lightning attention `chunk_size`.
+    /// The effective number of tokens in a chunk: `min(chunk_size, seq_len)` for linear attention,
+    /// `chunk_size` for lightning attention.
     pub const fn chunk(&self) -> usize {
         match self.attention {
             AttentionKind::Linear if self.seq_len < self.chunk_size => self.seq_len,
@@ -132,7 +138,7 @@ impl ModelConfig {
     /// Checks the options against each other.
     ///
     /// # Errors
-    /// A size of zero, fewer hidden elements than heads, sizes that overflow, an eps that is not a finite
+    /// A size of zero, fewer hidden elements than heads, sizes that overflow, or an eps that is not a finite
     /// positive number.
     pub fn check(&self) -> Result<()> {
         let sizes = [
@@ -162,27 +168,27 @@ impl ModelConfig {
 
     fn checked_parameters_len(&self) -> Option<usize> {
         let h = self.hidden_size;
-        // Four blocks' worth of [h, 4h] is more than a block has.
+        // Four times [h, 4h] is more than a block has.
         let block = h.checked_mul(h)?.checked_mul(16)?;
         let input = self.embed_dim.checked_mul(h)?;
         let all = block.checked_mul(self.num_layers)?.checked_add(input)?.checked_mul(2)?;
         (all <= isize::MAX as usize / size_of::<f32>()).then_some(all)
     }
 
-    /// Elements of all parameters, in the order of [`ModelConfig::parameters`]: the length of a flat model. Of options that
-    /// [`ModelConfig::check`] refuses it is saturating.
+    /// The elements of all parameters together: the length of a flat model. For options that
+    /// [`ModelConfig::check`] refuses, the number saturates.
     pub fn parameters_len(&self) -> usize {
         let len = |num_layers| {
             let config = Self { num_layers, ..*self };
             config.parameters().map(|p| p.len()).fold(0, usize::saturating_add)
         };
-        // By one block and what is outside the blocks, for there may be any number of blocks.
+        // Computed from one block and the rest, because there may be any number of blocks.
         let outside = len(0);
         (len(1) - outside).saturating_mul(self.num_layers).saturating_add(outside)
     }
 
-    /// All parameters in their order in a flat model: the input projection if there is one, the blocks, the
-    /// final norm if there is one. (A head is no part of the configuration.) Sizes saturate.
+    /// All parameters in the order of a flat model: the input projection if there is one, the blocks, the
+    /// final norm if there is one. (A head is not part of the configuration.) Sizes saturate.
     pub fn parameters(&self) -> impl Iterator<Item = Parameter> {
         let (h, w, attention) = (self.hidden_size, self.attention_width(), self.attention);
         let parameter =
@@ -217,22 +223,22 @@ impl ModelConfig {
 /// `lightning_block_1_attn_qkv.kernel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameter {
-    /// The attention of the model, by which its blocks are named.
+    /// The attention of the model, which determines the names of its blocks.
     pub attention: AttentionKind,
-    /// The layer, as it is called inside its block.
+    /// The name of the layer inside its block.
     pub layer: &'static str,
-    /// The block, from 1 on; 0 outside the blocks.
+    /// The number of the block, counted from 1; 0 outside the blocks.
     pub block: usize,
     /// `kernel`, `bias`, `gamma` or `beta`.
     pub field: &'static str,
     /// Rows and columns; a vector has one row.
     pub shape: [usize; 2],
-    /// Whether it is a vector.
+    /// Whether the parameter is a vector.
     pub vector: bool,
 }
 
 impl Parameter {
-    /// Elements, saturating.
+    /// The number of elements, saturating.
     #[allow(clippy::len_without_is_empty, reason = "no parameter is empty")]
     pub const fn len(&self) -> usize {
         self.shape[0].saturating_mul(self.shape[1])

@@ -4,11 +4,11 @@ use super::config::ModelConfig;
 use crate::error::{Result, check_len};
 
 /// Fills a flat model (see [`super::Weights::from_flat`]): kernels uniform within `sqrt(6 / (in + out))`
-/// (Glorot), gammas uniform within `sqrt 3`, biases and betas zero. The distributions are the reference's, its
-/// random numbers are not.
+/// (Glorot), gammas uniform within `sqrt 3`, biases and betas zero. The distributions are those of the
+/// reference; the random numbers are not.
 ///
 /// # Errors
-/// A configuration that does not check, or a length other than [`ModelConfig::parameters_len`].
+/// An invalid configuration, or a length other than [`ModelConfig::parameters_len`].
 pub fn init(config: &ModelConfig, seed: u64, flat: &mut [f32]) -> Result<()> {
     config.check()?;
     check_len("the flat model", config.parameters_len(), flat.len())?;
@@ -23,18 +23,18 @@ pub fn init(config: &ModelConfig, seed: u64, flat: &mut [f32]) -> Result<()> {
             _ => 0.0,
         };
         for x in data {
-            // Plus 0, so that no bias is -0.
+            // Adding 0 avoids a bias of -0.
             *x = bound * random.symmetric() + 0.0;
         }
     }
     Ok(())
 }
 
-/// Steele, Lea and Flood 2014: small, and good enough for weights.
+/// The generator of Steele, Lea and Flood (2014): small, and good enough for weights.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// Uniform in [-1, 1).
+    /// A number uniform in [-1, 1).
     fn symmetric(&mut self) -> f32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -1,4 +1,4 @@
-//! The attention of a model, of either kind, over `[B, T]` tokens on qkv rows.
+//! The attention of a model, of either kind, over `[B, T]` tokens of qkv rows.
 
 use super::block::Pass;
 use super::config::{AttentionKind, ModelConfig};
@@ -13,7 +13,7 @@ use crate::rule::Rule;
 use crate::shape::{Shape, Strides};
 use crate::tensors::Tensors;
 
-/// What mixes the tokens of a block.
+/// The attention of a block, which mixes its tokens.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Mixer {
     Linear(Attention),
@@ -69,7 +69,7 @@ impl Mixer {
         }
     }
 
-    /// Checks a state that a caller has brought.
+    /// Checks a state that the caller has provided.
     pub(super) fn check_state(&self, state: &[f32]) -> Result<()> {
         match self {
             Mixer::Linear(attention) => attention.check_state(state, 0..attention.all_heads()),

@@ -1,5 +1,5 @@
-//! The small models the kernels were made for: Edifice's FlashLinearAttention and LightningAttention, at inference. They
-//! differ in the attention alone ([`AttentionKind`]).
+//! The small models for which the kernels were made: Edifice's FlashLinearAttention and LightningAttention,
+//! at inference. They differ only in the attention ([`AttentionKind`]).
 //!
 //! ```text
 //! x [B, T, embed] -> input_projection, only if embed != hidden
@@ -8,8 +8,8 @@
 //! final_norm (option), then the last time step, all of them, or their mean
 //! ```
 //!
-//! Like the kernels it allocates nothing: weights are borrowed, from flash or from a mapped file, and outputs,
-//! state and scratch are the caller's.
+//! Like the kernels, the models allocate nothing: weights are borrowed, from flash or from a mapped file, and
+//! outputs, state and scratch are the caller's.
 
 pub mod block;
 pub mod config;

@@ -1,8 +1,9 @@
 //! The whole model: all tokens at once, or one time step at a time.
 //!
-//! `forward` walks through time in tiles of 256 rows, all blocks for one tile before the next, and carries the
-//! state of each block's attention: memory does not grow with T, and a tile's activations stay in cache. Where only the
-//! last time step is returned, the last block computes no more than that takes: a fifth of the work of four blocks.
+//! `forward` goes through time in tiles of 256 rows, computes all blocks for one tile before the next tile,
+//! and carries the state of each block's attention, so memory does not grow with T, and a tile's activations
+//! stay in cache. Where only the last time step is returned, the last block computes no more than it needs,
+//! which saves a fifth of the work of four blocks.
 
 use super::block::{self, Block, Pass, Tile, Wanted};
 use super::config::{AttentionKind, ModelConfig, OutputMode};
@@ -13,7 +14,7 @@ use crate::error::{Error, Result, check_len};
 use crate::isa::Isa;
 use crate::scratch::{self, padded};
 
-/// Rows in a tile: enough that packing the weights costs little beside multiplying with them.
+/// The rows in a tile: enough that packing the weights costs little compared with multiplying by them.
 const ROWS: usize = 256;
 
 /// A checked model.
@@ -40,11 +41,11 @@ impl Tile {
 }
 
 impl<'w> Model<'w> {
-    /// Puts configuration and weights together; `isa` is [`Isa::choose`]n where it is `None`.
+    /// Combines a configuration and weights. Where `isa` is `None`, it is chosen by [`Isa::choose`].
     ///
     /// # Errors
-    /// Options that contradict each other, a parameter whose shape is not the configuration's, zero threads, an
-    /// instruction set that is not available.
+    /// Options that contradict each other, a parameter whose shape is not the configuration's, zero threads,
+    /// or an instruction set that is not available.
     pub fn new(config: ModelConfig, weights: Weights<'w>, isa: Option<Isa>, threads: usize) -> Result<Self> {
         weights.check(&config)?;
         if threads == 0 {
@@ -67,7 +68,7 @@ impl<'w> Model<'w> {
         &self.weights
     }
 
-    /// The instruction set that runs.
+    /// The instruction set that the model uses.
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -89,8 +90,8 @@ impl<'w> Model<'w> {
         all.and_then(|(a, b)| a.checked_add(b)).ok_or(Error::Overflow { what: "the state" })
     }
 
-    /// The same model for no more than so many tokens. A chunk that they do not fill needs no room for more: without it
-    /// memory would depend on what the configuration claims, not on what is computed.
+    /// The same model for at most `len` tokens, where a lightning chunk is no longer than that. Otherwise
+    /// memory would depend on the chunk that the configuration claims, and not on what is computed.
     pub(crate) fn for_len(&self, len: usize) -> Self {
         let mut model = *self;
         if model.config.attention == AttentionKind::Lightning {
@@ -99,7 +100,8 @@ impl<'w> Model<'w> {
         model
     }
 
-    /// Elements of scratch that [`Model::forward`] needs: as many for any T beyond one tile and one chunk.
+    /// The elements of scratch that [`Model::forward`] needs: the same number for any T beyond one tile and
+    /// one chunk.
     ///
     /// # Errors
     /// Sizes that overflow.
@@ -111,8 +113,8 @@ impl<'w> Model<'w> {
         let tile = Tile::new(batch, len);
         let states =
             if len > tile.len { self.layer_state_len(tile.batch)? * self.config.num_layers } else { 0 };
-        // The last tile of a sequence, and of the batch, may be smaller; fewer rows can need more scratch, for
-        // they are multiplied in another way.
+        // The last tile of a sequence, and of the batch, may be smaller; fewer rows can need more scratch,
+        // because they are multiplied by another method.
         let last_len = Tile { len: len.checked_rem(tile.len).unwrap_or(0), ..tile };
         let last_batch = Tile { batch: batch.checked_rem(tile.batch).unwrap_or(0), ..tile };
         let mut most = 0;
@@ -139,11 +141,12 @@ impl<'w> Model<'w> {
         let rows = tile.rows();
         let projection = linear::scratch_len(self.isa, self.threads, rows, embed_dim, hidden_size);
         let block = block::scratch_len(&self.config, self.isa, self.threads, tile.batch, tile.len)?;
-        // The rows of a tile, once more where they are normed at the end.
+        // The rows of a tile are kept twice where they are normalised at the end.
         Ok(2 * padded(rows * hidden_size) + projection.max(block))
     }
 
-    /// All tokens: input `[B, T, embed]` into output `[B, hidden]` or, in [`OutputMode::All`], `[B, T, hidden]`.
+    /// Runs the model over all tokens: input `[B, T, embed]` into output `[B, hidden]` or, in
+    /// [`OutputMode::All`], `[B, T, hidden]`.
     ///
     /// # Errors
     /// Input, output or scratch of the wrong length; T = 0 where the output is one row for each sequence.
@@ -189,7 +192,8 @@ impl<'w> Model<'w> {
             states.fill(0.0);
             for begin in (0..len).step_by(tile.len) {
                 let tile = Tile { batch: sequences, len: tile.len.min(len - begin) };
-                // More than one tile only where a tile is part of one sequence: its rows are contiguous.
+                // There is more than one tile in time only where a tile is part of one sequence, so its rows
+                // are contiguous.
                 let at = first * len + begin;
                 let input = &input[at * embed_dim..][..tile.rows() * embed_dim];
                 let (x, scratch) = scratch.split_at_mut(padded(tile.rows() * hidden_size));
@@ -217,7 +221,7 @@ impl<'w> Model<'w> {
                     }
                     OutputMode::LastTimestep if begin + tile.len == len => {
                         let output = &mut output[first * hidden_size..][..sequences * hidden_size];
-                        // Of each sequence there is the last row, or all of them.
+                        // x contains the last row of each sequence, or all of its rows.
                         let rows = if wanted == Wanted::Last { 1 } else { tile.len };
                         let sequence = rows * hidden_size;
                         for (x, output) in x.chunks_exact(sequence).zip(output.chunks_exact_mut(hidden_size))
@@ -243,9 +247,9 @@ impl<'w> Model<'w> {
         Ok(())
     }
 
-    /// One time step of each sequence: input `[B, embed]` into output `[B, hidden]`, on a state that is all zeros
-    /// before the first. The output is what [`Model::forward`] returns for the sequence so far (for all time
-    /// steps: its last row).
+    /// Runs one time step of each sequence: input `[B, embed]` into output `[B, hidden]`, on a state that is
+    /// all zeros before the first step. The output is what [`Model::forward`] returns for the sequence so far
+    /// (its last row, where all time steps are returned).
     ///
     /// # Errors
     /// Input, state, output or scratch of the wrong length; a state that this model did not make. Nothing has
@@ -290,7 +294,7 @@ impl<'w> Model<'w> {
                 means.chunks_exact_mut(1 + hidden_size).zip(output.chunks_exact_mut(hidden_size))
             {
                 let (count, mean) = state.split_at_mut(1);
-                // Stays at 2^24: from there on the mean forgets, slowly.
+                // The count stays at 2^24; from there on the mean slowly forgets.
                 count[0] += 1.0;
                 for (mean, x) in mean.iter_mut().zip(output) {
                     *mean += (*x - *mean) / count[0];
@@ -301,10 +305,11 @@ impl<'w> Model<'w> {
         Ok(())
     }
 
-    /// The dense head, where there is one: hidden `[rows, hidden]` into logits `[rows, head outputs]`.
+    /// Applies the dense head, where there is one: hidden `[rows, hidden]` into logits
+    /// `[rows, head outputs]`.
     ///
     /// # Errors
-    /// No head; lengths that are wrong. Nothing has been written then.
+    /// No head, or lengths that are wrong. Nothing has been written then.
     pub fn apply_head(&self, hidden: &[f32], logits: &mut [f32], scratch: &mut [f32]) -> Result<()> {
         let head = self.weights.head.ok_or(Error::Part { name: "head", present: false })?;
         head.forward(self.isa, self.threads, hidden, logits, scratch)
@@ -315,7 +320,7 @@ impl<'w> Model<'w> {
         self.weights.head.map(|head| head.outputs())
     }
 
-    /// Elements of scratch that [`Model::apply_head`] needs for so many rows.
+    /// The elements of scratch that [`Model::apply_head`] needs for `rows` rows.
     pub fn head_scratch_len(&self, rows: usize) -> usize {
         self.weights.head.map_or(0, |head| head.scratch_len(self.isa, self.threads, rows))
     }
@@ -340,12 +345,12 @@ impl<'w> Model<'w> {
     }
 }
 
-/// Adds a tile's rows, divided by T, to the mean. Rows are summed before they are added, so that the error
-/// grows with the number of tiles, not of tokens.
+/// Adds a tile's rows, divided by T, to the mean. The rows are summed before they are added, so that the
+/// error grows with the number of tiles, not of tokens.
 fn add_mean(rows: &[f32], mean: &mut [f32], len: usize, first: bool) {
     let size = mean.len();
     for (j, mean) in mean.iter_mut().enumerate() {
-        // Not `sum`, which begins at -0: a mean that is exactly zero would be -0 here and +0 step by step.
+        // `sum` would begin at -0, so that a mean that is exactly zero would be -0 here and +0 step by step.
         let sum = rows.iter().skip(j).step_by(size).fold(0.0, |sum, x| sum + x);
         *mean = if first { sum / len as f32 } else { *mean + sum / len as f32 };
     }

@@ -8,20 +8,20 @@ use crate::isa::{Isa, dispatch};
 use crate::math::{GROUP, inverse_root, sum_group};
 use crate::vector::first_lane;
 
-/// Layer norm over a row, biased variance:
+/// Layer norm over a row, with the biased variance:
 ///
 /// ```text
 /// y = (x - mean) gamma rsqrt(var + eps) + beta
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LayerNorm<'w> {
-    /// `[size]`.
+    /// The scale, `[size]`.
     pub gamma: Elements<'w>,
-    /// `[size]`.
+    /// The shift, `[size]`.
     pub beta: Elements<'w>,
-    /// Added to the variance.
+    /// The number that is added to the variance.
     pub eps: f32,
-    /// Use `rsqrt(eps)` where `var < eps` (Axon 0.8.0).
+    /// Whether `rsqrt(eps)` is used where `var < eps` (Axon 0.8.0).
     pub clip: bool,
 }
 
@@ -38,10 +38,10 @@ impl<'w> LayerNorm<'w> {
         [1, if field == "gamma" { self.gamma.len() } else { self.beta.len() }]
     }
 
-    /// Rows of x `[rows, size]` into y `[rows, size]`.
+    /// Normalises the rows of x `[rows, size]` into y `[rows, size]`.
     ///
     /// # Errors
-    /// gamma and beta of different lengths or empty; x not whole rows; y of another length than x.
+    /// gamma and beta of different lengths or empty; x that is not whole rows; y of another length than x.
     pub fn forward(&self, isa: Isa, x: &[f32], y: &mut [f32]) -> Result<()> {
         let size = self.gamma.len();
         if size == 0 {
@@ -84,7 +84,7 @@ impl WithSimd for Task<'_> {
                 let (space, more) = (&mut [0.0; BLOCK], &mut [0.0; BLOCK]);
                 let gamma = gamma.slice(block.clone()).widened(simd, space);
                 let beta = beta.slice(block).widened(simd, more);
-                // A plain loop: the dispatch makes vectors of it.
+                // A plain loop suffices, because the dispatch vectorises it.
                 for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
                     *y = (x - mean) * (gamma * scale) + beta;
                 }
@@ -98,9 +98,9 @@ impl WithSimd for Task<'_> {
 fn sum<S: Simd>(simd: S, x: &[f32], mean: f32, squared: bool) -> f32 {
     let (groups, tail) = x.as_chunks::<GROUP>();
     let wide_mean = simd.splat_f32s(mean);
-    // As many vectors as a group has; the others are never used.
+    // A group has at most this many vectors; those that it does not have are not used.
     let mut partial = [simd.splat_f32s(0.0); GROUP];
-    // What is added of the padding is zero.
+    // The padding adds zero to the sum.
     let mut padded = [if squared { mean } else { 0.0 }; GROUP];
     padded[..tail.len()].copy_from_slice(tail);
     for group in groups.iter().chain([&padded]) {

@@ -1,4 +1,4 @@
-//! The parameters of a model, borrowed from wherever they lie.
+//! The parameters of a model, borrowed from wherever they are stored.
 
 use super::config::{ModelConfig, Parameter};
 use super::linear::Linear;
@@ -11,22 +11,22 @@ use crate::scratch;
 /// The parameters of one block.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BlockWeights<'w> {
-    /// Before the attention, `[hidden]`.
+    /// The layer norm before the attention, `[hidden]`.
     pub attn_norm: LayerNorm<'w>,
-    /// `[hidden, 3 hidden]`, columns q | k | v.
+    /// The projection to q, k and v, `[hidden, 3 hidden]`, with columns q | k | v.
     pub attn_qkv: Linear<'w>,
-    /// `[heads head_dim, hidden]`.
+    /// The output projection of the attention, `[heads head_dim, hidden]`.
     pub attn_out: Linear<'w>,
-    /// Before the feed-forward network, `[hidden]`.
+    /// The layer norm before the feed-forward network, `[hidden]`.
     pub ffn_norm: LayerNorm<'w>,
-    /// `[hidden, 4 hidden]`.
+    /// The first layer of the feed-forward network, `[hidden, 4 hidden]`.
     pub ffn_up: Linear<'w>,
-    /// `[4 hidden, hidden]`.
+    /// The second layer of the feed-forward network, `[4 hidden, hidden]`.
     pub ffn_down: Linear<'w>,
 }
 
 impl BlockWeights<'_> {
-    /// Room for a block, to be filled by [`Weights::collect`]: for static arrays.
+    /// A block without parameters, to initialise static arrays; [`Weights::collect`] fills it.
     pub const EMPTY: Self = {
         const NONE: Elements<'static> = Elements::F32(&[]);
         const NORM: LayerNorm<'static> = LayerNorm { gamma: NONE, beta: NONE, eps: 0.0, clip: false };
@@ -44,23 +44,23 @@ impl BlockWeights<'_> {
 /// The parameters of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights<'w> {
-    /// `[embed, hidden]`, present if and only if the two differ.
+    /// The projection of the input, `[embed, hidden]`, present if and only if the two sizes differ.
     pub input_projection: Option<Linear<'w>>,
-    /// One for each layer.
+    /// The parameters of the blocks, one for each layer.
     pub blocks: &'w [BlockWeights<'w>],
-    /// `[hidden]`, present if and only if the configuration says so.
+    /// The layer norm after the blocks, `[hidden]`, present if and only if the configuration says so.
     pub final_norm: Option<LayerNorm<'w>>,
-    /// A dense layer after the output, `[hidden, anything]`; optional.
+    /// A dense layer after the output, `[hidden, outputs]` with any number of outputs; optional.
     pub head: Option<Linear<'w>>,
 }
 
 impl<'w> Weights<'w> {
-    /// Puts the parameters together, asking for each in the order of [`ModelConfig::parameters`]; `blocks` is
-    /// where the blocks are kept, one for each layer. Only the length of a slice is checked; `get` is responsible for
-    /// its shape.
+    /// Combines the parameters, calling `get` for each in the order of [`ModelConfig::parameters`]; `blocks`
+    /// is where the blocks are stored, one for each layer. Only the length of a slice is checked; `get` is
+    /// responsible for its shape.
     ///
     /// # Errors
-    /// Those of `get`; a configuration that does not check; too few or too many blocks; a slice of another length.
+    /// Errors of `get`; an invalid configuration; too few or too many blocks; a slice of another length.
     pub fn collect<E: From<Error>>(
         config: &ModelConfig,
         blocks: &'w mut [BlockWeights<'w>],
@@ -107,10 +107,11 @@ impl<'w> Weights<'w> {
         })
     }
 
-    /// A flat model: all parameters one after the other in the order of [`ModelConfig::parameters`].
+    /// The weights of a flat model: all parameters one after another in the order of
+    /// [`ModelConfig::parameters`].
     ///
     /// # Errors
-    /// A configuration that does not check, or a length other than [`ModelConfig::parameters_len`].
+    /// An invalid configuration, or a length other than [`ModelConfig::parameters_len`].
     pub fn from_flat<E: Element>(
         config: &ModelConfig,
         flat: &'w [E],
@@ -126,12 +127,13 @@ impl<'w> Weights<'w> {
         })
     }
 
-    /// The same weights with every dense layer packed for an instruction set ([`Linear::pack`]): the faster for it, above
-    /// all a step. `blocks` is where the blocks are kept, `memory` where the kernels are.
+    /// The same weights with every dense layer packed for an instruction set ([`Linear::pack`]), for which
+    /// they are then faster, above all in a step. `blocks` is where the blocks are stored, and `memory` where
+    /// the kernels are.
     ///
     /// # Errors
-    /// Too few or too many blocks, less memory than [`Weights::packed_len`], a kernel that is not `[in, out]`. Nothing
-    /// has been written then.
+    /// Too few or too many blocks, less memory than [`Weights::packed_len`], or a kernel that is not
+    /// `[in, out]`. Nothing has been written then.
     pub fn pack<'m>(
         &self,
         isa: Isa,
@@ -169,7 +171,8 @@ impl<'w> Weights<'w> {
         })
     }
 
-    /// Elements of memory, of 4 bytes each, that [`Weights::pack`] needs; they hold the kernels in their own types.
+    /// The elements of memory, of 4 bytes each, that [`Weights::pack`] needs; they contain the kernels in
+    /// their own types.
     pub fn packed_len(&self, isa: Isa) -> usize {
         let lens = self.layers().map(|layer| layer.packed_len(isa));
         scratch::with_alignment(lens.fold(0, usize::saturating_add))

@@ -1,18 +1,19 @@
-//! Spreading independent tasks over threads. Tasks are cut from shapes alone, never from what runs where: the
+//! Spreads independent tasks over threads. How tasks are cut never depends on which thread runs them, and the
 //! bits are the same for any number of threads.
 
 #[cfg(feature = "std")]
 pub(crate) mod pool;
 
-/// How many tasks there are, and on how many threads they run at most.
+/// The number of tasks, and the largest number of threads on which they run.
 #[derive(Clone, Copy)]
 pub(crate) struct Tasks {
     pub(crate) count: usize,
     pub(crate) workers: usize,
 }
 
-/// Runs `task` for all of `0..count` on up to `workers` threads, of which the caller's is one; each worker has its own
-/// part of scratch, `part` elements, which may be none. Tasks compute in the caller's floating-point mode wherever they run.
+/// Runs `task` for all of `0..count` on up to `workers` threads, of which the caller's is one; each worker
+/// has its own part of scratch, `part` elements, which may be 0. Tasks compute in the caller's floating-point
+/// mode wherever they run.
 #[cfg(feature = "std")]
 pub(crate) fn for_each<F>(tasks: Tasks, scratch: &mut [f32], part: usize, task: F)
 where
@@ -48,7 +49,7 @@ where
     });
 }
 
-/// Without threads.
+/// Runs all tasks on the calling thread.
 #[cfg(not(feature = "std"))]
 pub(crate) fn for_each<F>(tasks: Tasks, scratch: &mut [f32], part: usize, task: F)
 where
@@ -77,13 +78,13 @@ mod tests {
 
     use super::*;
 
-    /// Threads of the library's own, whatever the machine has.
+    /// Starts a pool of three threads, whatever the machine has.
     fn three_threads() {
         static STARTED: Once = Once::new();
         STARTED.call_once(|| pool::start(3).unwrap());
     }
 
-    /// Which threads take part in as many tasks as there are workers, none of which ends before all have begun.
+    /// The threads that run as many tasks as there are workers, where no task ends before all have begun.
     fn at_once(workers: usize) -> HashSet<ThreadId> {
         let (barrier, threads) = (Barrier::new(workers), Mutex::new(HashSet::new()));
         for_each(Tasks { count: workers, workers }, &mut [0.0; 64], 16, |_, _| {

@@ -1,10 +1,11 @@
-//! The threads that help a call. On a thread of a rayon pool they are that pool's: a program that installs one decides
-//! where its calls run. On any other thread they are those of a pool that the library keeps for each process, of as many
-//! threads as rayon takes for its own (RAYON_NUM_THREADS, or what the machine offers).
+//! The threads that run a call besides the calling thread. If that thread belongs to a rayon pool they are
+//! that pool's, so that a program that installs a pool decides where its calls run. Otherwise they belong to
+//! a pool that the library keeps for each process, with as many threads as rayon takes for its own
+//! (RAYON_NUM_THREADS, or the number that the machine offers).
 //!
-//! It is not rayon's global pool because that one can be asked for only once, by whoever comes first: if it could not be
-//! started, each later use of it panics, and a process that was forked after its start waits for ever for threads that
-//! only its parent has.
+//! The library does not use rayon's global pool, which is started only once, by its first user: if it could
+//! not be started, each later use of it panics, and a process that was forked after its start waits for ever
+//! for threads that only its parent has.
 
 use std::boxed::Box;
 use std::format;
@@ -12,27 +13,27 @@ use std::sync::{PoisonError, RwLock};
 
 use rayon::{Scope, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-/// Where helpers come from.
+/// The pool whose threads run a call.
 pub(super) enum Pool {
     /// The rayon pool that the calling thread belongs to.
     Current,
-    /// The library's.
+    /// The library's own pool.
     Own(&'static ThreadPool),
 }
 
-/// The library's pool, as one process has started it, or failed to.
+/// The library's pool as one process has started it, or `None` where the start failed.
 #[derive(Clone, Copy)]
 struct Own {
     process: u32,
     pool: Option<&'static ThreadPool>,
 }
 
-/// Nobody waits for this lock, for its holder may be a thread that a forked process does not have.
+/// Calls never wait for this lock, because its holder may be a thread that a forked process does not have.
 static OWN: RwLock<Option<Own>> = RwLock::new(None);
 
 impl Pool {
-    /// `None` where the caller goes on alone, because no threads could be started or because another thread is just
-    /// starting them.
+    /// Returns `None` where the call runs on the calling thread alone, because no threads could be started or
+    /// because another thread is just starting them.
     pub(super) fn find() -> Option<Self> {
         if rayon::current_thread_index().is_some() {
             return Some(Self::Current);
@@ -49,7 +50,7 @@ impl Pool {
         started.pool.map(Self::Own)
     }
 
-    /// How many threads a call uses at most, the caller's included.
+    /// The largest number of threads that a call uses, the caller's included.
     pub(super) fn threads(&self) -> usize {
         match self {
             Self::Current => rayon::current_num_threads(),
@@ -57,7 +58,7 @@ impl Pool {
         }
     }
 
-    /// Runs `op` on the calling thread, and what it spawns on the pool's.
+    /// Runs `op` on the calling thread, and the tasks that it spawns on the pool's threads.
     pub(super) fn scope<'scope>(self, op: impl FnOnce(&Scope<'scope>)) {
         match self {
             Self::Current => rayon::in_place_scope(op),
@@ -66,21 +67,21 @@ impl Pool {
     }
 }
 
-/// Starts the library's pool with so many threads, or replaces it: for benchmarks, which also measure more threads than
-/// the machine has cores.
+/// Starts the library's pool with this number of threads, or replaces it, for benchmarks, which also measure
+/// more threads than the machine has cores.
 pub(crate) fn start(threads: usize) -> Result<(), ThreadPoolBuildError> {
     let own = Own { process: process(), pool: Some(build(threads)?) };
     *OWN.write().unwrap_or_else(PoisonError::into_inner) = Some(own);
     Ok(())
 }
 
-/// Which process this is: another one than its parent, if it was forked.
+/// The number of this process, which a forked process does not share with its parent.
 fn process() -> u32 {
-    // WebAssembly has no processes, and asking for one panics.
+    // WebAssembly has no processes, and `id` panics there.
     if cfg!(target_family = "wasm") { 0 } else { std::process::id() }
 }
 
-/// A pool that lives as long as the process; 0 is rayon's number of threads.
+/// Starts a pool that lives as long as the process; `threads` = 0 stands for rayon's default number.
 fn build(threads: usize) -> Result<&'static ThreadPool, ThreadPoolBuildError> {
     let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("chunkwise {i}"));
     Ok(Box::leak(Box::new(builder.build()?)))

@@ -1,16 +1,16 @@
-//! What the sweep of rules with decays or a delta multiplies with, a block of T tokens, one or two, at a time: phi of q and k
-//! with the decays from and to the ends of the block, and what its tokens take of each other.
+//! The operands of the sweep of rules with decays or a delta, one block of T tokens (one or two) at a time:
+//! phi of q and k with the decays from and to the ends of the block, and the coefficients between its tokens.
 //!
 //! ```text
 //! c = a_0 a_1;  k''_0 = a_1 k_0,  k''_1 = k_1;  q'_0 = a_0 q_0,  q'_1 = c q_1;  k' likewise        elementwise over K
 //! P_00 = q_0 . k_0,  P_10 = q_1 . k''_0,  P_11 = q_1 . k_1,  M = k_1 . k''_0                        dot products
 //! ```
 //!
-//! A scalar gate and a key gate take the same steps; a scalar one has the same decay for all K. Dot products have sixteen
-//! partial sums, which are added as a fixed tree.
+//! A scalar gate and a key gate take the same steps; a scalar gate has the same decay for all K. Dot products
+//! have sixteen partial sums, which are added in a fixed tree.
 //!
-//! The norm of q and k costs no pass of its own: q and k stay as they are, and 1 / |q| becomes a part of the factor of an
-//! output, 1 / |k| of the factors of y and u.
+//! The norm of q and k needs no pass of its own: q and k stay as they are, and 1 / |q| becomes a part of the
+//! factor of an output, 1 / |k| of the factors of y and u.
 #![allow(unsafe_code, reason = "vectors of rows are taken without a check for each of them")]
 
 use core::ops::Range;
@@ -27,31 +27,33 @@ use crate::math::{GROUP, inverse_root, sum_group};
 use crate::rule::{FeatureMap, Gate, Normaliser, Update};
 use crate::vector::copy_row;
 
-/// Rows of K elements that a block of T tokens needs while it is prepared: phi of k and q, decays, and dt_bias.
+/// The number of rows of K elements that a block of T tokens needs while it is prepared: phi of k and q,
+/// decays, and dt_bias.
 pub(crate) const fn space_rows(tokens: usize) -> usize {
     3 * tokens + 1
 }
 
-/// Dot products of a block.
+/// The number of dot products of a block.
 const PRODUCTS: usize = 8;
 
-/// Those of tokens with each other: P_00, P_10, P_11, M; and behind them, for the norms, q_0, q_1, k_0, k_1 with themselves.
+/// The partial sums of the dot products of a block: P_00, P_10, P_11 and M of its tokens with each other,
+/// followed by those of q_0, q_1, k_0 and k_1 with themselves, for the norms.
 type Products = [[f32; GROUP]; PRODUCTS];
 
 /// Prepares a tile, in blocks of T tokens.
 pub(crate) struct Decays<'a, 'z, const T: usize> {
     pub(crate) prepare: Prepare<'a, T>,
-    /// Written: what tokens take of each other.
+    /// The coefficients between tokens, which are written.
     pub(crate) scores: &'z mut [Scores; Scores::MOST],
 }
 
-/// phi of the rows of a block, and its decays, each of K rounded up to whole groups.
+/// phi of the rows of a block, and its decays; each row has K elements rounded up to whole groups.
 struct Block<'a, const T: usize> {
     k: [&'a [f32]; T],
     q: [&'a [f32]; T],
-    /// Of a key gate, `[T, K]`.
+    /// The decays of a key gate, `[T, K]`.
     decays: &'a [f32],
-    /// Of a scalar gate.
+    /// The decays of a scalar gate.
     decay: [f32; T],
 }
 
@@ -95,7 +97,7 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
             if rule.norm().is_some() {
                 block.squares(simd, products_of);
             }
-            // Sums of two blocks fill a vector.
+            // The sums of two blocks fill a vector.
             if i % 2 == 1 || i + 1 == count {
                 let sums = sum_groups(simd, bytemuck::cast_ref(&products));
                 for (scores, sums) in self.scores[i & !1..=i].iter_mut().zip(sums.chunks_exact(PRODUCTS)) {
@@ -110,8 +112,8 @@ impl<const T: usize> WithSimd for Decays<'_, '_, T> {
 }
 
 impl<const T: usize> Decays<'_, '_, T> {
-    /// phi of k and q of a block: where they lie, if phi is the identity and rows are whole groups of f32, else in `space`.
-    /// Tokens that there are none of are zero, and change no bit of S.
+    /// phi of k and q of a block: the tensors' own rows, if phi is the identity and rows are whole groups of
+    /// f32, else rows in `space`. Missing tokens are zero, and change no bit of S.
     #[inline(always)]
     fn rows<'s, S: Simd>(&self, simd: S, token: usize, space: &'s mut [f32]) -> [[&'s [f32]; T]; 2]
     where
@@ -126,7 +128,8 @@ impl<const T: usize> Decays<'_, '_, T> {
             for (t, to) in rows.iter_mut().enumerate() {
                 let Some(space) = spaces.next() else { continue };
                 if token + t >= len {
-                    // A product of a k of -0 and a u of +0, added to a row of S, leaves a zero there the sign that it has.
+                    // The product of a k of -0 and a u of +0, added to a row of S, preserves the sign of a
+                    // zero there.
                     space.fill(if i == 0 { -0.0 } else { 0.0 });
                     *to = space;
                     continue;
@@ -145,7 +148,7 @@ impl<const T: usize> Decays<'_, '_, T> {
         rows
     }
 
-    /// The decays of a block of a key gate. Where there is no token they are 1.
+    /// The decays of a block with a key gate. Those of missing tokens are 1.
     #[inline(always)]
     fn decays<S: Simd>(&self, simd: S, token: usize, gates: Gates<'_>, rows: &mut [f32]) {
         let Tokens { shape, len, .. } = self.prepare.tokens;
@@ -158,8 +161,8 @@ impl<const T: usize> Decays<'_, '_, T> {
         }
     }
 
-    /// From the products of all blocks: what tokens take of each other, by what u and y are multiplied, and by what outputs
-    /// are. Adds the tile to z.
+    /// Computes, from the products of all blocks, the coefficients between tokens and the factors of u, y and
+    /// outputs. Adds the tile to z.
     #[inline(always)]
     fn factors<S: Simd>(&mut self, simd: S, operands: &[f32]) -> Factors {
         let Tokens { rule, len, .. } = self.prepare.tokens;
@@ -204,7 +207,7 @@ impl<const T: usize> Decays<'_, '_, T> {
         factors
     }
 
-    /// beta of the tokens of a tile, 1 with the linear update; of those that there are none of it is 0.
+    /// beta of the tokens of a tile: 1 with the linear update; with the delta rule, 0 for missing tokens.
     #[inline(always)]
     fn betas<S: Simd>(&self, simd: S) -> [f32; GROUP] {
         let Tokens { rule, shape, tensors, len, .. } = self.prepare.tokens;
@@ -226,12 +229,12 @@ impl<const T: usize> Decays<'_, '_, T> {
 pub(super) struct Gates<'a> {
     tokens: Tokens<'a>,
     map: Decay,
-    /// dt_bias: of a key gate a row of it, else its number, sixteen times.
+    /// dt_bias: for a key gate a row, else one number repeated sixteen times.
     bias: &'a [f32],
 }
 
 impl<'a> Gates<'a> {
-    /// `bias` is a row of K rounded up to whole groups.
+    /// `bias` is room for dt_bias, a row of K elements rounded up to whole groups.
     #[inline(always)]
     pub(super) fn new<S: Simd>(simd: S, tokens: Tokens<'a>, bias: &'a mut [f32]) -> Self {
         let Tokens { rule, shape, tensors, first, .. } = tokens;
@@ -248,7 +251,7 @@ impl<'a> Gates<'a> {
         Self { tokens, map, bias }
     }
 
-    /// The decays of tokens with a scalar gate, of which there are at most sixteen.
+    /// The decays of at most sixteen tokens with a scalar gate.
     #[inline(always)]
     pub(super) fn numbers<S: Simd>(self, simd: S, tokens: Range<usize>, to: &mut [f32; GROUP]) {
         let Tokens { shape, tensors, .. } = self.tokens;
@@ -258,7 +261,7 @@ impl<'a> Gates<'a> {
         self.map.apply(simd, to, &self.bias[..GROUP]);
     }
 
-    /// The decays of a token with a key gate, and 1 behind them.
+    /// The decays of a token with a key gate, padded with 1.
     #[inline(always)]
     pub(super) fn row<S: Simd>(self, simd: S, token: usize, to: &mut [f32]) {
         let Tokens { shape, tensors, .. } = self.tokens;
@@ -272,7 +275,7 @@ impl<'a> Gates<'a> {
 }
 
 impl<'a, const T: usize> Block<'a, T> {
-    /// Rows of as many elements each, a multiple of a group.
+    /// All rows must have the same number of elements, a multiple of a group.
     fn new(k: [&'a [f32]; T], q: [&'a [f32]; T], decays: &'a [f32], decay: [f32; T]) -> Self {
         let key = k[0].len();
         let same = k.iter().chain(&q).all(|row| row.len() == key) && decays.len() == T * key;
@@ -303,7 +306,8 @@ impl<'a, const T: usize> Block<'a, T> {
         [q, k, a]
     }
 
-    /// Operands of a block, and the partial sums of the dot products of its tokens; `KEY`: its decays are rows.
+    /// Computes the operands of a block and the partial sums of the dot products of its tokens. With `KEY`,
+    /// its decays are rows.
     #[inline(always)]
     fn multiply<S: Simd, const KEY: bool, const DELTA: bool>(
         &self,
@@ -346,13 +350,13 @@ impl<'a, const T: usize> Block<'a, T> {
         }
     }
 
-    /// The partial sums of the squares of q and of k.
+    /// Computes the partial sums of the squares of q and of k.
     #[inline(always)]
     fn squares<S: Simd>(&self, simd: S, products: &mut Products) {
         for lane in (0..GROUP).step_by(S::F32_LANES) {
             let mut sums = [[simd.splat_f32s(0.0); T]; 2];
             for at in (lane..self.k[0].len()).step_by(GROUP) {
-                // SAFETY: rows are of whole groups.
+                // SAFETY: rows consist of whole groups.
                 let [q, k, _] = unsafe { self.vectors::<S, false>(simd, at) };
                 for t in 0..T {
                     sums[0][t] = simd.mul_add_e_f32s(q[t], q[t], sums[0][t]);
@@ -367,7 +371,7 @@ impl<'a, const T: usize> Block<'a, T> {
     }
 }
 
-/// `phi(q_t) . z_t` of the tokens of a block, which z takes in: z is a column of S whose v are 1.
+/// Adds the tokens of a block to z and returns their `phi(q_t) . z_t`: z is a column of S whose v are 1.
 #[inline(always)]
 fn add_to_z<S: Simd, const T: usize>(
     simd: S,
@@ -406,7 +410,7 @@ fn add_to_z<S: Simd, const T: usize>(
 /// The vector of a row that begins at an element.
 ///
 /// # Safety
-/// All of it lies in the row.
+/// The whole vector lies in the row.
 #[inline(always)]
 unsafe fn vector<S: Simd>(row: &[f32], at: usize) -> S::f32s {
     // SAFETY: in bounds by the caller's promise.

@@ -1,4 +1,4 @@
-//! The sweep of the delta rule for one token, on a state that is swept where it lies:
+//! The sweep of the delta rule for one token, on a state that is swept in place:
 //!
 //! ```text
 //! for each panel of N vectors of V's columns:
@@ -8,10 +8,11 @@
 //!     u = beta (v - y);  o += P u    (each of them times its factor)
 //! ```
 //!
-//! u depends on all rows, so that a row is read before it can be updated, and again then. The update of a panel, whose rows are
-//! near by then, goes along with the reading of the next one, which comes from afar.
+//! u depends on all rows, so that each row is read once before its update and once more for it. The update of
+//! a panel, whose rows are in a near cache by then, is done together with the first reading of the next
+//! panel, whose rows come from farther away.
 //!
-//! Operands are those of [`super::gated`] for a block of one token, and so are the bits.
+//! The operands and the bits are those of [`super::gated`] for a block of one token.
 #![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
 
 use pulp::{Simd, WithSimd};
@@ -23,13 +24,13 @@ use crate::math::GROUP;
 /// Panels of N vectors, side by side.
 pub(crate) struct DeltaDecode<'a, const N: usize> {
     pub(crate) tile: &'a Tile<'a>,
-    /// The first panel's first column among this task's.
+    /// The first panel's first column among this task's columns.
     pub(crate) column: usize,
     pub(crate) panels: usize,
     pub(crate) s: Rows<'a>,
 }
 
-/// The rows of an operand, k'', c, q' or k', in groups.
+/// The number of rows of operands: k'', c, q' and k'.
 const ROWS: usize = operand_rows(1, true);
 
 impl<const N: usize> WithSimd for DeltaDecode<'_, N> {
@@ -66,7 +67,8 @@ impl<const N: usize> WithSimd for DeltaDecode<'_, N> {
 }
 
 impl<const N: usize> DeltaDecode<'_, N> {
-    /// Updates the rows of the panel before by its u, and reads those of a panel: o and y.
+    /// Updates the rows of the panel before `panel` with its u, and reads the rows of `panel`, which gives o
+    /// and y.
     #[inline(always)]
     fn rows<S: Simd, const UPDATE: bool, const READ: bool>(
         &mut self,

@@ -1,5 +1,5 @@
-//! Speculative decoding: what a verify records of its tokens ([`Record`]), and the sweep that takes those that were accepted into
-//! a state where it lies ([`Commit`]):
+//! Speculative decoding: what a verify records of its tokens ([`Record`]), and the sweep that adds the
+//! accepted tokens to a state in place ([`Commit`]):
 //!
 //! ```text
 //! for each row i of S:
@@ -9,8 +9,8 @@
 //!     S[i] = x
 //! ```
 //!
-//! With the u that a verify has solved for, the delta rule is the linear update. Each element is the chain of operations of
-//! [`crate::Attention::decode`], so that a linear update has the bits of as many decodes.
+//! With the u that a verify has solved for, the delta rule is the linear update. Each element is the chain of
+//! operations of [`crate::Attention::decode`], so that a linear update has the bits of as many decodes.
 
 use core::ops::Range;
 
@@ -27,11 +27,11 @@ use crate::state::{Layout, Pieces};
 use crate::tensors::Disjoint;
 use crate::vector::{load, store};
 
-/// Tokens of a draft at most.
+/// The largest number of tokens in a draft.
 pub(crate) const MOST_TOKENS: usize = 16;
 
-/// Where the record of one head has phi(k), `[T, K]`, u, `[T, V]`, and decays, `[T, 0, 1 or K]`. Of rules in blocks phi(k) is without
-/// its norm, which u has taken.
+/// The layout of the record of one head: phi(k), `[T, K]`, u, `[T, V]`, and decays, `[T, 0, 1 or K]`. For
+/// rules in blocks phi(k) is not divided by its norm, because u is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordLayout {
     tokens: usize,
@@ -46,7 +46,7 @@ impl RecordLayout {
         Self { tokens: shape.len, key: shape.key, value: shape.value, gate }
     }
 
-    /// Elements.
+    /// Elements of the record of one head.
     pub(crate) fn len(&self) -> usize {
         self.tokens * (self.key + self.value + self.gate)
     }
@@ -66,7 +66,7 @@ impl RecordLayout {
     }
 }
 
-/// The record of one head, which tasks write that differ in columns of V.
+/// The record of one head, which is written by tasks that differ in columns of V.
 #[derive(Clone, Copy)]
 pub(crate) struct Record<'a> {
     pub(crate) data: Disjoint<'a>,
@@ -76,7 +76,7 @@ pub(crate) struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// Columns of u of tokens of the tile, one row of `from` for each.
+    /// Writes columns of u for tokens of the tile, one row of `from` for each token.
     pub(super) fn write_u(&self, token: usize, columns: Range<usize>, from: &[f32], stride: usize) {
         for (t, from) in from.chunks_exact(stride).enumerate() {
             let begin = self.layout.u(self.token + token + t).start + columns.start;
@@ -87,13 +87,13 @@ impl Record<'_> {
     }
 }
 
-/// Records a tile: phi(k) and decays, and v, which is u, of a rule that is not in blocks.
+/// Records a tile: phi(k), decays and, for a rule that is not in blocks, v, which is its u.
 pub(crate) struct Keep<'a> {
     pub(crate) tokens: Tokens<'a>,
     pub(crate) record: Record<'a>,
-    /// This task's columns of V: the one that has the first records phi(k) and decays.
+    /// This task's columns of V. The task of the first column records phi(k) and decays.
     pub(crate) columns: Range<usize>,
-    /// Two rows of K rounded up to whole groups.
+    /// Room for two rows of K elements rounded up to whole groups.
     pub(crate) space: &'a mut [f32],
 }
 
@@ -114,8 +114,8 @@ impl WithSimd for Keep<'_> {
         for t in 0..len {
             let (from, to) = (tokens.row(t), record.token + t);
             #[allow(unsafe_code, reason = "columns are split among tasks")]
-            // SAFETY: tasks differ in the head or in the columns, only the task of the first column takes phi(k) and decays,
-            // and one part is alive at a time.
+            // SAFETY: tasks differ in the head or in the columns, only the task of the first column takes
+            // phi(k) and decays, and one part is alive at a time.
             let part = |range: Range<usize>| unsafe { record.data.part(range.start, range.len()) };
             if !rule.in_blocks() {
                 let u = record.layout.u(to).start;
@@ -144,13 +144,13 @@ impl WithSimd for Keep<'_> {
     }
 }
 
-/// Takes the first tokens of a record into the state of a head.
+/// Adds the first tokens of a record to the state of a head.
 pub(crate) struct Commit<'a> {
     pub(crate) rule: &'a Rule,
     pub(crate) layout: &'a Layout,
     pub(crate) record: &'a [f32],
     pub(crate) record_layout: RecordLayout,
-    /// Tokens to take.
+    /// The number of tokens to add.
     pub(crate) accepted: usize,
     pub(crate) state: &'a mut [f32],
 }
@@ -195,7 +195,7 @@ impl WithSimd for Commit<'_> {
 struct Source<'a> {
     record: &'a [f32],
     layout: RecordLayout,
-    /// eps of the norm that k has not taken yet.
+    /// eps of the norm by which the recorded k has not been divided, if there is one.
     qk_norm: Option<f32>,
 }
 
@@ -204,12 +204,12 @@ struct Source<'a> {
 struct Token<'a> {
     k: &'a [f32],
     u: &'a [f32],
-    /// None, one, or one for each row of S.
+    /// No decay, one decay, or one for each row of S.
     decays: &'a [f32],
 }
 
 impl Token<'_> {
-    /// By what a row of S is multiplied.
+    /// The number by which a row of S is multiplied.
     #[inline(always)]
     fn decay(&self, row: usize) -> f32 {
         match self.decays {
@@ -226,7 +226,7 @@ impl<'a> Source<'a> {
         Token { k: &self.record[k], u: &self.record[u], decays: &self.record[decays] }
     }
 
-    /// Takes tokens into S, with the rounding errors beside it where they are kept.
+    /// Adds tokens to S, with the rounding errors beside it where they are kept.
     #[inline(always)]
     fn add_to_matrix<S: Simd>(&self, simd: S, tokens: Range<usize>, s: &mut [f32], errors: &mut [f32]) {
         let value = self.layout.value;
@@ -242,8 +242,8 @@ impl<'a> Source<'a> {
             }
             return;
         }
-        // A token is two operations in a chain, of eight cycles: eight vectors of each of two rows, or four where there are
-        // fewer registers, fill them.
+        // A token is two dependent operations, which take eight cycles. Eight vectors of each of two rows, or
+        // four where there are fewer registers, fill these cycles.
         if S::F32_LANES == 8 {
             rows::<S, 4>(simd, tokens, s, value);
         } else {
@@ -251,7 +251,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Takes tokens into z, of which there is none without a normaliser.
+    /// Adds tokens to z, which is empty without a normaliser.
     #[inline(always)]
     fn add_to_z<S: Simd>(&self, simd: S, tokens: Range<usize>, z: &mut [f32], errors: &mut [f32]) {
         for token in tokens {
@@ -266,7 +266,7 @@ impl<'a> Source<'a> {
                         x
                     }
                     [] => simd.add_f32s(x, k),
-                    // As z of a block of one token takes it.
+                    // These are the operations with which a block of one token is added to z.
                     decays => {
                         let decay = if let [decay] = decays {
                             simd.splat_f32s(*decay)
@@ -282,7 +282,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Takes tokens into all rows of S, two at a time.
+/// Adds tokens to all rows of S, two rows at a time.
 #[inline(always)]
 fn rows<S: Simd, const N: usize>(simd: S, tokens: &[Token<'_>], s: &mut [f32], value: usize) {
     for (i, s) in s.chunks_mut(2 * value).enumerate() {
@@ -304,7 +304,7 @@ fn rows<S: Simd, const N: usize>(simd: S, tokens: &[Token<'_>], s: &mut [f32], v
     }
 }
 
-/// Takes tokens into N vectors of R rows of S, which begin at a row and a column.
+/// Adds tokens to N vectors of R rows of S, which begin at a row and a column.
 #[inline(always)]
 fn chain<S: Simd, const R: usize, const N: usize>(
     simd: S,
@@ -345,7 +345,7 @@ fn after<S: Simd, const R: usize, const N: usize>(
     x
 }
 
-/// Takes tokens into a row of S and its rounding errors.
+/// Adds tokens to a row of S and its rounding errors.
 #[inline(always)]
 fn compensated<S: Simd>(simd: S, tokens: &[Token<'_>], row: usize, s: &mut [f32], errors: &mut [f32]) {
     for column in (0..s.len()).step_by(S::F32_LANES) {
@@ -360,7 +360,7 @@ fn compensated<S: Simd>(simd: S, tokens: &[Token<'_>], row: usize, s: &mut [f32]
     }
 }
 
-/// The first elements of a row as a vector; zeros behind its end.
+/// The first elements of a row as a vector, padded with zeros.
 #[inline(always)]
 fn load_part<S: Simd>(row: &[f32]) -> S::f32s {
     if row.len() >= S::F32_LANES {
@@ -371,7 +371,7 @@ fn load_part<S: Simd>(row: &[f32]) -> S::f32s {
     load::<S, 1>(&part)[0]
 }
 
-/// Replaces the first elements of a row, as many as it and a vector have.
+/// Replaces the first elements of a row: all lanes of the vector, or as many as the row has.
 #[inline(always)]
 fn store_part<S: Simd>(x: S::f32s, row: &mut [f32]) {
     if row.len() >= S::F32_LANES {

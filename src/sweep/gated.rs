@@ -1,4 +1,5 @@
-//! The sweep of rules with decays or a delta, in blocks of T tokens, one or two, from the state S_0 before the block:
+//! The sweep of rules with decays or a delta, in blocks of T tokens, one or two, from the state S_0 before
+//! the block:
 //!
 //! ```text
 //! linear update                                    delta
@@ -12,15 +13,17 @@
 //! b_t = a_1 .. a_t, d_t = a_{t+1} .. a_T, c = b_T; q' = b q, k' = b k, k'' = d k; P and M: see `Scores`
 //! ```
 //!
-//! Where keys are divided by their length, u is divided by it once more, and the rows k' and k'' are of keys as they are.
+//! Where keys are divided by their length, u is divided by it once more, and the rows k' and k'' are computed
+//! from the undivided keys.
 //!
-//! Decays are only multiplied, never divided by or subtracted as logarithms: with decays of at most 1 nothing overflows, and
-//! a decay of 0 is a reset. It spends 2.5 K V multiply-adds a token for the linear update and 3.5 for the delta. Blocks of
-//! four tokens spend 2.25 and 3.25, and are slower: they need sixteen dot products of K elements where two of two need eight, and
-//! on AVX2 they leave registers for one vector of columns, which is more loads than multiply-adds.
+//! Decays are only multiplied, never divided by or subtracted as logarithms: with decays of at most 1 nothing
+//! overflows, and a decay of 0 is a reset. The sweep costs 2.5 K V multiply-adds a token for the linear
+//! update and 3.5 for the delta. Blocks of four tokens cost 2.25 and 3.25, and are slower: they need sixteen
+//! dot products of K elements where two blocks of two need eight, and on AVX2 they leave registers for only
+//! one vector of columns, which takes more loads than multiply-adds.
 //!
-//! Blocks have two tokens on every instruction set, for bits depend on it; a last one that is shorter is filled up with
-//! a token whose k, q and beta are 0 and whose decay is 1. Operands of a block are
+//! Blocks have two tokens on every instruction set, because the bits depend on it; a shorter last block is
+//! filled up with a token whose k, q and beta are 0 and whose decay is 1. Operands of a block are
 //! `[K / 16][k'' x T, c, q' x T, k' x T][16]`, k' only for the delta.
 #![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
 
@@ -31,7 +34,7 @@ use pulp::{Simd, WithSimd};
 use super::{Ends, Rows, Tile, padded_key};
 use crate::math::GROUP;
 
-/// Rows of operands of a block of so many tokens.
+/// The number of rows of operands in a block of this number of tokens.
 pub(crate) const fn operand_rows(tokens: usize, delta: bool) -> usize {
     (if delta { 3 } else { 2 }) * tokens + 1
 }
@@ -39,12 +42,12 @@ pub(crate) const fn operand_rows(tokens: usize, delta: bool) -> usize {
 /// One tile and one panel of N vectors, in blocks of T tokens.
 pub(crate) struct GatedPanel<'a, const T: usize, const N: usize, const DELTA: bool> {
     pub(crate) tile: &'a Tile<'a>,
-    /// The panel's first column among this task's.
+    /// The panel's first column among this task's columns.
     pub(crate) column: usize,
     pub(crate) s: Rows<'a>,
 }
 
-/// What a pass over the rows of S takes and gives: u of the update; o and y of the block.
+/// The input and the results of a pass over the rows of S: u of the update, and o and y of the block.
 struct Columns<S: Simd, const T: usize, const N: usize> {
     u: [[S::f32s; N]; T],
     o: [[S::f32s; N]; T],
@@ -99,7 +102,8 @@ impl<const T: usize, const N: usize, const DELTA: bool> WithSimd for GatedPanel<
 }
 
 impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DELTA> {
-    /// One pass over the rows of S: the update by `u` with the operands `update`, and the sums o and y with `read`.
+    /// One pass over the rows of S: the update by `u` with the operands `update`, and the sums o and y with
+    /// `read`.
     #[inline(always)]
     fn rows<S: Simd, const UPDATE: bool, const READ: bool>(
         &mut self,
@@ -158,7 +162,7 @@ impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DEL
         (columns.o, columns.y) = (o, y);
     }
 
-    /// u of a block of which there are `len` tokens.
+    /// u of a block, of which `len` tokens exist.
     #[inline(always)]
     fn solve<S: Simd>(
         &self,
@@ -206,7 +210,8 @@ impl<const T: usize, const N: usize, const DELTA: bool> GatedPanel<'_, T, N, DEL
         let (last, zero) = (T - 1, simd.splat_f32s(0.0));
         for j in 0..N {
             o[0][j] = simd.mul_add_e_f32s(p00, u[0][j], o[0][j]);
-            // A product and a sum with +0: an output that is exactly zero is +0 whatever the factor's sign.
+            // The product is added to +0, so that an output that is exactly zero is +0 whatever the factor's
+            // sign.
             o[0][j] = simd.mul_add_e_f32s(o[0][j], simd.splat_f32s(factors[0]), zero);
             if T == 2 {
                 o[last][j] = simd.mul_add_e_f32s(p10, u[0][j], o[last][j]);

@@ -1,4 +1,5 @@
-//! The maps of gates and of beta, on vectors of f32. Each is one sequence of operations on every instruction set.
+//! The maps of gates and of beta, on vectors of f32. Each is one sequence of operations on every instruction
+//! set.
 
 use pulp::Simd;
 
@@ -14,18 +15,18 @@ pub(crate) struct Decay {
 }
 
 impl Decay {
-    /// `a_log` is that of the head, 0 where there is none.
+    /// `a_log` is A_log of the head, 0 where it is not given.
     #[inline(always)]
     pub(crate) fn new<S: Simd>(simd: S, map: GateMap, a_log: f32) -> Self {
         Self { map, rate: first_lane::<S>(exp(simd, simd.splat_f32s(a_log))) }
     }
 
-    /// The decays a of elements of g and their dt_bias, in place.
+    /// Replaces elements of g, which have these dt_bias, by their decays a.
     #[inline(always)]
     pub(crate) fn apply<S: Simd>(self, simd: S, g: &mut [f32], bias: &[f32]) {
         let rate = simd.splat_f32s(self.rate);
         let pairs = S::as_mut_simd_f32s(g).0.iter_mut().zip(S::as_simd_f32s(bias).0);
-        // A loop for each map: a choice for each vector costs half of an exponential.
+        // Each map has a loop of its own: a choice for each vector would cost half as much as an exponential.
         match self.map {
             GateMap::Log => {
                 for (x, _) in pairs {
@@ -49,7 +50,7 @@ impl Decay {
     }
 }
 
-/// The betas of elements of their tensor, in place.
+/// Replaces elements of the tensor of beta by their betas.
 #[inline(always)]
 pub(crate) fn map_betas<S: Simd>(simd: S, map: BetaMap, betas: &mut [f32]) {
     let twice = match map {

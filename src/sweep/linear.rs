@@ -10,13 +10,13 @@
 //! o_t *= scale / norm_t
 //! ```
 //!
-//! It spends the recurrence's multiply-adds, 2 K V a token, and nothing else. Every element is one chain of fused
-//! multiply-adds in a fixed order, over tokens for S and over i for o, so that its bits depend neither on the size of a
-//! block or a panel nor on where a sequence is cut.
+//! The sweep costs the multiply-adds of the recurrence, 2 K V a token, and no others. Every element is one
+//! chain of fused multiply-adds in a fixed order, over tokens for S and over i for o, so that its bits depend
+//! neither on the size of a block or a panel nor on where a sequence is cut.
 //!
-//! Operands of a block are `[K / 16][k, q][B][16]`. [`kind::PAST`] adds a second sum over a matrix that is only read, for
-//! chunks that are normalised apart. [`kind::COMPENSATED`] sums each block by itself and adds it together with the rounding
-//! errors so far.
+//! Operands of a block are `[K / 16][k, q][B][16]`. [`kind::PAST`] adds a second sum over a matrix that is
+//! only read, for chunks that are normalised separately. [`kind::COMPENSATED`] sums each block by itself and
+//! adds this sum to S together with the rounding errors so far.
 #![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
 
 use pulp::{Simd, WithSimd};
@@ -24,26 +24,28 @@ use pulp::{Simd, WithSimd};
 use super::{Ends, Sums, Tile, padded_key, whole_blocks};
 use crate::math::{GROUP, add_compensated};
 
-/// What a sweep does beside the recurrence: a parameter of [`Panel`], so that each kind is compiled by itself.
+/// What a sweep does besides the recurrence: a parameter of [`Panel`], so that each kind is compiled
+/// separately.
 pub(crate) mod kind {
-    /// The recurrence.
+    /// The recurrence alone.
     pub(crate) const PLAIN: u8 = 0;
-    /// Outputs take a second matrix that is only read.
+    /// Outputs also take in a second matrix, which is only read.
     pub(crate) const PAST: u8 = 1;
     /// The rounding errors of S are kept beside it.
     pub(crate) const COMPENSATED: u8 = 2;
-    /// Any of these, by which matrices there are: one body, for machines on which code is counted in bytes.
+    /// Any of the kinds above, depending on which matrices there are: one body of code, for machines on which
+    /// its size counts.
     pub(crate) const ANY: u8 = 3;
-    /// S takes the tokens and there are no outputs: the first pass of attention that is not causal.
+    /// Tokens are added to S and there are no outputs: the first pass of attention that is not causal.
     pub(crate) const SUM: u8 = 4;
-    /// Outputs are read from an S that takes no tokens: the second pass.
+    /// Outputs are read from S, to which no tokens are added: the second pass.
     pub(crate) const READ: u8 = 5;
 }
 
 /// One tile and one panel of N vectors, in blocks of B tokens.
 pub(crate) struct Panel<'a, const B: usize, const N: usize, const KIND: u8> {
     pub(crate) tile: &'a Tile<'a>,
-    /// The panel's first column among this task's.
+    /// The panel's first column among this task's columns.
     pub(crate) column: usize,
     pub(crate) sums: Sums<'a>,
 }
@@ -88,7 +90,7 @@ impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
         KIND == kind::COMPENSATED || KIND == kind::ANY && !self.sums.error.data.is_empty()
     }
 
-    /// One block of T tokens.
+    /// Sweeps one block of T tokens.
     #[inline(always)]
     fn block<S: Simd, const T: usize>(&mut self, simd: S, token: usize, operands: &[f32], ends: &Ends<'a>) {
         ends.prefetch(token..token + T, 0, 1);
@@ -102,7 +104,8 @@ impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
             let (k, q) = operands.as_chunks::<GROUP>().0.split_at(T);
             let first = group * GROUP;
             for i in 0..GROUP.min(key - first) {
-                // SAFETY: there is a row `first + i` below K, and each matrix that is used was checked for K rows.
+                // SAFETY: there is a row `first + i` below K, and each matrix that is used was checked for K
+                // rows.
                 let row = unsafe { self.sums.s.row::<S, N>(first + i, 0) };
                 let mut x = *row;
                 let mut sum = [simd.splat_f32s(0.0); N];
@@ -149,8 +152,9 @@ impl<'a, const B: usize, const N: usize, const KIND: u8> Panel<'a, B, N, KIND> {
         }
         let factors = self.tile.factors;
         for t in 0..T {
-            // A product and a sum with +0, so that an output that is exactly zero is +0 whatever the factor's sign, with
-            // a past and without. S and z begin at +0 and are only added to, so theirs are +0 as well.
+            // The product is added to +0, so that an output that is exactly zero is +0 whatever the factor's
+            // sign, with a past and without. S and z begin at +0 and are only added to, so their zeros are +0
+            // as well.
             let mut sum = [simd.splat_f32s(0.0); N];
             if reads_past {
                 let factor = simd.splat_f32s(factors.past[token + t]);

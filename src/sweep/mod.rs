@@ -8,15 +8,16 @@
 //!             S[i] = x                                 ... and stored once
 //! ```
 //!
-//! [`linear`] is the loop of the linear rule, [`gated`] that of the rules with decays or a delta, [`decode`] that of the delta rule
-//! for one token.
+//! [`linear`] contains the loop of the linear rule, [`gated`] that of the rules with decays or a delta, and
+//! [`decode`] that of the delta rule for one token.
 //!
-//! 1. What a sweep multiplies with is prepared before ([`prepare`]; of blocks with decays, [`decays`]), a tile of tokens at a
-//!    time: nothing here knows a feature map, a gate's map, a normaliser or a type of element.
-//! 2. Operands are laid out as they are read, sixteen rows of S at a time. One address then serves all broadcasts of sixteen
-//!    rows, and preparing them takes no shuffle.
-//! 3. S lies in panels, `[V / panel][K][panel]`, while many tokens are computed, and in the caller's memory, `[K, V]`, for
-//!    one. Both are rows at a stride.
+//! 1. The operands of a sweep are prepared before it, a tile of tokens at a time, in [`prepare`] or, for
+//!    blocks with decays, in [`decays`]. The loops depend on no feature map, gate's map, normaliser or type
+//!    of element.
+//! 2. Operands are laid out in the order in which they are read, sixteen rows of S at a time. One address
+//!    then serves all broadcasts of sixteen rows, and their preparation takes no shuffle.
+//! 3. S is kept in panels, `[V / panel][K][panel]`, while many tokens are computed, and in the caller's
+//!    memory, `[K, V]`, for one token. Both are rows at a stride.
 #![allow(unsafe_code, reason = "rows of S are taken without a check for each of them")]
 
 pub(crate) mod decays;
@@ -40,19 +41,20 @@ use crate::shape::{Row, Shape};
 use crate::tensors::Tensors;
 use crate::vector::{copy_row, load, vectors_mut};
 
-/// How wide a panel and how long a tile are, by the number of lanes. Bits don't depend on it.
+/// The width of a panel and the length of a tile, by the number of lanes. Bits don't depend on them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Blocking {
-    /// Vectors of columns in a panel of S.
+    /// The number of vectors of columns in a panel of S.
     pub(crate) vectors: usize,
-    /// Tokens prepared together, a multiple of the blocks that are swept.
+    /// The number of tokens prepared together, a multiple of the blocks that are swept.
     pub(crate) tile: usize,
 }
 
 impl Blocking {
-    /// Of the linear rule: a panel is what the largest block holds in registers: its v and o, a row of S and two broadcasts.
-    /// 3 tokens by 4 vectors take 28 of AVX-512's 32 registers, 3 by 2 all of AVX2's 16. Multiply-adds of a sweep alone, K = V
-    /// = 64, % of the peak of a Xeon (Granite Rapids): AVX-512 3 x 4 80, 4 x 2 75, 6 x 2 77, 2 x 4 68, 4 x 4 69; AVX2 3 x 2
+    /// The blocking of the linear rule. A panel is as wide as the largest block can hold in registers: its v
+    /// and o, a row of S and two broadcasts. 3 tokens by 4 vectors take 30 of AVX-512's 32 registers, 3 by 2
+    /// all of AVX2's 16. The multiply-adds of a sweep alone, with K = V = 64, reach these percentages of the
+    /// peak of a Xeon (Granite Rapids): AVX-512 3 x 4 80, 4 x 2 75, 6 x 2 77, 2 x 4 68, 4 x 4 69; AVX2 3 x 2
     /// 92, 4 x 2 85, 2 x 2 86, 4 x 1 79.
     const fn linear(lanes: usize) -> Self {
         match lanes {
@@ -63,8 +65,8 @@ impl Blocking {
         }
     }
 
-    /// Of blocks of two tokens with decays or a delta: their u, o and y, a row of S and a broadcast. 2 tokens by 4 vectors take 30
-    /// of 32 registers, by 2 15 of AVX2's 16.
+    /// The blocking of blocks of two tokens with decays or a delta, which hold u, o and y, a row of S and a
+    /// broadcast in registers. 2 tokens by 4 vectors take 29 of 32 registers, 2 by 2 take 15 of AVX2's 16.
     const fn gated(lanes: usize) -> Self {
         match lanes {
             16 => Self { vectors: 4, tile: 16 },
@@ -78,10 +80,10 @@ impl Blocking {
         if in_blocks { Self::gated(lanes) } else { Self::linear(lanes) }
     }
 
-    /// The largest tile there is.
+    /// The largest number of tokens in a tile.
     pub(crate) const MOST: usize = 24;
 
-    /// Columns of a panel.
+    /// The number of columns in a panel.
     pub(crate) const fn panel(self, lanes: usize) -> usize {
         self.vectors * lanes
     }
@@ -92,50 +94,55 @@ pub(crate) const fn padded_key(key: usize) -> usize {
     round_up(key, GROUP)
 }
 
-/// Tokens of a tile that fill blocks of B; the others, all where B is 1, are taken one by one.
+/// The number of tokens of a tile that fill blocks of B; the others (all where B is 1) are computed one by
+/// one.
 pub(crate) const fn whole_blocks<const B: usize>(len: usize) -> usize {
     if B > 1 { len / B * B } else { 0 }
 }
 
-/// By what outputs are multiplied, for each token of a tile.
+/// The factors of the outputs, for each token of a tile.
 #[derive(Clone, Copy)]
 pub(crate) struct Factors {
-    /// scale / norm of the sums that the tile adds to.
+    /// scale / norm of the sums to which the tile is added.
     pub(crate) current: [f32; Blocking::MOST],
     /// scale / norm of the past chunks.
     pub(crate) past: [f32; Blocking::MOST],
 }
 
-/// What the tokens of a block of one or two take of each other. Of a block of one token only the first elements are used.
+/// The coefficients between the tokens of a block of one or two. A block of one token uses only the first
+/// elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Scores {
-    /// Dot products of the tokens, before anything is made of them.
+    /// The dot products of the tokens, from which the other fields are computed.
     pub(crate) products: [f32; 8],
-    /// `p[t][s] = q_t . (k_s decayed from s to t)` for `s <= t`: what output t takes of u_s.
+    /// `p[t][s] = q_t . (k_s decayed from s to t)` for `s <= t`: the coefficient of u_s in output t.
     pub(crate) p: [[f32; 2]; 2],
-    /// What u_1 takes of u_0, of the delta rule.
+    /// The coefficient of u_0 in u_1, before the factor `u`, for the delta rule.
     pub(crate) m: f32,
-    /// What u_t takes of `y_t = k'_t . S`, of the delta rule: -1 / |k_t|, where keys are divided by their length.
+    /// The coefficient of `y_t = k'_t . S` in u_t, before the factor `u`, for the delta rule: -1, or
+    /// `-1 / |k_t|` where keys are divided by their length.
     pub(crate) y: [f32; 2],
-    /// By what u_t is multiplied: beta_t of the delta rule, 1 / |k_t| likewise.
+    /// The factor of u_t: beta_t for the delta rule, else 1, times `1 / |k_t|` where keys are divided by
+    /// their length.
     pub(crate) u: [f32; 2],
 }
 
 impl Scores {
     pub(crate) const ZERO: Self =
         Self { products: [0.0; 8], p: [[0.0; 2]; 2], m: 0.0, y: [0.0; 2], u: [0.0; 2] };
-    /// Blocks of a tile at most.
+    /// The largest number of blocks in a tile.
     pub(crate) const MOST: usize = 8;
 }
 
-/// Which half of the recurrence a pass over the tokens computes. Attention that is not causal takes two passes.
+/// Which part of the recurrence a pass over the tokens computes. Attention that is not causal takes two
+/// passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
     /// Sums and outputs.
     Both,
     /// Only the sums.
     Sum,
-    /// Only the outputs, of sums that are complete.
+    /// Only the outputs, from sums that are complete.
     Read,
 }
 
@@ -144,27 +151,27 @@ pub(crate) enum Pass {
 pub(crate) struct Tile<'a> {
     pub(crate) shape: &'a Shape,
     pub(crate) tensors: &'a Tensors<'a>,
-    /// The first token.
+    /// The rows of the first token.
     pub(crate) first: Row,
-    /// Tokens.
+    /// The number of tokens.
     pub(crate) len: usize,
     /// Operands of whole blocks, then of single tokens.
     pub(crate) operands: &'a [f32],
     pub(crate) factors: &'a Factors,
-    /// What the tokens of a block take of each other; of blocks with decays or a delta.
+    /// The coefficients between the tokens of each block, for blocks with decays or a delta.
     pub(crate) scores: &'a [Scores],
-    /// v in f32, `[len, width]`, where it is of another type.
+    /// v in f32, `[len, width]`, where the tensor has another type.
     pub(crate) wide_v: Option<&'a [f32]>,
     /// This task's columns of V.
     pub(crate) columns: &'a Range<usize>,
-    /// Whether finished chunks, or an initial state, lie before.
+    /// Whether finished chunks or an initial state precede the tile.
     pub(crate) use_past: bool,
     pub(crate) pass: Pass,
-    /// Elements of a row of g that are worth asking for ahead of time: K of a key gate, 0 of a scalar one.
+    /// Elements of a row of g that are worth prefetching: K for a key gate, 0 for a scalar gate.
     pub(crate) gate: usize,
-    /// Where u of rules in blocks is recorded, if it is.
+    /// Where u of rules in blocks is recorded, if it is recorded.
     pub(crate) record: Option<Record<'a>>,
-    /// How many tokens later the rows are that are asked for, and the token at which there are no more.
+    /// How many tokens ahead rows are prefetched, and the token at which there are no more rows.
     pub(crate) ahead: [usize; 2],
 }
 
@@ -175,7 +182,7 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// That there are as many rows of so many columns.
+    /// Checks that there are this many rows of this many columns.
     #[inline(always)]
     fn check(&self, rows: usize, columns: usize) {
         assert!(
@@ -187,7 +194,8 @@ impl Rows<'_> {
     /// N vectors of a row, from a column on.
     ///
     /// # Safety
-    /// [`Rows::check`] has passed for more rows and for all columns up to these.
+    /// [`Rows::check`] has passed for more than `row` rows and for all columns up to the end of these
+    /// vectors.
     #[inline(always)]
     unsafe fn row<S: Simd, const N: usize>(&mut self, row: usize, column: usize) -> &mut [S::f32s; N] {
         let begin = row * self.stride + column;
@@ -222,22 +230,22 @@ impl<'a> From<[Rows<'a>; 3]> for Sums<'a> {
 /// The columns of v and o that a panel reads and writes, from the tile's first token on.
 struct Ends<'a> {
     tile: &'a Tile<'a>,
-    /// How many columns are left, from the panel's first one on.
+    /// The number of columns that are left, from the panel's first one on.
     columns: usize,
     v: &'a [f32],
     v_stride: usize,
-    /// Where the first row of o begins.
+    /// The element at which the first row of o begins.
     o: usize,
     o_stride: usize,
-    /// Rows of a later token that are asked for: of q, k, v, o and g those that are this panel's share.
+    /// The rows of a later token that this panel prefetches: its share of the rows of q, k, v, o and g.
     lines: [Lines; 5],
     shares: usize,
-    /// For how many tokens there are such rows.
+    /// The number of tokens for which there are such rows.
     ahead: usize,
 }
 
 impl<'a> Ends<'a> {
-    /// Those of N vectors from a column of this task's on.
+    /// The columns of N vectors, from column `from` of this task's columns on.
     #[inline(always)]
     fn new<S: Simd, const N: usize>(tile: &'a Tile<'a>, from: usize) -> Self {
         let Tile { shape, tensors, first, .. } = *tile;
@@ -275,8 +283,8 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// Asks for a share of the rows of later tokens, one of `groups`: all at once they would take the buffers that rows of S
-    /// need on their way from L2.
+    /// Prefetches a share of the rows of later tokens, one of `groups`: all at once they would occupy the
+    /// buffers that rows of S need on their way from L2.
     #[inline(always)]
     fn prefetch(&self, tokens: Range<usize>, group: usize, groups: usize) {
         if PREFETCHES && tokens.end <= self.ahead {
@@ -294,7 +302,7 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// v of T tokens, of which there are `len`; zero where there is no token or no column.
+    /// v of T tokens, of which `len` exist; zero where there is no token or no column.
     #[inline(always)]
     fn v<S: Simd, const T: usize, const N: usize>(
         &self,
@@ -305,7 +313,7 @@ impl<'a> Ends<'a> {
         let rows = &self.v[token * self.v_stride..];
         let mut v = [[simd.splat_f32s(0.0); N]; T];
         if self.columns < N * S::F32_LANES || len < T {
-            // An array of its own, so that v itself need not lie in memory.
+            // This array is separate, so that v itself can stay in registers.
             let mut edge = v;
             let to = bytemuck::cast_slice_mut(edge.as_flattened_mut());
             let columns = self.columns.min(N * S::F32_LANES);
@@ -319,7 +327,7 @@ impl<'a> Ends<'a> {
         v
     }
 
-    /// Writes o of T tokens, of which there are `len`.
+    /// Writes o of T tokens, of which `len` exist.
     #[inline(always)]
     fn write<S: Simd, const T: usize, const N: usize>(
         &self,
@@ -339,14 +347,15 @@ impl<'a> Ends<'a> {
     }
 }
 
-/// Columns of v that end within a vector, or of fewer tokens than a block has; apart, so that the usual way stays small.
+/// The read of columns of v that end within a vector, or of fewer tokens than a block has. It is a function
+/// of its own, so that the usual path stays small.
 struct Edge<'a> {
     rows: &'a [f32],
     stride: usize,
     columns: usize,
-    /// Tokens.
+    /// The number of tokens.
     len: usize,
-    /// Rows of `width`, one for each token of a block.
+    /// Rows of `width` elements, one for each token of a block.
     to: &'a mut [f32],
     width: usize,
 }

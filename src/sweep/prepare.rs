@@ -1,9 +1,10 @@
-//! What a sweep multiplies with: phi of q and k, v in f32, and scale / norm, for a tile of tokens of one head.
+//! The operands of a sweep: phi of q and k, v in f32, and scale / norm, for a tile of tokens of one head.
 //!
-//! This is the only place that knows feature maps, normalisers and types of elements.
+//! Feature maps, normalisers and types of elements are dealt with here, so that the loops of the sweeps do
+//! not depend on them.
 //!
-//! A norm is a sum over K in sixteen partial sums, which are added as a fixed tree: its bits are the same for any number of
-//! lanes.
+//! A norm is a sum over K in sixteen partial sums, which are added in a fixed tree, so that its bits are the
+//! same for any number of lanes.
 
 use pulp::{Simd, WithSimd};
 
@@ -18,17 +19,17 @@ use crate::shape::{Row, Shape};
 use crate::tensors::Tensors;
 use crate::vector::first_lane;
 
-/// z of a head, each padded with zeros to whole groups.
+/// The vectors z of a head, each padded with zeros to whole groups.
 pub(crate) struct Normalisers<'a> {
-    /// Of the sums that tokens are added to.
+    /// z of the sums that tokens are added to.
     pub(crate) z: &'a mut [f32],
-    /// Of the finished chunks; empty where there are none.
+    /// z of the finished chunks; empty for normalisers without chunks.
     pub(crate) past: &'a mut [f32],
     /// Rounding errors, of `past` where there is one, else of z; empty where they are not kept.
     pub(crate) error: &'a mut [f32],
 }
 
-/// Tokens of one head that are prepared together, and what is known of them.
+/// Tokens of one head that are prepared together, and the call that they belong to.
 #[derive(Clone, Copy)]
 pub(crate) struct Tokens<'a> {
     pub(crate) rule: &'a Rule,
@@ -49,15 +50,15 @@ pub(crate) struct Prepare<'a, const B: usize> {
     pub(crate) tokens: Tokens<'a>,
     /// This task's columns of V.
     pub(crate) columns: core::ops::Range<usize>,
-    /// Whether finished chunks, or an initial state, lie before.
+    /// Whether finished chunks or an initial state precede the tile.
     pub(crate) use_past: bool,
     pub(crate) pass: Pass,
     pub(crate) z: Normalisers<'a>,
-    /// Written: the operands of the sweep.
+    /// The operands of the sweep, which are written.
     pub(crate) operands: &'a mut [f32],
-    /// Written: v in f32, where it is of another type.
+    /// v in f32, which is written where the tensor has another type.
     pub(crate) wide_v: &'a mut [f32],
-    /// Rows of q and k of a block in f32.
+    /// Room for the rows of q and k of a block in f32.
     pub(crate) space: &'a mut [f32],
 }
 
@@ -90,7 +91,7 @@ impl<const B: usize> WithSimd for Prepare<'_, B> {
 }
 
 impl<const B: usize> Prepare<'_, B> {
-    /// v in f32, where it is of another type.
+    /// Widens v to f32, where the tensor has another type.
     #[inline(always)]
     pub(super) fn widen_v<S: Simd>(&mut self, simd: S) {
         if matches!(self.tokens.tensors.v, Elements::F32(_)) {
@@ -107,8 +108,8 @@ impl<const B: usize> Prepare<'_, B> {
         }
     }
 
-    /// phi of a block of T tokens. Whole groups of f32 are read where they lie; other rows are copied first. The last
-    /// group is padded with zeros.
+    /// Computes phi of k and q of a block of T tokens. Whole groups of f32 are read from the tensors; other
+    /// rows are copied first. The last group is padded with zeros.
     #[inline(always)]
     fn block<S: Simd, const T: usize>(&mut self, simd: S, token: usize) {
         let key = padded_key(self.tokens.shape.key);
@@ -154,7 +155,7 @@ impl<const B: usize> Prepare<'_, B> {
         }
     }
 
-    /// scale / norm of each token; adds the tile to z.
+    /// Returns scale / norm of each token, and adds the tile to z.
     #[inline(always)]
     fn factors<S: Simd>(&mut self, simd: S) -> Factors {
         let scale = self.tokens.rule.scale;
@@ -179,7 +180,7 @@ impl<const B: usize> Prepare<'_, B> {
     }
 }
 
-/// phi of a row of `key` elements, in place. Elements behind them are zero.
+/// Replaces a row of `key` elements by its phi. The elements behind them are zero.
 #[inline(always)]
 pub(super) fn map_row<S: Simd>(simd: S, map: FeatureMap, row: &mut [f32], key: usize) {
     if map != FeatureMap::Identity {
@@ -215,7 +216,7 @@ pub(super) fn inverse_length<S: Simd>(simd: S, row: &[f32], eps: f32) -> f32 {
     first_lane::<S>(inverse_root(simd, simd.splat_f32s(sum_group(&group) + eps)))
 }
 
-/// Widens a row; a function, for it is used in several places and is long.
+/// Widens a row. This is a function of its own, because it is long and used in several places.
 pub(super) struct Widen<'a> {
     pub(super) from: Elements<'a>,
     pub(super) to: &'a mut [f32],
@@ -230,7 +231,7 @@ impl WithSimd for Widen<'_> {
     }
 }
 
-/// phi of one vector; a trait because closures can't be made to inline.
+/// phi of one vector. This is a trait, because closures can't be made to inline.
 trait Phi: Copy {
     fn phi<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s;
 }
@@ -267,7 +268,7 @@ impl Phi for Identity {
     }
 }
 
-/// Any of them, where there are no vectors: one loop, for code is counted in bytes there.
+/// Any of the maps, for machines without vectors: one loop, because the size of the code counts there.
 impl Phi for FeatureMap {
     #[inline(always)]
     fn phi<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
@@ -279,7 +280,7 @@ impl Phi for FeatureMap {
     }
 }
 
-/// phi of the rows of k and q of a block, laid out group by group.
+/// Computes phi of the rows of k and q of a block, laid out group by group.
 #[inline(always)]
 fn map<S: Simd, P: Phi, const T: usize>(simd: S, phi: P, rows: [[&[f32]; T]; 2], to: &mut [f32]) {
     for (group, to) in to.chunks_exact_mut(2 * T * GROUP).enumerate() {
@@ -297,11 +298,11 @@ fn map<S: Simd, P: Phi, const T: usize>(simd: S, phi: P, rows: [[&[f32]; T]; 2],
 
 /// `phi(q) . z` of the tokens of a tile.
 struct Norms<'a> {
-    /// Tokens.
+    /// The number of tokens.
     len: usize,
     z: &'a mut [f32],
     error: &'a mut [f32],
-    /// Whether each token's phi(k) is added to z before.
+    /// Whether each token's phi(k) is added to z before its product.
     add: bool,
 }
 
@@ -329,7 +330,7 @@ impl Norms<'_> {
     /// The norms of a block of T tokens.
     #[inline(always)]
     fn block<S: Simd, const T: usize>(&mut self, simd: S, operands: &[f32]) -> [f32; T] {
-        // As many vectors as a group has; the others are never used.
+        // A group has at most this many vectors; the others are never used.
         let zero = [simd.splat_f32s(0.0); GROUP];
         let width = GROUP / S::F32_LANES;
         let mut partial = [zero; T];

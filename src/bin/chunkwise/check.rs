@@ -1,4 +1,4 @@
-//! `check`: the tensors that golden files store, computed anew and compared.
+//! `check`: computes the tensors that golden files store anew, and compares them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -37,13 +37,13 @@ struct Row {
     isa: &'static str,
     /// The name of the stored tensor.
     stored: String,
-    /// How it was computed anew.
+    /// How the tensor was computed anew.
     how: &'static str,
     verdict: Compared,
 }
 
 enum Compared {
-    /// To the stored tensor.
+    /// The distance to the stored tensor, and what is allowed.
     Distance(Distance, Allowed),
     /// The stored tensor has another shape.
     Shape {
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     })
 }
 
-/// All rows of a file.
+/// The rows of the table for one file.
 fn check(path: &Path, args: &Args) -> files::Result<Vec<Row>> {
     let file = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let bytes = files::read(path)?;
@@ -155,7 +155,7 @@ fn model(
     let [_, len] = recompute::sizes(&input);
     let mut blocks = Vec::new();
     let weights = model_file.weights(&mut blocks)?;
-    // Seconds for a large model, and only signed denominators ask.
+    // The run takes seconds for a large model, and only signed denominators need it.
     let exact = std::cell::LazyCell::new(|| exact::run(config, &weights, len, &input.data));
 
     let mut rows = Vec::new();
@@ -208,7 +208,7 @@ fn kernel(
                 let exact = exact::Attention { kind, len, heads, dim, row, chunk, feature_map }.run(&qkv);
                 Inside::new(&stored, &exact)
             };
-            // Token by token attention has the same bits, so that the same is allowed.
+            // Attention computed token by token has the same bits, so the same is allowed.
             let denominators = Denominators::of(attention, kernel.feature_map);
             let allowed = || Allowed::new(file, denominators, &name, false, inside);
             rows.push(row(file, isa, &name, how, compared(&tensor, &stored, allowed)));
@@ -217,12 +217,12 @@ fn kernel(
     Ok(rows)
 }
 
-/// The tensor a file stores under a name, if it does.
+/// The tensor that a file stores under a name, if there is one.
 fn stored<'a>(tensors: &Tensors<'a>, name: &str) -> files::Result<Option<Tensor<'a>>> {
     tensors.shape(name).map(|_| tensors.tensor(name)).transpose()
 }
 
-/// Shapes first: lengths must agree before elements, and the tolerance, can be asked for.
+/// Compares shapes first: elements can be compared, and the tolerance computed, only where lengths agree.
 fn compared(computed: &Tensor<'_>, stored: &Tensor<'_>, allowed: impl FnOnce() -> Allowed) -> Compared {
     if computed.shape != stored.shape {
         return Compared::Shape { stored: stored.shape.clone(), computed: computed.shape.clone() };

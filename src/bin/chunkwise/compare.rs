@@ -1,8 +1,8 @@
-//! How far apart two tensors are.
+//! The distance of two tensors.
 
 use std::fmt;
 
-/// The worst element and the whole.
+/// The distance of two tensors, by the worst element and as a whole.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Distance {
     /// The largest difference of two elements.
@@ -12,7 +12,8 @@ pub(crate) struct Distance {
 }
 
 impl Distance {
-    /// Of equally many elements. A NaN on either side is infinitely far away.
+    /// The distance of tensors with equally many elements. A NaN on either side counts as infinitely far
+    /// away.
     pub(crate) fn new<T: Copy + Into<f64>, U: Copy + Into<f64>>(got: &[T], want: &[U]) -> Self {
         assert_eq!(got.len(), want.len(), "compared element by element");
         let (mut max_abs, mut difference, mut size) = (0.0f64, 0.0, 0.0);

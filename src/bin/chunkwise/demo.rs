@@ -1,4 +1,5 @@
-//! `run` without a model: a small one, trained on real data and built in, reads 360 digits it has not seen.
+//! `run` without a model: a small built-in model, trained on real data, reads 360 digits that it has not
+//! seen.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use super::{Outcome, Verdict};
 
 /// UCI handwritten digits (CC BY 4.0, E. Alpaydin and C. Kaynak): a digit is 64 tokens, one pixel each.
 static DIGITS: &[u8] = include_bytes!("digits.safetensors");
-/// The stored logits were computed in f64.
+/// The largest distance allowed to the stored logits, which were computed in f64.
 const ALLOWED: f64 = 5e-5;
 const SIDE: usize = 8;
 
@@ -108,7 +109,7 @@ struct OneByOne {
 
 type Run = fn(&Model<'_>, &Tensor<'_>) -> files::Result<Tensor<'static>>;
 
-/// Every digit by itself, as they would come in.
+/// Runs every digit by itself, as digits would arrive.
 fn one_by_one(model: &Model<'_>, input: &Tensor<'_>, run: Run) -> files::Result<OneByOne> {
     let [_, len, embed] = input.shape[..] else {
         return Ok(OneByOne { answers: Vec::new(), time: Duration::ZERO });
@@ -124,14 +125,14 @@ fn one_by_one(model: &Model<'_>, input: &Tensor<'_>, run: Run) -> files::Result<
     Ok(all)
 }
 
-/// The largest of each row.
+/// The index of the largest element of each row.
 fn answers(logits: &Tensor<'_>) -> Vec<usize> {
     let columns = logits.shape.last().copied().unwrap_or(1).max(1);
     let rows = logits.data.chunks_exact(columns);
     rows.map(|row| (0..columns).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0)).collect()
 }
 
-/// Digits side by side, a pixel two characters wide.
+/// Draws digits side by side, a pixel two characters wide.
 fn draw(
     out: &mut Out,
     input: &Tensor<'_>,
@@ -145,7 +146,7 @@ fn draw(
         let line: String = shown
             .iter()
             .map(|digit| {
-                // The first element of a token is the pixel, from 0 to 1; the others are its place.
+                // The first element of a token is the pixel, from 0 to 1; the others are its position.
                 let pixel = |x: usize| input.data[(digit * SIDE * SIDE + y * SIDE + x) * embed];
                 let ink = |x: usize| INK[(pixel(x) * (INK.len() - 1) as f32).round() as usize % INK.len()];
                 (0..SIDE).flat_map(|x| [ink(x); 2]).chain([' '; 4]).collect::<String>()

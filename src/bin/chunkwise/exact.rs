@@ -1,4 +1,5 @@
-//! The model in f64 and by its definition, to be read by eye: no chunks are carried on, no tiles, no state.
+//! The model in f64 and by its definition, written to be checked by reading: no chunks are carried on, no
+//! tiles, no state.
 
 use chunkwise::FeatureMap;
 use chunkwise::nn::{AttentionKind, LayerNorm, Linear, ModelConfig, OutputMode, Weights};
@@ -88,7 +89,7 @@ fn output(config: &ModelConfig, len: usize, x: &[f64]) -> Vec<f64> {
     }
 }
 
-/// The attention on rows of q | k | v, whatever else a row holds.
+/// The attention on rows of q | k | v, which may contain further elements.
 pub(crate) struct Attention {
     pub(crate) kind: AttentionKind,
     pub(crate) len: usize,

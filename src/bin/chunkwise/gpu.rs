@@ -1,14 +1,14 @@
-//! A model on a GPU, where the program has that feature.
+//! A model on a GPU, where the program has the feature `cuda`.
 
 use std::time::Duration;
 
 use chunkwise::files::{self, Tensor};
 use chunkwise::nn::Model;
 
-/// An output, how long it took, and where it was computed.
+/// An output, the time that it took, and the device that computed it.
 pub(crate) type Ran = (Tensor<'static>, Duration, String);
 
-/// Twice, for the first time compiles the kernels.
+/// Runs the model twice, because the first run compiles the kernels, and times the second run.
 #[cfg(feature = "cuda")]
 pub(crate) fn on_gpu(model: &Model<'_>, input: &Tensor<'_>, number: usize) -> files::Result<Ran> {
     use std::time::Instant;

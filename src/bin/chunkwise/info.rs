@@ -22,13 +22,13 @@ pub(crate) fn run(out: &mut Out) -> Outcome {
         }
         Err(error) => writeln!(out, "GPU               none: {error}")?,
     }
-    // Last: CHUNKWISE_ISA may name one that is not there.
+    // This is last, because CHUNKWISE_ISA may name a set that is not available.
     let chosen = Isa::choose()?;
     writeln!(out, "chosen            {chosen}, {} lanes of f32", chosen.lanes())?;
     Ok(Verdict::Pass)
 }
 
-/// The CPU's name where Linux tells it, else its architecture.
+/// The CPU's name where Linux reports it, else its architecture.
 pub(crate) fn cpu() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = |key: &str| {

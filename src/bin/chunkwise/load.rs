@@ -65,12 +65,13 @@ impl Flags {
             ("layer_norm_eps", &self.layer_norm_eps),
             ("layer_norm_clip", &self.layer_norm_clip),
         ];
-        // By way of JSON, so that a value means, and is refused with, the same in both.
+        // The values go through JSON, so that a value has the same meaning, or is refused with the same
+        // error, in both.
         let json: Map<String, Value> = given
             .into_iter()
             .filter_map(|(name, value)| value.as_ref().map(|value| (name.to_string(), value)))
             .map(|(name, value)| match serde_json::from_str(value) {
-                // What is said is not absent, as a null in JSON is.
+                // A null that is given here is a value; only in JSON does a null count as absent.
                 Ok(Value::Null) | Err(_) => (name, value.as_str().into()),
                 Ok(json) => (name, json),
             })
@@ -82,7 +83,7 @@ impl Flags {
     }
 }
 
-/// A file, and the one that holds its parameters where that is another.
+/// A file, and the file that contains its parameters where that is another one.
 pub(crate) struct Source {
     path: PathBuf,
     bytes: Vec<u8>,
@@ -91,7 +92,7 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Of a file's bytes; `weights` comes before what the file says, `options` likewise.
+    /// A source made from a file's bytes; `weights` and `options` take precedence over what the file says.
     pub(crate) fn new(path: &Path, bytes: Vec<u8>, weights: Option<&Path>, options: Options) -> Result<Self> {
         let own = Tensors::parse(&bytes).and_then(|tensors| tensors.options());
         let options = options.or(own.map_err(|error| error.in_file(path))?);
@@ -117,7 +118,7 @@ impl Source {
         Tensors::parse(&self.bytes).map_err(|error| error.in_file(&self.path))
     }
 
-    /// What is known of the model before its shapes are.
+    /// What is known of the model before its shapes are read.
     pub(crate) fn options(&self) -> &Options {
         &self.options
     }
@@ -132,7 +133,7 @@ impl Source {
     }
 }
 
-/// The file beside `path` of that name; a file can't send us elsewhere.
+/// The file with that name beside `path`; a file cannot refer to another folder.
 fn sibling(path: &Path, name: &str) -> Result<PathBuf> {
     if Path::new(name).file_name().is_none_or(|file| file != name) {
         let want = "the name of a file in the same folder";

@@ -14,15 +14,15 @@ pub(crate) struct Machine {
     pub(crate) threads: Threads,
 }
 
-/// Where a model runs.
+/// The device on which a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Cpu,
-    /// The GPU of this number.
+    /// The GPU with this number.
     Cuda(usize),
 }
 
-/// `cpu`, `cuda` or `cuda:N`.
+/// Parses `cpu`, `cuda` or `cuda:N`.
 pub(crate) fn device(name: &str) -> Result<Device, String> {
     let number = match name.split_once(':') {
         None if name == "cpu" => return Ok(Device::Cpu),
@@ -50,7 +50,7 @@ impl Threads {
     }
 }
 
-/// An instruction set by name; the error says which there are.
+/// An instruction set by name; the error lists the available ones.
 pub(crate) fn isa(name: &str) -> Result<Isa, String> {
     let names: Vec<_> = Isa::available().map(Isa::name).collect();
     Isa::from_name(name).map_err(|_| format!("this machine has {}", names.join(", ")))
@@ -60,7 +60,7 @@ pub(crate) fn isa(name: &str) -> Result<Isa, String> {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Isas(pub(crate) Vec<Isa>);
 
-/// Names with commas between them, or `all`.
+/// Parses names with commas between them, or `all`.
 pub(crate) fn isas(names: &str) -> Result<Isas, String> {
     match names {
         "all" => Ok(Isas(Isa::available().collect())),

@@ -1,6 +1,7 @@
-//! The command line: run a model, check it against the reference's answers, measure speed, say what this machine has.
+//! The command line: runs a model, checks it against the reference's answers, measures speed, and reports
+//! what this machine has.
 //!
-//! Exit codes: 0 all is well, 1 a comparison failed, 2 the arguments or a file can't be used.
+//! Exit codes: 0 if all is well, 1 if a comparison failed, 2 if the arguments or a file cannot be used.
 
 mod bench;
 mod check;
@@ -45,12 +46,12 @@ pub(crate) enum Command {
     Info,
 }
 
-/// What a command found out.
+/// The result of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Pass,
     Fail,
-    /// Something could not be looked at, and has been complained about.
+    /// Something could not be checked, and has been reported.
     Unusable,
 }
 
@@ -83,7 +84,7 @@ impl Command {
             Command::Bench(args) => bench::run(args, out),
             Command::Info => info::run(out),
         };
-        // What still waits to be written can fail, too.
+        // Writing what is still buffered can fail, too.
         let flushed = out.flush();
         outcome.and_then(|verdict| Ok(flushed.map(|()| verdict)?)).unwrap_or_else(|error| {
             out.complain(&error.to_string());
@@ -92,7 +93,7 @@ impl Command {
     }
 }
 
-/// Help as clap writes it; a mistake in the arguments in one line, as all other mistakes.
+/// Prints help as clap formats it, and an error in the arguments in one line, as all other errors.
 pub(crate) fn usage(error: &clap::Error, out: &mut Out) -> Verdict {
     let missing = error.kind() == DisplayHelpOnMissingArgumentOrSubcommand;
     if missing || !error.use_stderr() {

@@ -1,4 +1,4 @@
-//! Whether memory for something is there, found out before it is asked for: who asks for too much is ended by the system.
+//! Checks for memory before it is allocated, because the system ends a program that allocates too much.
 
 use std::fs::read_to_string;
 use std::io::{Error, ErrorKind, Result};
@@ -6,7 +6,7 @@ use std::io::{Error, ErrorKind, Result};
 use chunkwise::files;
 use chunkwise::nn::Model;
 
-/// `None` is more than can be counted.
+/// Checks that there is memory for this many bytes. `None` is more than can be counted.
 pub(crate) fn check(bytes: Option<usize>) -> Result<()> {
     let refused = |why| Err(Error::new(ErrorKind::OutOfMemory, why));
     let Some(bytes) = bytes else { return refused("the sizes are too large".into()) };
@@ -24,7 +24,7 @@ pub(crate) fn check(bytes: Option<usize>) -> Result<()> {
     }
 }
 
-/// What a model needs beside its weights and its input.
+/// Checks that there is memory for what a model needs beside its weights and its input.
 pub(crate) fn check_run(model: &Model<'_>, batch: usize, len: usize) -> files::Result<()> {
     if batch == 0 || len == 0 {
         // Nothing is computed then.
@@ -41,8 +41,8 @@ pub(crate) fn product<const N: usize>(sizes: [usize; N]) -> Option<usize> {
     sizes.into_iter().try_fold(1, usize::checked_mul)
 }
 
-/// Bytes that can be had without swapping, where Linux tells: of the machine, by the limit of the group of processes, and by
-/// that of this one.
+/// The bytes that can be allocated without swapping, where Linux reports them: those of the machine, within
+/// the limit of the control group and that of this process.
 fn available() -> Option<usize> {
     let machine = kib("/proc/meminfo", "MemAvailable:")?;
     Some([limit_of_group(), limit_of_process()].into_iter().flatten().fold(machine, usize::min))

@@ -1,8 +1,9 @@
-//! What the program says: results on standard output, which may be closed from the other side, complaints on stderr.
+//! The program's output: results on standard output, which its reader may close, and complaints on stderr.
 
 use std::io::{self, ErrorKind, Write};
 
-/// Once the reader is gone (`| head`), the rest is dropped: the work goes on, for the exit code still counts.
+/// Once the reader is gone (`| head`), the remaining results are dropped. The work continues, because the
+/// exit code still counts.
 pub(crate) struct Out {
     results: Box<dyn Write>,
     complaints: Box<dyn Write>,
@@ -14,7 +15,8 @@ impl Out {
         Self { results: Box::new(results), complaints: Box::new(complaints), gone: false }
     }
 
-    /// One line on stderr, whatever names and files it quotes. Nobody may be listening.
+    /// Writes one line to stderr, whatever names and files it quotes. Errors are ignored, because stderr may
+    /// be closed.
     pub(crate) fn complain(&mut self, what: &str) {
         let line: String = what.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let _ = writeln!(self.complaints, "chunkwise: {line}");
@@ -33,7 +35,7 @@ impl Out {
                 self.gone = true;
                 Ok(otherwise)
             }
-            // Interrupted writes are repeated by who asked for them.
+            // Callers repeat interrupted writes.
             Err(error) if error.kind() != ErrorKind::Interrupted => {
                 Err(io::Error::new(error.kind(), format!("standard output: {error}")))
             }

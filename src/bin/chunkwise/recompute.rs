@@ -15,7 +15,7 @@ use super::memory;
 pub(crate) struct Recomputed {
     /// The name under which files store it.
     pub(crate) name: String,
-    /// How, where there is more than one way.
+    /// How it was computed, where there is more than one way.
     pub(crate) how: &'static str,
     pub(crate) tensor: Tensor<'static>,
 }
@@ -24,7 +24,7 @@ fn plain(name: impl Into<String>, shape: &[usize], data: Vec<f32>) -> Recomputed
     Recomputed { name: name.into(), how: "", tensor: Tensor { shape: shape.into(), data: Cow::Owned(data) } }
 }
 
-/// What a model file may hold, for an input `[B, T, embed]` or `[T, embed]`.
+/// The tensors that a model file may contain, for an input `[B, T, embed]` or `[T, embed]`.
 pub(crate) fn model(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Result<Vec<Recomputed>> {
     let [batch, len] = sizes(input);
     memory::check_run(model, batch, len)?;
@@ -42,7 +42,7 @@ pub(crate) fn model(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Re
     Ok(all)
 }
 
-/// Sequences and tokens of an input that the model takes: without a batch there is one sequence.
+/// The sequences and tokens of an input that the model takes. Without a batch there is one sequence.
 pub(crate) fn sizes(input: &Tensor<'_>) -> [usize; 2] {
     match input.shape[..] {
         [batch, len, _] => [batch, len],
@@ -58,7 +58,7 @@ fn intermediates(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Resul
         // Shapes without elements may have any sizes.
         return Ok(Vec::new());
     }
-    // Without a batch where the input has none.
+    // The shape has no batch where the input has none.
     let rows = |name: &str, columns: usize, data: Vec<f32>| {
         let shape = [&input.shape[..input.shape.len() - 1], &[columns]].concat();
         plain(name, &shape, data)
@@ -90,7 +90,7 @@ fn intermediates(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Resul
     Ok(all)
 }
 
-/// The tokens of the first chunk alone.
+/// The input's tokens of the first chunk alone.
 fn first_chunk<'a>(config: &ModelConfig, input: &Tensor<'a>) -> Tensor<'a> {
     let [_, len] = sizes(input);
     let (first, embed) = (len.min(config.chunk()), config.embed_dim);
@@ -120,7 +120,7 @@ pub(crate) struct Kernel {
     pub(crate) len: usize,
     pub(crate) heads: usize,
     pub(crate) dim: usize,
-    /// Elements from one row to the next: there may be more than q, k and v.
+    /// The elements from one row to the next: a row may contain more than q, k and v.
     pub(crate) row: usize,
     pub(crate) chunk: usize,
     pub(crate) feature_map: FeatureMap,
@@ -144,7 +144,7 @@ impl Kernel {
         }
     }
 
-    /// Of a kernel file, whose rows are q, k and v and nothing else.
+    /// The kernel of a kernel file, whose rows are q, k and v and nothing else.
     pub(crate) fn of_file(
         attention: AttentionKind,
         options: &Options,
@@ -174,7 +174,7 @@ impl Kernel {
         [self.batch, self.len, self.heads * self.dim]
     }
 
-    /// What a kernel file holds.
+    /// The tensors that a kernel file contains.
     pub(crate) fn outputs(&self, qkv: &[f32]) -> Result<Vec<Recomputed>> {
         let (whole, by_step) = match qkv {
             // Shapes without elements may have any sizes.
@@ -188,7 +188,7 @@ impl Kernel {
         Ok(vec![out("", whole), out("by step", by_step)])
     }
 
-    /// That there is memory for the state: it grows with the square of a row.
+    /// Checks that there is memory for the state, which grows with the square of a row.
     fn fits(&self) -> Result<()> {
         let attention = self.build(self.len)?;
         let elements = attention.state_len().checked_add(attention.scratch_len());
@@ -196,7 +196,7 @@ impl Kernel {
     }
 
     fn build(&self, len: usize) -> Result<Built> {
-        // The strides of the whole tensor, whatever part of the tokens one call takes.
+        // The strides are those of the whole tensor, whatever part of the tokens a call takes.
         let packed = Strides::packed(self.len, self.row, self.dim);
         let shape = Shape::new(self.batch, self.len, self.heads, self.dim, self.dim)
             .with_inputs(packed, packed, packed)
@@ -252,7 +252,7 @@ impl Built {
         }
     }
 
-    /// Of both calls.
+    /// The elements of scratch that suffice for both calls.
     fn scratch_len(&self) -> usize {
         match self {
             Built::Linear(attention) => attention.scratch_len().max(attention.decode_scratch_len()),

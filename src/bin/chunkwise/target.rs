@@ -1,5 +1,5 @@
-//! Files to write. A new file is written beside the old one and takes its place when it is whole: a disk that is full, or a
-//! program that is ended, leaves the old one as it was.
+//! Files to write. A new file is written beside the old one and takes its place when it is complete: a full
+//! disk, or a program that is ended early, leaves the old one as it was.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Where bytes will go. That it can be written to, as far as that can be known, is found out before there are any.
+/// The place to which bytes will be written. Whether it is writable, as far as that can be known, is checked
+/// before there are any bytes.
 #[derive(Debug)]
 pub(crate) struct Target {
     named: PathBuf,
@@ -16,16 +17,17 @@ pub(crate) struct Target {
 
 #[derive(Debug)]
 enum Destination {
-    /// A file by its real path, with what is known of the one that is there.
+    /// A file by its real path, with the metadata of the existing file, if there is one.
     File(PathBuf, Option<Metadata>),
-    /// The file that standard output was sent to, which has a position of its own.
+    /// The file to which standard output was redirected, which has a position of its own.
     StandardOutput,
     /// A pipe, a device or a file without a name.
     Open(File),
 }
 
 impl Target {
-    /// None of `others` may be the same file: what is read, and what else is written.
+    /// None of `others` may be the same file. They are the files that are read, and the other files that are
+    /// written.
     pub(crate) fn new(path: &Path, others: &[&Path]) -> Result<Self, String> {
         let refused = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
         if let Some(other) = others.iter().find(|other| same_file(path, other)) {
@@ -35,7 +37,7 @@ impl Target {
         Ok(Self { named: path.into(), destination })
     }
 
-    /// Replaces what was there.
+    /// Writes the bytes in place of what was there.
     pub(crate) fn write(self, bytes: &[u8]) -> Result<(), String> {
         self.destination.write(bytes).map_err(|error| format!("{}: {error}", self.named.display()))
     }
@@ -54,7 +56,7 @@ impl Destination {
         match old {
             Some(old) if !same_file(path, &real) => Ok(Destination::Open(old)),
             old => {
-                // Made once in vain, so that a folder that takes no file is known now.
+                // This file is made only to find out now whether the folder takes files.
                 beside(&real)?;
                 Ok(Destination::File(real, old.map(|old| old.metadata()).transpose()?))
             }
@@ -67,7 +69,8 @@ impl Destination {
                 let mut new = beside(&path)?;
                 new.write_all(bytes)?;
                 if let Some(old) = old {
-                    // Before the permissions, of which it takes some away; only root may give files to others.
+                    // The owner is set before the permissions, because setting it removes some of them. Only
+                    // root may give files to others, so errors are ignored.
                     #[cfg(unix)]
                     {
                         use std::os::unix::fs::{MetadataExt, fchown};
@@ -83,7 +86,7 @@ impl Destination {
                 out.write_all(bytes).and_then(|()| out.flush())
             }
             Destination::Open(mut file) => {
-                // Of a pipe there is nothing to cut.
+                // A pipe cannot be truncated, so errors are ignored.
                 let _ = file.set_len(0);
                 file.write_all(bytes)
             }
@@ -91,7 +94,8 @@ impl Destination {
     }
 }
 
-/// A file in the same folder that is removed unless it is given a name, with the permissions of any new file.
+/// A file in the same folder, with the permissions of any new file, that is removed unless it is given a
+/// name.
 fn beside(path: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".chunkwise-");
@@ -104,7 +108,7 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Links followed, also where they lead to no file yet.
+/// The path with links followed, even where they lead to no file yet.
 pub(crate) fn real_path(path: &Path) -> io::Result<PathBuf> {
     match path.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -117,7 +121,7 @@ pub(crate) fn real_path(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Whether two names are of one regular file, or will be.
+/// Whether two paths refer to one regular file, or will.
 fn same_file(a: &Path, b: &Path) -> bool {
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(x), Ok(y)) => x.is_file() && y.is_file() && is_one(a, &x, b, &y),

@@ -1,4 +1,4 @@
-//! How far from the stored answers is still right.
+//! How far from the stored answers a right answer may be.
 
 use std::fmt;
 
@@ -8,31 +8,33 @@ use chunkwise::nn::AttentionKind;
 
 use super::compare::Distance;
 
-/// Plain f32 reaches 7.6e-6, the reference itself is within 1e-6 of f64. The same is allowed token by token, of which the
-/// files hold no answer of their own.
+/// Plain f32 reaches 7.6e-6, and the reference itself is within 1e-6 of f64. The same is allowed token by
+/// token, for which the files contain no answer of their own.
 const F32: Allowed = Allowed { max_abs: 1e-5, norm: Some(2e-6) };
-/// q and k so negative that phi is a small multiple of 2^-24: one ULP of exp moves the outputs.
+/// In this file q and k are so negative that phi is a small multiple of 2^-24: one ULP of exp moves the
+/// outputs.
 const QUANTISED: (&str, Allowed) = ("k_elu_neg12", Allowed { max_abs: 1e-3, norm: None });
-/// Behind the final norm, or a head, of a model that may be ill-conditioned inside.
+/// After the final norm, or a head, of a model that may be ill-conditioned inside.
 const NORMED: Allowed = Allowed { max_abs: 5e-5, norm: None };
-/// Norm error against f64 above which a stored tensor is no answer of this model, however sensitive: the most that
-/// rounding has done to one is 2.2e-4. Without it a stored tensor that is wrong would allow anything.
+/// The norm error against f64 above which a stored tensor is no answer of this model, however sensitive the
+/// model is: the largest that rounding has caused is 2.2e-4. Without this bound a wrong stored tensor would
+/// allow anything.
 const CREDIBLE: f64 = 1e-3;
-/// One row in so many may be off by more. In lightning_a one token's denominator is so near zero that its row is a hundred
-/// times as large as any other and has an error of 7e-3; the next one has 1.1e-4.
+/// One row in this many may be off by more. In lightning_a one token's denominator is so near zero that its
+/// row is a hundred times as large as any other and has an error of 7e-3; the next one has 1.1e-4.
 const ROWS: usize = 50;
 
-/// How far a stored tensor is from an f64 run.
+/// The distance of a stored tensor from an f64 run.
 pub(crate) struct Inside {
     max_abs: f64,
     credible: bool,
 }
 
 impl Inside {
-    /// Where the f64 run has no such tensor.
+    /// For a tensor that the f64 run does not compute.
     pub(crate) const UNKNOWN: Self = Self { max_abs: 0.0, credible: true };
 
-    /// Of equally many elements.
+    /// The distance of a stored tensor from equally many elements in f64.
     pub(crate) fn new(stored: &Tensor<'_>, exact: &[f64]) -> Self {
         let Distance { max_abs, norm } = Distance::new(&stored.data, exact);
         let row = stored.shape.last().map_or(1, |row| (*row).max(1));
@@ -43,7 +45,8 @@ impl Inside {
     }
 }
 
-/// Whether the denominators of an attention keep their sign. Where they change it the answer is ill-conditioned near zero.
+/// Whether the denominators of an attention keep their sign. Where they change it, the answer is
+/// ill-conditioned near zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Denominators {
     Positive,
@@ -59,7 +62,7 @@ impl Denominators {
     }
 }
 
-/// What is allowed.
+/// The largest distances that are allowed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Allowed {
     max_abs: f64,
@@ -67,8 +70,8 @@ pub(crate) struct Allowed {
 }
 
 impl Allowed {
-    /// For a tensor of a file, both by name. `inside` is how far the stored tensor is from an f64 run: asked where
-    /// denominators change sign.
+    /// The distances allowed for a tensor of a file, both given by name. `inside`, the distance of the stored
+    /// tensor from an f64 run, is computed only where denominators change sign.
     pub(crate) fn new(
         file: &str,
         denominators: Denominators,
@@ -90,7 +93,7 @@ impl Allowed {
         }
     }
 
-    /// Whether a distance is.
+    /// Whether a distance is allowed.
     pub(crate) fn holds(&self, distance: Distance) -> bool {
         distance.max_abs <= self.max_abs && self.norm.is_none_or(|norm| distance.norm <= norm)
     }

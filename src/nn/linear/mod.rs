@@ -1,9 +1,11 @@
-//! Dense layers: `y = x W + b`, with what follows it (GELU, a residual sum) done while the result is in registers.
+//! Dense layers: `y = x W + b`, with the operation that follows (GELU, a residual sum) done while the result
+//! is in registers.
 //!
-//! There are two ways, by the number of rows: many in tiles, few, as of one time step, in a stream. Both are faster where W
-//! has been packed before. All give the same bits: an element of `x W` is summed over blocks of 256 inputs, each a
-//! chain of fused multiply-adds from zero in the order of the inputs; bias and residual are added to the first block's sum,
-//! then the sums of the others in their order.
+//! There are two methods, chosen by the number of rows: many rows are computed in tiles, and a few, as in one
+//! time step, in a stream. Both are faster where W has been packed before. All give the same bits: an element
+//! of `x W` is summed over blocks of 256 inputs, each a chain of fused multiply-adds from zero in the order
+//! of the inputs; bias and residual are added to the first block's sum, and then the sums of the other blocks
+//! in their order.
 
 mod packed;
 mod stream;
@@ -26,7 +28,7 @@ use crate::parallel;
 use crate::scratch::{self, align, padded, with_alignment};
 use crate::tensors::Disjoint;
 
-/// A dense layer; kernel `[in, out]`, row by row, and bias `[out]` are borrowed.
+/// A dense layer. It borrows its kernel `[in, out]`, row by row, and its bias `[out]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Linear<'w> {
     kernel: Elements<'w>,
@@ -34,7 +36,7 @@ pub struct Linear<'w> {
     packed: Option<Packed<'w>>,
 }
 
-/// What happens to `x W + b` on its way to y.
+/// What is done with `x W + b` before it is stored in y.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Epilogue {
     Store,
@@ -52,21 +54,21 @@ pub(super) struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// Of all columns.
+    /// The product over all columns.
     pub(super) fn new(x: &'a [f32], y: &'a mut [f32], epilogue: Epilogue) -> Self {
         Self { x, y, epilogue, columns: 0..usize::MAX }
     }
 
-    /// Of some columns.
+    /// The product over some columns.
     pub(super) fn columns(self, columns: Range<usize>) -> Self {
         Self { columns, ..self }
     }
 }
 
-/// Inputs in a block: on AVX2 16 KiB of a panel of W, which share L1 with the rows of a tile.
+/// The inputs in a block: on AVX2 they are 16 KiB of a panel of W, which share L1 with the rows of a tile.
 const DEPTH: usize = 256;
 
-/// Which part of an output's sum has been taken.
+/// The position of a block of inputs in the sum of an output, and the epilogue of the sum.
 #[derive(Clone, Copy)]
 struct Stage {
     first: bool,
@@ -75,18 +77,18 @@ struct Stage {
 }
 
 impl Stage {
-    /// For some inputs of all.
+    /// The stage of the block `inputs` of `all` inputs.
     fn new(inputs: &Range<usize>, all: usize, epilogue: Epilogue) -> Self {
         Self { first: inputs.start == 0, last: inputs.end == all, epilogue }
     }
 
-    /// Whether y holds something that is added to.
+    /// Whether the old content of y is added.
     #[inline(always)]
     fn adds(self) -> bool {
         !self.first || self.epilogue == Epilogue::Add
     }
 
-    /// What y becomes: `old` is what it holds, or zero where that plays no part.
+    /// The new content of y: `old` is the old content, or zero where that is not added.
     #[inline(always)]
     fn apply<S: Simd>(self, simd: S, sum: S::f32s, bias: S::f32s, old: S::f32s) -> S::f32s {
         let sum = if self.first { simd.add_f32s(sum, bias) } else { sum };
@@ -95,17 +97,17 @@ impl Stage {
     }
 }
 
-/// Up to so many rows W is not packed: packing costs as much as multiplying four rows.
+/// The most rows for which W is not packed: packing costs as much as multiplying four rows.
 const FEW: usize = 5;
 
-/// Multiply-adds for which it pays to wake a thread.
+/// The number of multiply-adds for which it pays to wake a thread.
 const GRAIN: usize = 1 << 20;
 
 impl<'w> Linear<'w> {
-    /// Room for a layer, for static arrays.
+    /// A layer without parameters, to initialise static arrays.
     pub const EMPTY: Self = Self { kernel: Elements::F32(&[]), bias: Elements::F32(&[]), packed: None };
 
-    /// A layer of these parameters, of any type each.
+    /// A layer with these parameters, each of any element type.
     pub fn new(kernel: impl Into<Elements<'w>>, bias: impl Into<Elements<'w>>) -> Self {
         Self { kernel: kernel.into(), bias: bias.into(), packed: None }
     }
@@ -120,12 +122,13 @@ impl<'w> Linear<'w> {
         self.bias
     }
 
-    /// The layer with its kernel packed for an instruction set, in memory that the caller brings: one row then reads it
-    /// as fast as memory can be read, and many rows need not pack it each time. The kernel itself is still borrowed;
-    /// other instruction sets use it. The bits are the same.
+    /// The layer with its kernel packed for an instruction set, in memory that the caller provides: one row
+    /// then reads it as fast as memory can be read, and many rows do not have to pack it each time. The
+    /// kernel itself is still borrowed, because other instruction sets use it. The bits are the same.
     ///
     /// # Errors
-    /// A kernel that is not `[in, out]`, less memory than [`Linear::packed_len`]. Nothing has been written then.
+    /// A kernel that is not `[in, out]`, or less memory than [`Linear::packed_len`]. Nothing has been written
+    /// then.
     pub fn pack<'m>(&self, isa: Isa, memory: &'m mut [f32]) -> Result<Linear<'m>>
     where
         'w: 'm,
@@ -138,7 +141,8 @@ impl<'w> Linear<'w> {
         Ok(Linear { kernel, bias, packed: Some(packed) })
     }
 
-    /// Elements of memory, of 4 bytes each, that [`Linear::pack`] needs; they hold the kernel in its own type.
+    /// The elements of memory, of 4 bytes each, that [`Linear::pack`] needs; they contain the kernel in its
+    /// own type.
     pub fn packed_len(&self, isa: Isa) -> usize {
         packed::packed_len(isa.lanes(), self.kernel, self.inputs(), self.outputs())
     }
@@ -151,7 +155,8 @@ impl<'w> Linear<'w> {
         }
     }
 
-    /// The shape of a parameter, which the bias decides; a kernel that is not whole rows is one row.
+    /// The shape of a parameter, which follows from the length of the bias; a kernel that is not whole rows
+    /// counts as one row.
     pub(super) fn shape(&self, field: &str) -> [usize; 2] {
         match (field, self.check()) {
             ("kernel", Ok(())) => [self.inputs(), self.outputs()],
@@ -170,11 +175,11 @@ impl<'w> Linear<'w> {
         self.kernel.len().checked_div(self.bias.len()).unwrap_or(0)
     }
 
-    /// Rows of x `[rows, in]` into y `[rows, out]`.
+    /// Computes y `[rows, out]` from x `[rows, in]`.
     ///
     /// # Errors
-    /// A kernel that is not `[in, out]`; x not whole rows; y or scratch of the wrong length. Nothing has been
-    /// written then.
+    /// A kernel that is not `[in, out]`; x that is not whole rows; y or scratch of the wrong length. Nothing
+    /// has been written then.
     pub fn forward(
         &self,
         isa: Isa,
@@ -194,7 +199,7 @@ impl<'w> Linear<'w> {
         Ok(())
     }
 
-    /// That the kernel is `[in, out]`.
+    /// Checks that the kernel is `[in, out]`.
     pub(super) fn check(&self) -> Result<()> {
         let (inputs, outputs, got) = (self.inputs(), self.outputs(), self.kernel.len());
         if inputs == 0 || inputs * outputs != got {
@@ -204,12 +209,13 @@ impl<'w> Linear<'w> {
         Ok(())
     }
 
-    /// Elements of scratch that [`Linear::forward`] needs.
+    /// The elements of scratch that [`Linear::forward`] needs for `rows` rows.
     pub fn scratch_len(&self, isa: Isa, threads: usize, rows: usize) -> usize {
         scratch_len(isa, threads, rows, self.inputs(), self.outputs())
     }
 
-    /// A product whose lengths the caller has checked; columns of y `[rows, out]` that it leaves out are left alone.
+    /// Computes a product whose lengths the caller has checked. Columns of y `[rows, out]` outside the
+    /// product are not changed.
     pub(super) fn run(&self, isa: Isa, threads: usize, product: Product<'_>, scratch: &mut [f32]) {
         let Product { x, y, epilogue, columns } = product;
         let columns = columns.start..columns.end.min(self.outputs());
@@ -219,7 +225,7 @@ impl<'w> Linear<'w> {
         }
         let plan = Plan::new(isa, threads, rows, self.inputs(), columns.len());
         let y = Disjoint::new(y);
-        // Columns that begin within a panel don't end with one either.
+        // Packed panels do not fit columns that begin within a panel, which do not end with one either.
         let packed = self.packed.filter(|packed| {
             packed.lanes == isa.lanes() && columns.start.is_multiple_of(panel_width(packed.lanes))
         });
@@ -248,7 +254,7 @@ pub(super) fn scratch_len(isa: Isa, threads: usize, rows: usize, inputs: usize, 
     with_alignment(plan.workers * plan.part_len)
 }
 
-/// How the columns are cut.
+/// How the columns are divided into tasks.
 struct Plan {
     columns: usize,
     workers: usize,
@@ -260,7 +266,7 @@ impl Plan {
         let work = rows.saturating_mul(inputs).saturating_mul(outputs);
         let wanted = parallel::workers(threads, work, GRAIN);
         let width = panel_width(isa.lanes());
-        // A few tasks for each worker, of whole panels.
+        // Each worker gets a few tasks, of whole panels.
         let tasks = if wanted == 1 { 1 } else { 4 * wanted };
         let columns = outputs.div_ceil(width).div_ceil(tasks) * width;
         let workers = wanted.min(outputs.div_ceil(columns)).max(1);
@@ -273,7 +279,7 @@ impl Plan {
     }
 }
 
-/// Some columns of the output.
+/// A task: some columns of the output.
 struct Task<'a> {
     layer: Linear<'a>,
     rows: usize,
@@ -284,14 +290,14 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// Columns of a row of y, of those that are this task's.
+    /// `columns` columns of a row of y from column `from` on, which must be among this task's columns.
     ///
     /// # Safety
     /// This task holds no other part that overlaps.
     #[inline(always)]
     #[allow(unsafe_code, reason = "columns of y are split among tasks")]
     unsafe fn output(&self, row: usize, from: usize, columns: usize) -> &'a mut [f32] {
-        // SAFETY: tasks differ in their columns; within this one it is the caller's promise.
+        // SAFETY: tasks differ in their columns; within this task it is the caller's promise.
         unsafe { self.y.part(row * self.layer.outputs() + from, columns) }
     }
 }

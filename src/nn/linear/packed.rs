@@ -1,8 +1,9 @@
-//! W packed once: panels of two vectors of columns, each contiguous from the first row of W to the last, in W's own type.
+//! W packed once: panels of two vectors of columns, each contiguous from the first row of W to the last, in
+//! W's own type.
 //!
-//! Tiles of f32 multiply with panels where they lie. A few rows, as of one time step, read them sequentially, which
-//! hardware prefetchers follow to the end. Rows of W as they are stored are runs of a few KiB each, at the beginning of
-//! which the prefetcher has not started.
+//! Tiles of f32 multiply with panels in place. A few rows, as in one time step, read them sequentially, which
+//! hardware prefetchers follow to the end. Rows of W as they are stored are runs of a few KiB each, at whose
+//! beginning the prefetcher has not started.
 
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
@@ -13,22 +14,22 @@ use super::{DEPTH, Stage, Task};
 use crate::element::{Element, Elements, Lane, order_bf16, widen};
 use crate::scratch::padded;
 
-/// W in panels for vectors of so many lanes.
+/// W in panels, for vectors of `lanes` lanes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Packed<'w> {
     pub(super) lanes: usize,
-    /// `[ceil(out / panel), in, panel]`, zeros where W ends.
+    /// `[ceil(out / panel), in, panel]`, with zeros after the last column of W.
     pub(super) panels: Elements<'w>,
 }
 
-/// Elements of f32 that W of such a type takes when it is packed; parts begin on cache lines.
+/// The number of f32 elements that W takes when it is packed in its own type; parts begin on cache lines.
 pub(super) fn packed_len(lanes: usize, kernel: Elements<'_>, inputs: usize, outputs: usize) -> usize {
     let elements = inputs.saturating_mul(outputs.next_multiple_of(panel_width(lanes)));
     let (_, size) = kernel.address();
     padded(elements.saturating_mul(size).div_ceil(size_of::<f32>()))
 }
 
-/// Packs W into memory of that many elements.
+/// Packs W into memory of [`packed_len`] elements.
 pub(super) fn pack<'m>(
     lanes: usize,
     kernel: Elements<'_>,
@@ -65,16 +66,16 @@ fn copy<'m, E: Element + bytemuck::Pod>(
     E::elements(panels)
 }
 
-/// Elements of f16 that are widened at once: their conversion is a call.
+/// The elements of f16 that are widened at once, because their conversion is a call.
 const BLOCK: usize = 1024;
 
-/// Panels that are read at once: their sums don't wait for each other.
+/// The number of panels that are read at once, so that their sums do not wait for each other.
 const TOGETHER: usize = 2;
 
 /// Elements of scratch of [`Stream`]: elements that are widened, and the bias of the panels.
 pub(super) const SCRATCH: usize = TOGETHER * (BLOCK + NV * 16);
 
-/// A few rows of x, of which each reads a panel in turn.
+/// The product of a few rows of x, each of which reads the panels in turn.
 pub(super) struct Stream<'a> {
     pub(super) task: Task<'a>,
     pub(super) panels: Elements<'a>,
@@ -99,7 +100,7 @@ impl WithSimd for Stream<'_> {
 }
 
 impl Stream<'_> {
-    /// The columns of P panels.
+    /// Computes the columns of P panels.
     #[inline(always)]
     fn columns<S: Simd, const P: usize>(&mut self, simd: S, from: usize) {
         let Self { task, panels, scratch } = self;
@@ -117,7 +118,7 @@ impl Stream<'_> {
                 let sums = multiply::<S, P>(simd, &x[block.clone()], panels, space);
                 let sums = &bytemuck::cast_slice::<[S::f32s; NV], f32>(&sums)[..columns];
                 #[allow(unsafe_code, reason = "columns of y are split among tasks")]
-                // SAFETY: one row at a time.
+                // SAFETY: one row is borrowed at a time.
                 let to = unsafe { task.output(i, from, columns) };
                 finish(simd, Stage::new(&block, inputs, task.epilogue), sums, bias, to);
             }
@@ -128,7 +129,7 @@ impl Stream<'_> {
 /// Sums of P panels.
 type Sums<S, const P: usize> = [[<S as Simd>::f32s; NV]; P];
 
-/// Some elements of a row of x with as many rows of P panels.
+/// The product of some elements of a row of x and as many rows of P panels.
 #[inline(always)]
 fn multiply<S: Simd, const P: usize>(
     simd: S,
@@ -166,7 +167,7 @@ fn multiply<S: Simd, const P: usize>(
     }
 }
 
-/// `acc += x panel`, one chain for each element, in the order of x.
+/// `acc += x panel`, as one chain for each element, in the order of x.
 #[inline(always)]
 fn add<S: Simd, L: Lane, const P: usize>(
     simd: S,

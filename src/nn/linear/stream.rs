@@ -1,5 +1,5 @@
-//! Few rows, as of one time step: every element of W is used a few times only, so W is read once, in its own order,
-//! eight of its rows together, and the sums wait in L1. Memory is what it waits for.
+//! Few rows, as in one time step. Every element of W is used only a few times, so W is read once, in its own
+//! order, eight of its rows together, while the sums stay in L1. The speed of memory is the limit.
 
 use half::bf16;
 use pulp::{Simd, WithSimd};
@@ -9,10 +9,11 @@ use super::{DEPTH, Stage, Task};
 use crate::element::{Elements, Lane, order_bf16, widen};
 use crate::vector::copy_row;
 
-/// Rows of W that are streamed together: more streams than a prefetcher follows are no use.
+/// The rows of W that are streamed together: more streams than a prefetcher follows are of no use.
 const TOGETHER: usize = 8;
 
-/// Columns of them that are widened at once, where they are f16: the sums and these stay in L1.
+/// The columns of these rows that are widened at once where they are f16: the sums and these columns stay in
+/// L1.
 const BLOCK: usize = 256;
 
 /// Elements of scratch: the sums, and rows of W where they are widened first.
@@ -52,7 +53,7 @@ impl WithSimd for Stream<'_> {
                     order_bf16(simd, sums);
                 }
                 #[allow(unsafe_code, reason = "columns of y are split among tasks")]
-                // SAFETY: one row at a time.
+                // SAFETY: one row is borrowed at a time.
                 let to = unsafe { task.output(i, task.columns.start, columns) };
                 for (part, (sums, to)) in sums.chunks(BLOCK).zip(to.chunks_mut(BLOCK)).enumerate() {
                     let from = task.columns.start + part * BLOCK;
@@ -65,7 +66,7 @@ impl WithSimd for Stream<'_> {
 }
 
 impl Task<'_> {
-    /// R rows of W from `at` on, into the sums of every row of x.
+    /// Multiplies R rows of W from row `at` on, and adds to the sums of every row of x.
     #[inline(always)]
     fn rows<S: Simd, const R: usize>(&self, simd: S, at: usize, sums: &mut [f32], space: &mut [f32]) {
         let (outputs, columns) = (self.layer.outputs(), self.columns.len());
@@ -98,7 +99,8 @@ impl Task<'_> {
         }
     }
 
-    /// R rows of W from `at` on, cut to some columns, into those of all sums from `from` on.
+    /// Multiplies R rows of W from row `at` on, cut to some columns, and adds to the sums of every row of x
+    /// from column `from` on.
     #[inline(always)]
     fn add<S: Simd, L: Lane, const R: usize>(
         &self,
@@ -115,7 +117,7 @@ impl Task<'_> {
     }
 }
 
-/// `sum += sum_i x[i] rows[i]`, the sums in the order in which L is loaded.
+/// `sum += sum_i x[i] rows[i]`, with the sums in the order in which L is loaded.
 #[inline(always)]
 fn add_rows<S: Simd, L: Lane, const R: usize>(simd: S, x: &[f32], rows: [&[L]; R], sum: &mut [f32]) {
     let x = &x[..R];
@@ -137,7 +139,8 @@ fn add_rows<S: Simd, L: Lane, const R: usize>(simd: S, x: &[f32], rows: [&[L]; R
         *sum = acc;
     }
     let whole = sums.len();
-    // Columns that don't fill two vectors are in order. They are fused like the others, so they are padded to vectors.
+    // Columns that do not fill two vectors are in order. They are fused like the others, so they are padded
+    // to vectors.
     for (i, sum) in tail.chunks_mut(S::F32_LANES).enumerate() {
         let mut acc = [simd.splat_f32s(0.0)];
         copy_row(simd, sum, bytemuck::cast_slice_mut(acc.as_mut_slice()));
@@ -153,7 +156,7 @@ fn add_rows<S: Simd, L: Lane, const R: usize>(simd: S, x: &[f32], rows: [&[L]; R
     }
 }
 
-/// What some columns of a row of y become.
+/// Finishes some columns of a row of y.
 #[inline(always)]
 pub(super) fn finish<S: Simd>(simd: S, stage: Stage, sums: &[f32], bias: &[f32], to: &mut [f32]) {
     for ((sums, bias), to) in

@@ -4,11 +4,11 @@
 //! mul_ab    acc[i][j] += sum_l a[i][l] b[l][j]      rows of a; b packed in columns of NV vectors
 //! ```
 //!
-//! 1. The accumulator is MR rows by NV vectors, as large as the register file allows ([`for_row_tiles`]); each step
-//!    loads NV vectors and broadcasts MR scalars for MR * NV multiply-adds.
+//! 1. The accumulator is MR rows by NV vectors, as large as the register file allows ([`for_row_tiles`]);
+//!    each step loads NV vectors and broadcasts MR scalars for MR * NV multiply-adds.
 //! 2. b is packed once, padded to whole vectors, so that no inner loop has a tail.
-//! 3. Every element is summed in the order of l whatever the tile's shape: which tile a row falls into never
-//!    changes its bits.
+//! 3. Every element is summed in the order of l whatever the tile's shape: the tile that a row is in never
+//!    changes the row's bits.
 
 use pulp::Simd;
 
@@ -20,7 +20,7 @@ pub(super) const fn panel_width(lanes: usize) -> usize {
     NV * lanes
 }
 
-/// MR rows of N vectors.
+/// The accumulator of a tile: MR rows of N vectors.
 pub(super) type Acc<S, const MR: usize, const N: usize> = [[<S as Simd>::f32s; N]; MR];
 
 #[inline(always)]
@@ -55,7 +55,7 @@ pub(super) fn mul_ab<S: Simd, const MR: usize, const N: usize>(
     acc
 }
 
-/// Slices of one length, so that the loop over them needs no check.
+/// Cuts slices to one length, so that the loop over them needs no check.
 #[inline(always)]
 pub(super) fn cut<T, const N: usize>(mut rows: [&[T]; N], len: usize) -> [&[T]; N] {
     for row in &mut rows {
@@ -64,12 +64,12 @@ pub(super) fn cut<T, const N: usize>(mut rows: [&[T]; N], len: usize) -> [&[T]; 
     rows
 }
 
-/// Work on MR rows from `row` on; a trait because closures can't be generic over a const.
+/// Work on MR rows from `row` on. It is a trait because closures cannot be generic over a const.
 pub(super) trait RowTile {
     fn run<const MR: usize>(&mut self, row: usize);
 }
 
-/// Cuts `rows` into tiles: as tall as the register file allows, then what is left in powers of two.
+/// Cuts `rows` into tiles: as tall as the register file allows, then the remaining rows in powers of two.
 #[inline(always)]
 pub(super) fn for_row_tiles<S: Simd>(rows: usize, op: &mut impl RowTile) {
     let mut row = 0;
@@ -80,7 +80,7 @@ pub(super) fn for_row_tiles<S: Simd>(rows: usize, op: &mut impl RowTile) {
             row += 8;
         }
     } else {
-        // 6 x 2 accumulators, 2 vectors of b, 1 broadcast, of 16 registers.
+        // 6 x 2 accumulators, 2 vectors of b and 1 broadcast use 15 of 16 registers.
         while rows - row >= 6 {
             op.run::<6>(row);
             row += 6;

@@ -7,12 +7,12 @@
 //!         for each panel, for each tile of rows:
 //!             y  = x W                              in registers
 //!             y += b in the first block, += what was there for a residual sum and in later blocks
-//!             y  = gelu(y)                          behind the last block
+//!             y  = gelu(y)                          after the last block
 //! ```
 //!
-//! Rows of W lie kilobytes apart, where no prefetcher of the hardware follows: they are asked for a few rows before they
-//! are packed. (Asking for the next group while one is multiplied, or packing it meanwhile, measured slower: rows 4 KiB
-//! apart share a few sets of the caches and throw each other out.)
+//! Rows of W are kilobytes apart, where no hardware prefetcher follows, so they are prefetched a few rows
+//! before they are packed. (Prefetching the next group while one is multiplied, or packing it meanwhile,
+//! measured slower: rows 4 KiB apart share a few sets of the caches and evict each other.)
 
 use core::ops::Range;
 
@@ -26,10 +26,10 @@ use crate::vector::{copy_row, vectors, vectors_mut};
 
 /// Panels in a group.
 const GROUP: usize = 8;
-/// Rows of W that are asked for before they are packed.
+/// How many rows ahead of packing the rows of W are prefetched.
 const AHEAD: usize = 4;
 
-/// Elements of scratch: a packed group.
+/// The elements of scratch, for one packed group.
 pub(super) fn scratch_len(lanes: usize, inputs: usize, columns: usize) -> usize {
     let panel = panel_width(lanes);
     inputs.min(DEPTH) * columns.next_multiple_of(panel).min(GROUP * panel)
@@ -37,12 +37,12 @@ pub(super) fn scratch_len(lanes: usize, inputs: usize, columns: usize) -> usize 
 
 pub(super) struct Tiles<'a> {
     pub(super) task: Task<'a>,
-    /// W in panels, of which this task's columns begin with one.
+    /// W in panels, if it has been packed; this task's columns begin with a panel.
     pub(super) packed: Option<Elements<'a>>,
     pub(super) scratch: &'a mut [f32],
 }
 
-/// A block of rows of W, a group of its columns.
+/// A block of rows of W, and a group of its columns.
 #[derive(Clone)]
 struct Part {
     rows: Range<usize>,
@@ -91,7 +91,7 @@ impl Task<'_> {
         }
     }
 
-    /// The same from panels of all of W, where they lie or widened.
+    /// Multiplies a group from the panels of all of W, in place or widened.
     #[inline(always)]
     fn packed_group<S: Simd>(&self, simd: S, part: Part, panels: Elements<'_>, space: &mut [f32]) {
         let full = panel_width(S::F32_LANES);
@@ -135,12 +135,12 @@ impl WithSimd for Pack<'_> {
     }
 }
 
-/// A panel of N vectors of columns, with all rows of x.
+/// The product of all rows of x and a panel of N vectors of columns.
 struct Panel<'a, const N: usize>(PanelArgs<'a>);
 
 struct PanelArgs<'a> {
     task: &'a Task<'a>,
-    /// Rows of W.
+    /// The rows of W in the panel.
     rows: Range<usize>,
     from: usize,
     columns: usize,
@@ -172,11 +172,11 @@ impl<const N: usize> WithSimd for Panel<'_, N> {
     }
 }
 
-/// `y = epilogue(y + x[row ..] panel + bias)`, as far as the panel goes.
+/// `y = epilogue(y + x[row ..] panel + bias)`, for the columns of the panel.
 struct DenseTile<'a, S: Simd, const N: usize> {
     simd: S,
     task: &'a Task<'a>,
-    /// Rows of W before the panel.
+    /// The number of rows of W before the panel.
     depth: usize,
     b: &'a [[S::f32s; N]],
     bias: [S::f32s; N],
@@ -193,11 +193,11 @@ impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
         let mut acc: Acc<S, MR, N> = zero::<S, MR, N>(simd);
         acc = mul_ab(simd, acc, &task.x[row * inputs + self.depth..], inputs, self.b);
         for i in 0..MR {
-            // Sums that begin at zero are rounded less than those that begin at y.
+            // Sums that begin at zero have smaller rounding errors than those that begin at y.
             let mut old = [simd.splat_f32s(0.0); N];
             if stage.adds() {
                 #[allow(unsafe_code, reason = "columns of y are split among tasks")]
-                // SAFETY: one row at a time.
+                // SAFETY: one row is borrowed at a time.
                 let row = unsafe { task.output(row + i, from, columns) };
                 old = load::<S, N>(simd, row);
             }
@@ -205,13 +205,13 @@ impl<S: Simd, const N: usize> RowTile for DenseTile<'_, S, N> {
                 acc[i][j] = stage.apply(simd, acc[i][j], self.bias[j], old[j]);
             }
             #[allow(unsafe_code, reason = "columns of y are split among tasks")]
-            // SAFETY: one row at a time.
+            // SAFETY: one row is borrowed at a time.
             store::<S, N>(acc[i], unsafe { task.output(row + i, from, columns) });
         }
     }
 }
 
-/// N vectors, of which the row may be a part.
+/// Loads N vectors; a row that is shorter is padded with zeros.
 #[inline(always)]
 fn load<S: Simd, const N: usize>(simd: S, row: &[f32]) -> [S::f32s; N] {
     match vectors::<S, N>(row).first() {
@@ -233,13 +233,13 @@ fn store<S: Simd, const N: usize>(from: [S::f32s; N], row: &mut [f32]) {
     }
 }
 
-/// Widens a row into row `i` of panels of `depth` rows each, padded to whole vectors: as many panels of NV vectors as it
-/// fills, and a last one, which may be of one.
+/// Widens a row into row `i` of panels of `depth` rows each, padded to whole vectors: as many panels of NV
+/// vectors as the row fills, and a last one, which may be of one vector.
 #[inline(always)]
 fn pack_row<S: Simd>(simd: S, from: Elements<'_>, panels: &mut [f32], depth: usize, i: usize) {
     let full = panel_width(S::F32_LANES);
     let mut at = 0;
-    // Whole panels of f32, which is what there mostly is, without a thought for tails.
+    // Whole panels of f32, the most frequent case, need no treatment of tails.
     if let Elements::F32(row) = from {
         let whole = vectors::<S, NV>(row);
         for (panel, row) in panels.chunks_exact_mut(depth * full).zip(whole) {

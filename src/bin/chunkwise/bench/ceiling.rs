@@ -1,4 +1,5 @@
-//! What the machine allows: multiply-adds a second, and bytes a second at a footprint, on as many threads as the work.
+//! The limits of the machine: multiply-adds a second, and bytes a second at a footprint, on as many threads
+//! as the work.
 
 use std::sync::{Barrier, Mutex};
 use std::time::Instant;
@@ -8,14 +9,14 @@ use chunkwise::bench_support::{multiply_adds, on_threads, read, update};
 
 use super::machine::Caches;
 
-/// What is measured.
+/// What a ceiling measures.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum What {
     /// Independent multiply-adds in registers.
     Fma,
-    /// Reading, changing and writing so many bytes in place; bytes read and bytes written both count.
+    /// Reading, changing and writing this many bytes in place; bytes read and bytes written both count.
     Update { of: String, bytes: usize },
-    /// Reading so many bytes.
+    /// Reading this many bytes.
     Read { of: String, bytes: usize },
 }
 
@@ -32,7 +33,7 @@ impl What {
         if *self == What::Fma { "GFLOP/s" } else { "GB/s" }
     }
 
-    /// Of all threads.
+    /// The footprint of all threads in bytes.
     pub(super) fn bytes(&self) -> usize {
         match self {
             What::Fma => 0,
@@ -41,28 +42,28 @@ impl What {
     }
 }
 
-/// A level of the memory.
+/// A level of the memory hierarchy.
 #[derive(Clone, Debug)]
 pub(super) struct Level {
     pub(super) what: What,
-    /// The most bytes that find room in it; all threads' together.
+    /// The most bytes that the level has room for, of all threads together.
     room: usize,
 }
 
-/// The levels, fastest first. A footprint of half a cache stays in it whatever else goes on.
+/// The levels, fastest first. A footprint of half a cache stays in it whatever else runs.
 pub(super) fn levels(caches: &Caches, threads: usize) -> Vec<Level> {
     let level = |of: &str, bytes, room| Level { what: What::Update { of: of.into(), bytes }, room };
     let Caches { l1, l2, l3, .. } = *caches;
     vec![
         level("L1", l1 / 2 * threads, l1 * threads),
         level("L2", l2 / 2 * threads, l2 * threads),
-        // Shared with whoever else is on the chip, so less of it.
+        // L3 is shared with everything else on the chip, so the footprint is a smaller part of it.
         level("L3", (l3 / 4).max(l2 * threads), l3),
         level("DRAM", (4 * l3).clamp(64 << 20, 512 << 20), usize::MAX),
     ]
 }
 
-/// The fastest level that has room for so many bytes.
+/// The fastest level that has room for this many bytes.
 pub(super) fn level_of(levels: &[Level], bytes: f64) -> What {
     let fits = levels.iter().find(|level| bytes <= level.room as f64);
     fits.unwrap_or(&levels[levels.len() - 1]).what.clone()
@@ -73,17 +74,19 @@ pub(super) struct Ceiling {
     pub(super) isa: Isa,
     pub(super) threads: usize,
     pub(super) what: What,
-    /// Steps or passes in a reading.
+    /// The number of steps or passes in a reading.
     times: usize,
     pub(super) readings: Vec<f64>,
 }
 
 /// Seconds that a reading of multiply-adds takes.
 const FMA_TIME: f64 = 1e-3;
-/// Bytes that a reading touches at least; one pass, where the footprint is larger. A shared cache takes several passes to
-/// keep what is read again and again: with 32 MiB, 12 MiB were read at 22 GB/s, and by a model's steps at 27.
+/// The least number of bytes that a reading touches, by one pass where the footprint is larger. A shared
+/// cache takes several passes to keep what is read again and again: when a reading touched 32 MiB, a
+/// footprint of 12 MiB was read at 22 GB/s, and by a model's steps at 27.
 const TOUCHED: usize = 256 << 20;
-/// Elements that [`update`] takes at a time on any instruction set: parts are whole multiples.
+/// The number of elements that [`update`] takes at a time on any instruction set; parts are whole multiples
+/// of it.
 const BLOCK: usize = 128;
 
 impl Ceiling {
@@ -99,7 +102,7 @@ impl Ceiling {
         Self { isa, threads, what, times: times.max(1), readings: Vec::new() }
     }
 
-    /// Elements of the part of one thread; never none.
+    /// The elements of one thread's part, which is never empty.
     fn part(&self) -> usize {
         self.what.bytes().div_ceil(self.threads * size_of::<f32>()).next_multiple_of(BLOCK).max(BLOCK)
     }
@@ -126,7 +129,8 @@ impl Ceiling {
         let barrier = Barrier::new(self.threads);
         let all = Mutex::new(Vec::new());
         on_threads(self.threads, memory, part, |part| {
-            // What others left in the caches is no part of a reading, nor is the time until the last thread has begun.
+            // A reading includes neither what other work left in the caches nor the time until the last
+            // thread has begun.
             work(part, 1);
             barrier.wait();
             let begin = Instant::now();
@@ -138,7 +142,7 @@ impl Ceiling {
     }
 }
 
-/// What all threads did, a second, from the first one's beginning to the last one's end.
+/// The work of all threads per second, from the beginning of the first thread to the end of the last.
 fn rate(all: &[(f64, Instant, Instant)]) -> f64 {
     let done: f64 = all.iter().map(|(done, ..)| done).sum();
     let first = all.iter().map(|(_, begin, _)| begin).min().expect("at least one thread");

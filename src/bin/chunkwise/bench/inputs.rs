@@ -1,4 +1,5 @@
-//! The inputs of attention that is measured, and what the oracle makes of them. The criterion benches include this file too.
+//! The inputs of the attention that is measured, and the oracle's outputs for them. The criterion benches
+//! include this file too.
 #![allow(dead_code, reason = "each of them uses its part")]
 
 use chunkwise::reference::{Recurrence, Token, beta, decay};
@@ -8,20 +9,20 @@ use super::numbers::{Number, numbers};
 
 /// q `[B, T, Hq, K]`, k `[B, T, Hk, K]`, v `[B, T, Hv, V]`, contiguous, before they are rounded to a type.
 ///
-/// Where there is a gate or the delta rule, rows of q and k have length 1, as layers have it; g are logarithms of decays, evenly
-/// in [-1, 0), and beta evenly in [0, 1).
+/// Where there is a gate or the delta rule, rows of q and k have length 1, as in layers; g contains
+/// logarithms of decays, uniform in [-1, 0), and beta is uniform in [0, 1).
 pub(crate) struct Inputs {
     pub(crate) q: Vec<f32>,
     pub(crate) k: Vec<f32>,
     pub(crate) v: Vec<f32>,
-    /// `[B, T, H]`, `[B, T, H, K]` of a key gate, `[H]` of a constant decay; empty without a gate.
+    /// `[B, T, H]`, or `[B, T, H, K]` for a key gate, or `[H]` for a constant decay; empty without a gate.
     pub(crate) g: Vec<f32>,
     /// `[B, T, H]`; empty without the delta rule.
     pub(crate) beta: Vec<f32>,
 }
 
 impl Inputs {
-    /// The same every time.
+    /// Makes the same inputs every time.
     pub(crate) fn new(config: &Config) -> Self {
         let Config { rule, shape, .. } = config;
         let Shape { batch, len, heads, groups, key, value, .. } = *shape;
@@ -34,11 +35,12 @@ impl Inputs {
                 row.iter_mut().for_each(|x| *x /= length);
             }
         } else if rule.feature_map == FeatureMap::Identity && rule.normaliser != Normaliser::None {
-            // Else the denominator may be anywhere near zero.
+            // Otherwise the denominator could be arbitrarily near zero.
             qk.iter_mut().flatten().for_each(|x| *x = x.abs());
         }
         let g = match rule.gate {
-            // Apart from each other: of a decay near 1 that stays the same, the rounding adds up over many tokens.
+            // The logarithms are spaced evenly: the rounding of a constant decay near 1 adds up over many
+            // tokens.
             Gate::Scalar if is_constant(shape) => {
                 (0..heads).map(|h| -((h + 1) as f32) / heads as f32).collect()
             }
@@ -53,7 +55,7 @@ impl Inputs {
         Self { q, k, v: numbers(3, rows * v_heads * value), g, beta }
     }
 
-    /// q, k and v as a type holds them; g and beta stay f32.
+    /// Rounds q, k and v to a type; g and beta stay f32.
     pub(crate) fn rounded<E: Number>(mut self) -> Self {
         for x in [&mut self.q, &mut self.k, &mut self.v].into_iter().flatten() {
             *x = E::store(*x).load();
@@ -61,7 +63,7 @@ impl Inputs {
         self
     }
 
-    /// Outputs of one head, all tokens `[T, V]`.
+    /// The outputs of one head for all tokens, `[T, V]`.
     pub(crate) fn oracle(&self, config: &Config, b: usize, h: usize) -> Vec<f64> {
         let Config { rule, shape, .. } = config;
         let Shape { len, heads, groups, key, value, .. } = *shape;
@@ -80,7 +82,7 @@ impl Inputs {
             count: 0,
         };
         let gates = gate_row(config);
-        // The head of `few` that head h shares with its neighbours.
+        // The row of token t in the one of `few` heads that head h shares with its neighbours.
         let row = |x, t: usize, few: usize, dim| part(x, (b * len + t) * few + h / (heads / few), dim);
         let mut outputs = vec![0.0; len * value];
         for (t, o) in outputs.chunks_exact_mut(value).enumerate() {
@@ -107,12 +109,12 @@ impl Inputs {
     }
 }
 
-/// Row `at` of rows of `dim` elements.
+/// Row `at` of x, whose rows have `dim` elements.
 fn part(x: &[f32], at: usize, dim: usize) -> &[f32] {
     &x[at * dim..][..dim]
 }
 
-/// Every rule but the linear one without a gate.
+/// Whether the rule is any but the linear one without a gate.
 fn in_blocks(rule: &Rule) -> bool {
     rule.update == Update::Delta || rule.gate != Gate::None
 }

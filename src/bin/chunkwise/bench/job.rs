@@ -1,4 +1,4 @@
-//! A measurement made ready: the work, how much of what it needs, and how far its answer is off.
+//! A measurement that is ready to run: the work, the resources that it needs, and the error of its results.
 
 use std::time::Instant;
 
@@ -17,37 +17,40 @@ use super::work::Case;
 pub(super) struct Job {
     pub(super) spec: Spec,
     run: Box<dyn FnMut()>,
-    /// Runs in a reading.
+    /// The number of runs in a reading.
     pub(super) times: usize,
-    /// That one run executes.
+    /// The flops that one run executes.
     pub(super) flops: f64,
-    /// Of the recurrence, 4 K V for each token and head, 6 K V of the delta rule, of one run of attention.
+    /// The flops of the recurrence in one run of attention: 4 K V for each token and head, 6 K V with the
+    /// delta rule.
     pub(super) recurrent_flops: Option<f64>,
-    /// That one run can't do without moving.
+    /// The bytes that one run must move.
     pub(super) bytes: f64,
-    /// Of one run.
+    /// The tokens of one run.
     pub(super) tokens: f64,
-    /// Where the bytes come from and go to.
+    /// The memory that the bytes come from and go to.
     pub(super) memory: What,
     pub(super) error: Error,
-    /// Seconds of one run.
+    /// The seconds of one run, by reading.
     pub(super) readings: Vec<f64>,
 }
 
-/// Seconds that a reading takes at least.
+/// The least number of seconds that a reading takes.
 const READING: f64 = 2e-3;
-/// Tokens that are checked of a decode and of a model: a chunk of 64 and some of the next.
+/// The number of tokens of a decode or a model that are checked: a chunk of 64 and part of the next.
 const CHECKED: usize = 80;
-/// Norm error of a model against f64.
+/// The largest norm error allowed for a model against f64.
 const MODEL_BOUND: f64 = 1e-5;
 
-/// Bytes that one element of q, k, v or o takes at most: its own, those of copies in f32 while the numbers are made, and
-/// those of what the oracle has while the answers are compared.
+/// The most bytes that one element of q, k, v or o takes: its own, those of copies in f32 while the numbers
+/// are made, and those of the oracle while the results are compared.
 const BYTES: usize = 32;
-/// Bytes that one of a model's parameters takes at most: as it is stored, in f32 while it is made, packed, and in f64.
+/// The most bytes that one parameter of a model takes: as it is stored, in f32 while it is made, packed, and
+/// in f64.
 const PARAMETER_BYTES: usize = 20;
 
-/// That a spec can be measured, as far as its sizes tell: they don't overflow, and there is memory for them.
+/// Checks that a spec can be measured, as far as its sizes show: they do not overflow, and there is memory
+/// for them.
 pub(super) fn check(spec: &Spec) -> Made<()> {
     match spec.op {
         Op::Prefill => attention_fits(&config(spec, spec.shape.len)?),
@@ -68,11 +71,11 @@ pub(super) fn check(spec: &Spec) -> Made<()> {
 fn attention_fits(config: &Config) -> Made<()> {
     let (attention, chunkwise::Shape { batch, len, heads, key, value, .. }) =
         (Attention::new(*config)?, config.shape);
-    // Of a key gate as many elements as of q, if that had all heads.
+    // A key gate has as many elements as q would have with all heads.
     let rows = if config.rule.gate == Gate::Key { 3 } else { 2 };
     let tensors =
         key.checked_add(value).and_then(|dims| memory::product([batch, len, heads, dims, rows, BYTES]));
-    // The state, and as much that the ceiling of memory changes.
+    // The state, and as much memory again for the ceiling that updates memory.
     let scratch = attention.scratch_len().max(attention.decode_scratch_len());
     let own =
         attention.state_len().checked_mul(2).and_then(|state| state.checked_add(scratch)?.checked_mul(4));
@@ -82,7 +85,7 @@ fn attention_fits(config: &Config) -> Made<()> {
 type Made<T> = Result<T, Box<dyn std::error::Error>>;
 
 impl Job {
-    /// Makes everything ready, and computes the error.
+    /// Prepares everything, and computes the error.
     pub(super) fn new(spec: &Spec, levels: &[Level]) -> Made<Self> {
         match spec.dtype {
             Dtype::F32 => Self::of::<f32>(spec, levels),
@@ -92,7 +95,7 @@ impl Job {
     }
 
     fn of<E: Number>(spec: &Spec, levels: &[Level]) -> Made<Self> {
-        // Once more: there is less memory than before the others were made ready.
+        // The check is repeated, because there is less memory than before other jobs were prepared.
         check(spec)?;
         let mut job = match spec.op {
             Op::Prefill => Self::prefill::<E>(spec, levels)?,
@@ -162,7 +165,7 @@ impl Job {
     fn model<E: Number>(spec: &Spec) -> Made<Self> {
         let (isa, Shape { batch, len, .. }) = (Isa::from_name(&spec.isa)?, spec.shape);
         let config = model_config(spec)?;
-        // For the program's life: a model borrows its weights.
+        // The memory is never freed, because a model borrows its weights.
         let untrained: &'static _ = Box::leak(Box::new(Untrained::<E>::new(config)?));
         let model = match spec.weights {
             Some(Packing::Packed) => untrained.packed(isa, spec.threads)?,
@@ -190,9 +193,10 @@ impl Job {
         })
     }
 
-    /// Of `times` runs, each.
+    /// The seconds of one run, as the mean of `times` runs.
     fn seconds(&mut self) -> f64 {
-        // What others left in the caches is no part of it.
+        // The first run is not timed, so that a reading does not depend on what other work left in the
+        // caches.
         (self.run)();
         let begin = Instant::now();
         for _ in 0..self.times {
@@ -208,13 +212,14 @@ impl Job {
     }
 }
 
-/// The attention of a shape, on so many tokens.
+/// The attention of a shape, for `len` tokens.
 fn config(spec: &Spec, len: usize) -> Made<Config> {
     let Shape { batch, heads, key, value, .. } = spec.shape;
     let linear = || {
         let rule = Rule::linear(spec.normaliser()).feature_map(spec.map.unwrap_or(Map::Identity).into());
         match spec.norm {
-            // fla's scale where nothing divides the outputs, which f16 could not hold otherwise.
+            // fla's scale is used where nothing divides the outputs, which would otherwise be too large for
+            // f16.
             Some(Norm::None) => rule.scale((key as f32).sqrt().recip()),
             _ => rule,
         }
@@ -227,7 +232,7 @@ fn config(spec: &Spec, len: usize) -> Made<Config> {
     Ok(Config::new(rule, shape).isa(Isa::from_name(&spec.isa)?).threads(spec.threads))
 }
 
-/// The model of a shape, the rest of it by default; without an input projection.
+/// The model of a shape, with defaults for everything else, and without an input projection.
 fn model_config(spec: &Spec) -> Made<ModelConfig> {
     let Shape { heads, key_heads, key, value, .. } = spec.shape;
     if key != value || key_heads.is_some() {
@@ -242,7 +247,7 @@ fn model_config(spec: &Spec) -> Made<ModelConfig> {
     Ok(config)
 }
 
-/// Against the model in f64, on the first tokens of the first sequence.
+/// The error against the model in f64, on the first tokens of the first sequence.
 fn model_error(model: &Model<'_>, op: Op, len: usize) -> Made<Error> {
     let (input, output) = match op {
         Op::Step => Run::new(*model, 1, CHECKED)?.into_steps(),

@@ -1,29 +1,29 @@
-//! Which machine a report is about.
+//! The machine that a report is about.
 
 use chunkwise::Isa;
 use serde::{Deserialize, Serialize};
 
 use super::super::info;
 
-/// As far as it tells.
+/// The machine, as far as it describes itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Machine {
     pub(super) cpu: String,
     pub(super) arch: String,
     pub(super) os: String,
-    /// Threads that it runs at once. None is pinned to a core.
+    /// The number of threads that the machine runs at once. None is pinned to a core.
     pub(super) threads: usize,
     pub(super) isas: Vec<String>,
     pub(super) caches: Caches,
 }
 
-/// Bytes of the caches: of a core, and of L3 all there is.
+/// The bytes of the caches: L1 and L2 of one core, and all of L3.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Caches {
     pub(super) l1: usize,
     pub(super) l2: usize,
     pub(super) l3: usize,
-    /// Where nothing tells the sizes they are common ones.
+    /// Whether the machine reports all sizes; common sizes are assumed for the others.
     pub(super) known: bool,
 }
 
@@ -54,7 +54,7 @@ impl Caches {
     }
 }
 
-/// Bytes of a level's data cache, where Linux tells them.
+/// The bytes of a level's data cache, where Linux reports them.
 fn linux(level: usize) -> Option<usize> {
     for index in 0..8 {
         let file = |name: &str| {

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Elements of which the first one lies a chosen number of bytes behind the beginning of a cache line.
+/// Elements, the first of which is a chosen number of bytes after the beginning of a cache line.
 pub(crate) struct Aligned<E> {
     memory: Vec<E>,
     begin: usize,
@@ -13,12 +13,13 @@ pub(crate) struct Aligned<E> {
 }
 
 impl<E: Copy> Aligned<E> {
-    /// `len` elements from the beginning of a line on.
+    /// `len` elements from the beginning of a cache line on.
     pub(crate) fn filled(value: E, len: usize) -> Self {
         Self::with_offset(value, len, 0)
     }
 
-    /// `len` elements from `offset` bytes behind the beginning of a line on: a multiple of an element's size.
+    /// `len` elements from `offset` bytes after the beginning of a cache line on. `offset` is a multiple of
+    /// an element's size.
     pub(crate) fn with_offset(value: E, len: usize, offset: usize) -> Self {
         assert!(offset.is_multiple_of(size_of::<E>()), "whole elements");
         let memory = vec![value; len + (LINE + offset) / size_of::<E>()];
@@ -28,7 +29,7 @@ impl<E: Copy> Aligned<E> {
 }
 
 impl<E: Copy + Default> Aligned<E> {
-    /// A copy that begins on a line.
+    /// A copy that begins on a cache line.
     pub(crate) fn copy_of(from: &[E]) -> Self {
         let mut copy = Self::filled(E::default(), from.len());
         copy.copy_from_slice(from);

@@ -1,5 +1,5 @@
-//! `bench`: speed as a share of what the machine allows. Ceilings and work take turns, round by round, so that a busy
-//! machine slows both.
+//! `bench`: speed as a share of what the machine allows. Ceilings and work take turns, round by round, so
+//! that a busy machine slows both.
 
 mod ceiling;
 mod inputs;
@@ -46,8 +46,9 @@ pub(crate) struct Args {
     /// Rules of prefill and decode [default: that of a layer named by --shape, else linear]
     #[arg(long, value_delimiter = ',', value_name = "RULE,..")]
     rule: Vec<RuleName>,
-    /// Sizes B,H,T,K,V; or B,H,T,D where K = V = D; or B,H,HV,T,K,V where q and k have H heads and v has HV. Or the name of a
-    /// layer, such as qwen3.5-4b, and layers for all of them. May be given more than once [default: some for each operation]
+    /// Sizes B,H,T,K,V; or B,H,T,D where K = V = D; or B,H,HV,T,K,V where q and k have H heads and v has HV.
+    /// Or the name of a layer, such as qwen3.5-4b, and layers for all of them. May be given more than once
+    /// [default: some for each operation]
     #[arg(long, value_name = "B,H,T,K,V|LAYER")]
     shape: Vec<Shapes>,
     /// Types of q, k, v and o, or of a model's weights
@@ -65,8 +66,8 @@ pub(crate) struct Args {
     /// How the dense weights of model and step lie
     #[arg(long, value_delimiter = ',', default_value = "stored,packed", value_name = "HOW,..")]
     weights: Vec<Packing>,
-    /// Bytes from the beginning of a cache line to that of decode's state, a multiple of 4 below 64: what a state off the
-    /// line costs
+    /// Bytes from the beginning of a cache line to that of decode's state, a multiple of 4 below 64: what a
+    /// state off the line costs
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "BYTES,..", value_parser = state_offset)]
     state_offset: Vec<usize>,
     /// Instruction sets [default: CHUNKWISE_ISA, else the best there is]
@@ -98,7 +99,7 @@ pub(crate) struct Args {
     plot: Option<PathBuf>,
 }
 
-/// Bytes by which a state of f32 can lie off a cache line.
+/// Parses the number of bytes by which a state of f32 is off a cache line.
 fn state_offset(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(bytes) if bytes < LINE && bytes.is_multiple_of(size_of::<f32>()) => Ok(bytes),
@@ -106,7 +107,7 @@ fn state_offset(text: &str) -> Result<usize, String> {
     }
 }
 
-/// As many as are worth measuring: more are a mistake.
+/// The most threads that are worth measuring; a larger number is a mistake.
 const MOST_THREADS: usize = 1024;
 
 fn threads(text: &str) -> Result<NonZeroUsize, String> {
@@ -130,7 +131,7 @@ impl Args {
         self.compare.as_deref().map(Report::read).transpose()
     }
 
-    /// Says and writes what was measured.
+    /// Prints and writes what was measured.
     pub(crate) fn tell(
         &self,
         mut report: Report,
@@ -144,7 +145,7 @@ impl Args {
                 out.complain(&format!("the older report is of another machine, {}", old.machine.cpu));
             }
         }
-        // What can't be written to one place is no reason not to write to the others: measuring it took long.
+        // An error in one place does not prevent writing to the others, because measuring takes long.
         let text = show::show(&report, self.format)?;
         let (printed, written) = match output {
             None => (text, Ok(())),
@@ -161,7 +162,7 @@ impl Args {
         Ok(if self.check && wrong > 0 { Verdict::Fail } else { Verdict::Pass })
     }
 
-    /// What is to be measured; all of it finds room, each by itself.
+    /// Everything that is to be measured. There is memory for each spec by itself.
     pub(crate) fn specs(&self) -> Result<Vec<Spec>, Box<dyn std::error::Error>> {
         let isas = match &self.isa {
             Some(Isas(isas)) => isas.clone(),
@@ -188,7 +189,7 @@ impl Args {
     }
 }
 
-/// Rounds where nothing says how many.
+/// The number of rounds by default.
 const ROUNDS: usize = 40;
 
 pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
@@ -200,13 +201,13 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     args.tell(report, old, targets, out)
 }
 
-/// Set by the first Ctrl-C.
+/// Whether Ctrl-C has been pressed.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// The first Ctrl-C ends the measuring after the current round, the second ends the program.
+/// The first Ctrl-C ends the measurement after the current round, the second one ends the program.
 fn stop_on_interrupt() -> Result<(), Box<dyn std::error::Error>> {
-    // ctrlc takes the signal before it starts the thread that waits for it, and keeps it if that fails: Ctrl-C would do
-    // nothing. So a thread is started here first.
+    // ctrlc takes the signal before it starts the thread that waits for it, and keeps it if that fails, so
+    // that Ctrl-C would do nothing. A thread is therefore started here first.
     std::thread::Builder::new().spawn(|| ())?.join().map_err(|_| "a thread failed")?;
     ctrlc::set_handler(|| {
         if STOP.swap(true, Relaxed) {
@@ -220,7 +221,7 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     let machine = Machine::new();
     let specs = args.specs()?;
     if let Some(most) = specs.iter().map(|spec| spec.threads).max().filter(|most| *most > 1) {
-        // Before anything is timed.
+        // The threads are started before anything is timed.
         start_threads(most).map_err(|error| format!("{most} threads can't be started: {error}"))?;
     }
 
@@ -240,7 +241,7 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
         }
         jobs.push(job);
     }
-    // What ceilings read and write.
+    // The memory that ceilings read and write.
     let most = ceilings.iter().map(Ceiling::memory).max().unwrap_or(0);
     super::memory::check(most.checked_mul(size_of::<f32>()))?;
     let mut memory = Aligned::filled(1.0, most);
@@ -275,7 +276,8 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     })
 }
 
-/// One reading of everything; every other round backwards, so that nothing always follows the same.
+/// Takes one reading of everything. Every other round runs backwards, so that nothing always follows the same
+/// work.
 fn round(at: usize, ceilings: &mut [Ceiling], jobs: &mut [Job], memory: &mut [f32]) {
     let all = ceilings.len() + jobs.len();
     for i in 0..all {
@@ -287,7 +289,7 @@ fn round(at: usize, ceilings: &mut [Ceiling], jobs: &mut [Job], memory: &mut [f3
     }
 }
 
-/// A line that is written over, where someone can see it.
+/// A line of progress that is overwritten; it is shown only on a terminal.
 struct Progress {
     terminal: bool,
 }
@@ -299,7 +301,7 @@ impl Progress {
 
     fn say(&mut self, what: &str) {
         if self.terminal {
-            // To the beginning of the line, and what is longer from before removed.
+            // The cursor returns to the beginning of the line, and the old text is erased.
             let _ = write!(std::io::stderr(), "\r\x1b[K{what}");
         }
     }

@@ -1,4 +1,5 @@
-//! Numbers to measure with, of any type of element, and how far results are off. The criterion benches include this file too.
+//! Numbers to measure with, of any element type, and the errors of results. The criterion benches include
+//! this file too.
 #![allow(dead_code, reason = "each of them uses its part")]
 
 use chunkwise::element::Element;
@@ -16,7 +17,7 @@ pub(crate) fn numbers(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// A type of element that f32 can be stored in.
+/// An element type in which f32 can be stored.
 pub(crate) trait Number: Element {
     fn store(x: f32) -> Self;
     fn load(self) -> f32;
@@ -53,7 +54,7 @@ pub(crate) fn stored<E: Number>(from: &[f32]) -> Vec<E> {
     from.iter().copied().map(E::store).collect()
 }
 
-/// The same from the beginning of a cache line on.
+/// The numbers stored from the beginning of a cache line on.
 pub(crate) fn stored_aligned<E: Number>(from: &[f32]) -> Aligned<E> {
     Aligned::copy_of(&stored(from))
 }
@@ -62,26 +63,27 @@ pub(crate) fn loaded<E: Number>(from: &[E]) -> Vec<f32> {
     from.iter().copied().map(E::load).collect()
 }
 
-/// How far a result is from what it should be: `||got - want|| / ||want||`, and the documented bound.
+/// The error of a result, `||got - want|| / ||want||`, and the documented bound.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Error {
     pub(crate) norm: f64,
     pub(crate) allowed: f64,
 }
 
-/// The documented bound of f32, that of the delta rule, and up to how many tokens they hold; beyond them they are let grow
-/// with their number.
+/// The documented bounds of f32, without and with the delta rule, and the number of tokens up to which they
+/// hold. Beyond that number they grow in proportion to the number of tokens.
 const BOUNDS: ([f64; 2], usize) = ([2e-6, 3e-6], 4096);
-/// What a type of 16 bits may cost over rounding inputs and outputs.
+/// The factor by which the error of a 16-bit type may exceed that of rounding inputs and outputs.
 const OVER_ROUNDING: f64 = 1.5;
 
-/// What f32 may be off by.
+/// The largest norm error allowed for f32.
 pub(crate) fn allowed_f32(delta: bool, len: usize) -> f64 {
     let ([linear, corrected], tokens) = BOUNDS;
     (if delta { corrected } else { linear }) * (len as f64 / tokens as f64).max(1.0)
 }
 
-/// What a type of 16 bits may be off by, where rounding alone brings outputs from `want` to `rounded`.
+/// The largest norm error allowed for a 16-bit type, where rounding alone takes outputs from `want` to
+/// `rounded`.
 pub(crate) fn over_rounding(rounded: &[f32], want: &[f64]) -> f64 {
     OVER_ROUNDING * norm_error(rounded, want)
 }
@@ -93,7 +95,7 @@ impl Error {
     }
 }
 
-/// NaN, which no bound allows, where one of the results is.
+/// The norm error. It is NaN, which no bound allows, where one of the results is.
 pub(crate) fn norm_error(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len(), "compared element by element");
     let difference: f64 = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).powi(2)).sum();

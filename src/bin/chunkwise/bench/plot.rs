@@ -13,7 +13,7 @@ use super::spec::Spec;
 const INK: RGBColor = RGBColor(40, 44, 52);
 const PALE: RGBColor = RGBColor(120, 126, 138);
 const GRID: RGBColor = RGBColor(226, 229, 234);
-/// Told apart without red and green too.
+/// Colours that can be distinguished without telling red from green.
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -26,7 +26,7 @@ const FONT: &str = "DejaVu Sans, Helvetica, Arial, sans-serif";
 const WIDTH: u32 = 1200;
 const HEAD: u32 = 84;
 const PANEL: u32 = 470;
-/// Right of a chart, for its labels.
+/// The pixels to the right of a chart, for its labels.
 const MARGIN: u32 = 380;
 /// Pixels from one label to the next.
 const LINE: u32 = 18;
@@ -38,7 +38,7 @@ fn font(size: i32, colour: RGBColor) -> TextStyle<'static> {
     (FONT, size).into_font().color(&colour)
 }
 
-/// An SVG.
+/// The plot as an SVG.
 pub(super) fn plot(report: &Report) -> Result<String, Box<dyn Error>> {
     let mut svg = String::new();
     let variants = Variants::new(&report.measurements);
@@ -46,7 +46,7 @@ pub(super) fn plot(report: &Report) -> Result<String, Box<dyn Error>> {
     let series = Axis::ALL.into_iter().map(|axis| (axis, series(&report.measurements, &variants, axis)));
     let second = series.into_iter().find(|(_, series)| !series.is_empty());
 
-    // Taller where there are more labels than find room beside a chart.
+    // A chart is taller where it has more labels than fit beside it.
     let height = |labels: usize| PANEL.max(120 + LINE * labels as u32);
     let first_height = height(points.len());
     let second_height = second.as_ref().map_or(0, |(_, series)| height(series.len()));
@@ -71,7 +71,8 @@ pub(super) fn plot(report: &Report) -> Result<String, Box<dyn Error>> {
     Ok(svg)
 }
 
-/// What tells measurements apart: instruction sets and threads by colour, the rest in words where it differs.
+/// What distinguishes measurements: instruction sets and threads by colour, everything else in words where it
+/// differs.
 struct Variants {
     machines: Vec<(String, usize)>,
     dtypes: bool,
@@ -153,7 +154,7 @@ fn normaliser(spec: &Spec) -> String {
 
 /// A measurement in the roofline.
 struct Point {
-    /// Executed flops a byte, executed GFLOP/s.
+    /// Executed flops a byte, and executed GFLOP/s.
     at: (f64, f64),
     label: String,
     colour: RGBColor,
@@ -210,11 +211,11 @@ fn roofline(
         chart.draw_series(LineSeries::new([(x.0, rate.best), (x.1, rate.best)], colour.stroke_width(2)))?;
         let what = format!("FMA, {}, {} GFLOP/s", named(&(isa.clone(), *threads)), digits(rate.best));
         let (left, line) = chart.backend_coord(&(x.0, rate.best));
-        // Side by side: two may be as fast as each other.
+        // The labels are placed side by side, because two sets may be equally fast.
         let left = left + 8 + at as i32 % 3 * 235;
         root.draw(&Text::new(what, (left, line - 17), font(13, colour)))?;
     }
-    // The memory of the fastest only: more lines would hide the points.
+    // Only the memory of the fastest is drawn, because more lines would hide the points.
     let fastest = fma.iter().max_by(|a, b| a.rate.best.total_cmp(&b.rate.best));
     let levels = limits.iter().filter(|limit| {
         let same =
@@ -229,7 +230,7 @@ fn roofline(
         let at = chart.backend_coord(&roof(left));
         labels.push(Label { at, text: format!("{name}, {} GB/s", digits(rate.best)), colour: PALE });
     }
-    // Below the lines, one under the other.
+    // The labels are below the lines, one under another.
     let bottom = chart.backend_coord(&(x.0, y.0)).1;
     let room = (bottom - (LINE * labels.len() as u32) as i32 - 8, bottom - LINE as i32);
     let column = chart.backend_coord(&(x.0 * 32.0, y.0)).0;
@@ -246,14 +247,15 @@ fn roofline(
     draw_labels(root, labels, right + 14, (top, bottom))
 }
 
-/// Words for a place in a chart.
+/// A text for a place in a chart.
 struct Label {
     at: (i32, i32),
     text: String,
     colour: RGBColor,
 }
 
-/// In a column from `x` on, each as near to its place as the others allow, with a thin line to it.
+/// Draws labels in a column from `x` on, each as near to its place as the others allow, with a thin line to
+/// it.
 fn draw_labels(root: &Area<'_>, mut labels: Vec<Label>, x: i32, (top, bottom): (i32, i32)) -> Drawn {
     labels.sort_by_key(|label| label.at.1);
     let line = LINE as i32;
@@ -275,7 +277,7 @@ fn draw_labels(root: &Area<'_>, mut labels: Vec<Label>, x: i32, (top, bottom): (
     Ok(())
 }
 
-/// What speed is drawn against.
+/// The size against which speed is drawn.
 #[derive(Clone, Copy, PartialEq)]
 enum Axis {
     Len,
@@ -294,7 +296,7 @@ impl Axis {
         }
     }
 
-    /// The same for all that differ by this alone.
+    /// The spec without this size, equal for all measurements that differ by this size alone.
     fn without(self, spec: &Spec) -> Spec {
         let Spec { shape, chunk, .. } = *spec;
         let (shape, chunk) = match self {
@@ -313,7 +315,7 @@ impl Axis {
         }
     }
 
-    /// What the others of a series share.
+    /// The label of a series: what its measurements have in common.
     fn label(self, spec: &Spec) -> String {
         let words = match self {
             Axis::Len => [Some("T"), None, None],
@@ -324,15 +326,16 @@ impl Axis {
     }
 }
 
-/// Measurements that differ by one number.
+/// Measurements that differ by one size.
 struct Series {
     label: String,
     colour: RGBColor,
-    /// The number, and GFLOP/s, recurrent flops where there are any: by the median, by p90 and by p10.
+    /// The size, and the GFLOP/s (recurrent where there are any) by the median, the p90 and the p10 of the
+    /// times.
     points: Vec<(f64, [f64; 3])>,
 }
 
-/// Of fewer than three numbers there is nothing to see.
+/// A series with fewer than three sizes is left out, because it shows nothing.
 fn series(all: &[Measurement], variants: &Variants, axis: Axis) -> Vec<Series> {
     let mut groups: Vec<(Spec, Series)> = Vec::new();
     for Measurement { spec, flops, recurrent_flops, seconds, .. } in all {

@@ -1,4 +1,4 @@
-//! What a run found, as it is kept: readings, and what follows from them.
+//! The results of a run as they are stored: readings, and what follows from them.
 
 use std::path::Path;
 
@@ -13,26 +13,26 @@ use super::stats::Summary;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(super) version: String,
-    /// In UTC, when the first round began.
+    /// The time at which the first round began, in UTC.
     pub(super) date: String,
-    /// Arguments of the program.
+    /// The name and the arguments of the program.
     pub(super) command: Vec<String>,
     pub(super) machine: Machine,
-    /// Readings of each.
+    /// The number of readings of each ceiling and measurement.
     pub(super) rounds: usize,
-    /// Whether it was stopped before all rounds were done.
+    /// Whether the run was stopped before all rounds were done.
     pub(super) interrupted: bool,
     pub(super) ceilings: Vec<Limit>,
     pub(super) measurements: Vec<Measurement>,
 }
 
-/// A ceiling.
+/// A ceiling with its readings.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Limit {
     pub(super) isa: String,
     pub(super) threads: usize,
     pub(super) name: String,
-    /// Footprint of all threads; 0 for arithmetic.
+    /// The footprint of all threads in bytes; 0 for arithmetic.
     pub(super) bytes: usize,
     pub(super) unit: String,
     pub(super) rate: Summary,
@@ -43,25 +43,27 @@ pub(super) struct Limit {
 pub(super) struct Measurement {
     #[serde(flatten)]
     pub(super) spec: Spec,
-    /// That one run executes: those of a second state that the per-chunk normaliser reads count, those of rows that a model
-    /// leaves out don't.
+    /// The flops that one run executes. Those of a second state that the per-chunk normaliser reads are
+    /// counted; those of rows that a model leaves out are not.
     pub(super) flops: f64,
-    /// Of one run of attention: 4 K V for each token and head of the state, 6 K V of the delta rule, whatever is executed.
+    /// The flops of the recurrence in one run of attention: 4 K V for each token and head of the state, 6 K V
+    /// with the delta rule, whatever is executed.
     #[serde(default)]
     pub(super) recurrent_flops: Option<f64>,
-    /// Of one run: the state read and written, a model's weights read, else each tensor once.
+    /// The bytes of one run: the state read and written, or a model's weights read, or else each tensor once.
     pub(super) bytes: f64,
-    /// Of one run.
+    /// The tokens of one run.
     pub(super) tokens: f64,
-    /// Runs in a reading.
+    /// The number of runs in a reading.
     pub(super) repeats: usize,
-    /// Of one run.
+    /// The seconds of one run.
     pub(super) seconds: Summary,
-    /// By the median.
+    /// Tokens a second, by the median.
     pub(super) tokens_per_s: f64,
     /// 1e9 executed flops a second.
     pub(super) gflops: Rate,
-    /// 1e9 recurrent flops a second, and the share of the FMA ceiling that speeds are published as.
+    /// 1e9 recurrent flops a second. `recurrent_bound` is their share of the FMA ceiling, which is how speeds
+    /// are published.
     #[serde(default)]
     pub(super) recurrent_gflops: Option<Rate>,
     #[serde(default)]
@@ -69,12 +71,12 @@ pub(super) struct Measurement {
     /// 1e9 bytes a second.
     pub(super) gbs: Rate,
     pub(super) bound: Bound,
-    /// Norm error against the oracle in f64, and what is documented.
+    /// The norm error against the oracle in f64; `allowed_error` is the documented bound.
     pub(super) error: f64,
     pub(super) allowed_error: f64,
-    /// Seconds of one run, in the order they were taken.
+    /// The seconds of one run, in the order in which they were measured.
     pub(super) readings: Vec<f64>,
-    /// Beside an older report.
+    /// The comparison with an older report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) against: Option<Against>,
 }
@@ -85,20 +87,21 @@ pub(super) struct Rate {
     pub(super) median: f64,
 }
 
-/// A ceiling, and how much of it was reached; of a measurement, the ceiling that allows the least.
+/// A ceiling, and the share of it that was reached. For a measurement it is the ceiling that allows the
+/// least.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Bound {
     pub(super) ceiling: String,
-    /// The best time by the best ceiling.
+    /// The share by the best time and the best reading of the ceiling.
     pub(super) best_percent: f64,
-    /// Medians likewise.
+    /// The share by the medians.
     pub(super) median_percent: f64,
 }
 
-/// New time over old time.
+/// The new time divided by the old time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Against {
-    /// Of the medians.
+    /// The ratio of the medians.
     pub(super) ratio: f64,
     /// The new p10 over the old p90.
     pub(super) low: f64,
@@ -128,7 +131,7 @@ impl Limit {
 }
 
 impl Measurement {
-    /// Among `limits` are those of the job.
+    /// `limits` contains the ceilings of the job.
     pub(super) fn new(job: &Job, limits: &[Limit]) -> Self {
         let Job { spec, times, flops, recurrent_flops, bytes, tokens, memory, error, readings, .. } = job;
         let seconds = Summary::of_times(readings);
@@ -146,7 +149,7 @@ impl Measurement {
             }
         };
         let (gflops, recurrent_gflops, gbs) = (rate(flops), recurrent_flops.as_ref().map(rate), rate(bytes));
-        // What comes closer to its ceiling is bound by it.
+        // Work is bound by the ceiling that it comes closest to.
         let shares = [share(&What::Fma, gflops), share(memory, gbs)];
         let bound = shares.into_iter().max_by(|a, b| a.best_percent.total_cmp(&b.best_percent));
         Self {
@@ -184,7 +187,7 @@ impl Report {
             .map_err(|error| format!("{} is no report of bench: {error}", path.display()))
     }
 
-    /// Puts every measurement beside the older one of the same work.
+    /// Compares every measurement with the older one of the same work.
     pub(super) fn compare(&mut self, old: &Report) {
         for new in &mut self.measurements {
             let same = old.measurements.iter().find(|old| old.spec == new.spec);

@@ -1,4 +1,4 @@
-//! Sizes: how the command line says them, and those of layers that models have.
+//! Sizes: their form on the command line, and those of layers that models have.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use super::spec::{Op, RuleName};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Shape {
     pub(super) batch: usize,
-    /// Of q and k, where they have fewer than v, o and the state.
+    /// The heads of q and k, where these have fewer than v, o and the state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) key_heads: Option<usize>,
     pub(super) heads: usize,
@@ -36,7 +36,7 @@ impl Shape {
         chunkwise::shape::Heads::new(key_heads, key_heads, self.heads)
     }
 
-    /// As on the command line, with words in place of T, K and V.
+    /// The sizes as on the command line, with words in place of T, K and V.
     pub(super) fn with_words(&self, words: [Option<&str>; 3]) -> String {
         let Self { batch, key_heads, heads, len, key, value } = self;
         let heads = key_heads.map_or(heads.to_string(), |key_heads| format!("{key_heads},{heads}"));
@@ -76,18 +76,18 @@ impl fmt::Display for Shape {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     pub(super) shape: Shape,
-    /// `None` where only numbers were given.
+    /// The rule of the layer; `None` where only numbers were given.
     pub(super) rule: Option<RuleName>,
 }
 
-/// What one word of the command line stands for.
+/// The sizes for which one word of the command line stands.
 #[derive(Clone, Debug)]
 pub(super) struct Shapes(pub(super) Vec<Sizes>);
 
 /// The word for all of [`LAYERS`].
 const ALL_LAYERS: &str = "layers";
 
-/// Layers of models by name: 2048 tokens of one sequence.
+/// Layers of models by name, with 2048 tokens of one sequence.
 const LAYERS: [(&str, RuleName, Shape); 8] = [
     ("qwen3.5-0.8b", RuleName::GatedDelta, Shape::grouped([1, 16, 16, 2048, 128, 128])),
     ("qwen3.5-4b", RuleName::GatedDelta, Shape::grouped([1, 16, 32, 2048, 128, 128])),
@@ -117,7 +117,7 @@ impl FromStr for Shapes {
     }
 }
 
-/// What an operation is measured at where no shape is asked for.
+/// The shapes at which an operation is measured where none is given.
 pub(super) fn usual(op: Op, rule: RuleName) -> Vec<Shape> {
     const PREFILL: [Shape; 5] = [
         Shape::new([1, 4, 4096, 64, 64]),

@@ -126,7 +126,7 @@ attention without the rows that are left out. bound is the ceiling that binds ex
 of it is reached, best by best and median by median. update: reading, changing and writing in place, bytes counted both ways.
 ";
 
-/// The first `left` columns are words.
+/// A table whose first `left` columns are words.
 fn table(markdown: bool, header: &[&str], left: usize) -> Table {
     let mut table = Table::new();
     table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::NOTHING });
@@ -156,7 +156,7 @@ fn beside(against: &Against) -> String {
     format!("{ratio:.3} ({low:.3} to {high:.3}), {verdict}")
 }
 
-/// Three digits that count.
+/// A number with three significant digits, or three decimals below 1.
 pub(super) fn digits(x: f64) -> String {
     match x.abs() {
         x if x >= 100.0 => format!("{x:.0}"),
@@ -191,11 +191,11 @@ fn size(bytes: usize) -> String {
     }
 }
 
-/// A line of CSV: a ceiling or a measurement. What one of them has no use for is empty there.
+/// A line of CSV, for a ceiling or a measurement. Fields that do not apply are empty.
 #[derive(Default, Serialize)]
 struct Line<'a> {
     kind: &'a str,
-    /// The operation, or the ceiling's name.
+    /// The operation, or the name of the ceiling.
     op: String,
     rule: Option<RuleName>,
     batch: Option<usize>,
@@ -212,7 +212,7 @@ struct Line<'a> {
     state_offset: Option<usize>,
     isa: &'a str,
     threads: usize,
-    /// Of these four and of the readings.
+    /// The unit of the next four fields and of the readings.
     unit: &'a str,
     median: f64,
     p10: f64,

@@ -1,4 +1,4 @@
-//! What a measurement is of: the words of the command line, and every combination that makes sense.
+//! What is measured: the words of the command line, and every combination of them that makes sense.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::shape::{Shape, Sizes, usual};
 
-/// Words that are the same on the command line, in tables and in JSON.
+/// Enums whose words are the same on the command line, in tables and in JSON.
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident),* })*) => {$(
         $(#[$doc])*
@@ -31,14 +31,16 @@ words! {
         Prefill,
         /// One token of each sequence, `Attention::decode` on its state
         Decode,
-        /// T tokens of a draft, at most 16, `Attention::verify` on a state and `Attention::commit` of all of them
+        /// T tokens of a draft, at most 16, `Attention::verify` on a state and `Attention::commit` of all of
+        /// them
         Draft,
         /// All tokens through the model of H heads and hidden size H K, 4 layers, for the last time step
         Model,
         /// One time step of that model
         Step
     }
-    /// What a token does to the state. All but linear have the identity map, no normaliser, the scale K^-1/2, and q and k of length 1.
+    /// What a token does to the state. All but linear have the identity map, no normaliser, the scale K^-1/2,
+    /// and q and k of length 1.
     RuleName {
         /// Adds k v^T; with --map and --norm
         Linear,
@@ -77,7 +79,7 @@ words! {
 }
 
 impl RuleName {
-    /// The update and the gate.
+    /// The rule with this update and gate.
     pub(super) fn rule(self) -> Rule {
         match self {
             RuleName::Linear => Rule::linear(Normaliser::None),
@@ -100,12 +102,13 @@ impl From<Map> for FeatureMap {
     }
 }
 
-/// One measurement's. What plays no part in an operation is left out, or 1; so are weights as they are stored and a state
-/// that begins on a cache line, for older reports don't name them.
+/// The parameters of one measurement. Those that an operation does not use are left out, or 1. Weights as
+/// they are stored and a state that begins on a cache line are left out too, because older reports do not
+/// name them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(super) op: Op,
-    /// Left out where it is linear, for older reports don't name it.
+    /// The rule; left out where it is linear, because older reports do not name it.
     pub(super) rule: Option<RuleName>,
     pub(super) shape: Shape,
     pub(super) dtype: Dtype,
@@ -113,7 +116,7 @@ pub(crate) struct Spec {
     pub(super) norm: Option<Norm>,
     pub(super) chunk: Option<usize>,
     pub(super) weights: Option<Packing>,
-    /// Bytes from the beginning of a cache line to that of the state.
+    /// The bytes from the beginning of a cache line to the beginning of the state.
     pub(super) state_offset: Option<usize>,
     pub(super) isa: String,
     pub(super) threads: usize,
@@ -129,7 +132,7 @@ impl Spec {
         }
     }
 
-    /// All but the instruction set and the threads, short.
+    /// All parameters but the instruction set and the threads, in short.
     pub(super) fn label(&self) -> String {
         let Self { shape, dtype, map, norm, chunk, weights, .. } = self;
         let mut label = format!("{} {shape} {dtype}", self.work());
@@ -145,7 +148,7 @@ impl Spec {
         label
     }
 
-    /// The operation, and its rule if that is not linear.
+    /// The operation, and its rule unless that is linear.
     pub(super) fn work(&self) -> String {
         match self.rule {
             Some(rule) => format!("{} {rule}", self.op),
@@ -153,18 +156,18 @@ impl Spec {
         }
     }
 
-    /// Where the state lies, if not on a cache line.
+    /// Where the state begins, if not on a cache line.
     pub(super) fn state_words(&self) -> Option<String> {
         self.state_offset.map(|bytes| format!("state off by {bytes} bytes"))
     }
 }
 
-/// Words to be combined.
+/// The words of the command line, which are combined.
 pub(super) struct Words {
     pub(super) ops: Vec<Op>,
-    /// Empty for those of the shapes.
+    /// The rules; empty for those of the shapes.
     pub(super) rules: Vec<RuleName>,
-    /// Empty for the [`usual`] ones.
+    /// The shapes; empty for the [`usual`] ones.
     pub(super) shapes: Vec<Sizes>,
     pub(super) dtypes: Vec<Dtype>,
     pub(super) maps: Vec<Map>,
@@ -177,7 +180,7 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// Every combination once.
+    /// Every combination, once.
     pub(super) fn specs(&self) -> Result<Vec<Spec>, String> {
         self.check_number()?;
         let mut specs = Vec::new();
@@ -228,7 +231,8 @@ impl Words {
         rules.iter().copied().flat_map(pair).collect()
     }
 
-    /// A command line is soon written that has more combinations than a lifetime has rounds.
+    /// Checks the number of combinations, which even a short command line can make larger than can be
+    /// measured.
     fn check_number(&self) -> Result<(), String> {
         const MOST: usize = 30_000;
         let Self { ops, rules, shapes, dtypes, maps, norms, chunks, weights, state_offsets, isas, threads } =
@@ -243,7 +247,7 @@ impl Words {
     }
 }
 
-/// Every one with every word.
+/// Every spec with every word.
 fn each<T>(specs: Vec<Spec>, words: &[T], set: impl Fn(&mut Spec, &T)) -> Vec<Spec> {
     let mut all = Vec::new();
     for spec in specs {

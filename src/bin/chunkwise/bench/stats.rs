@@ -1,11 +1,11 @@
-//! Readings, summed up.
+//! Summaries of readings.
 
 use serde::{Deserialize, Serialize};
 
 /// Percentiles of some readings. For times p10 is the faster end, for rates the slower one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Summary {
-    /// The smallest time, the largest rate.
+    /// The smallest time, or the largest rate.
     pub(super) best: f64,
     pub(super) median: f64,
     pub(super) p10: f64,
@@ -31,7 +31,7 @@ impl Summary {
     }
 }
 
-/// Between the two readings around it, in proportion.
+/// The percentile, interpolated linearly between the two readings around it.
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);

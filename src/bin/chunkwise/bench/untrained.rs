@@ -1,4 +1,5 @@
-//! A model that is measured, what its work amounts to, and what it needs to run. The criterion benches include this file too.
+//! A model that is measured, its flops, and the memory that it needs to run. The criterion benches include
+//! this file too.
 #![allow(dead_code, reason = "each of them uses its part")]
 
 use chunkwise::Isa;
@@ -8,7 +9,7 @@ use super::memory::Aligned;
 use super::numbers::{Number, numbers, stored};
 use super::work::attention_flops;
 
-/// A model, untrained.
+/// An untrained model.
 pub(crate) struct Untrained<E = f32> {
     config: ModelConfig,
     flat: Vec<E>,
@@ -36,7 +37,7 @@ impl<E: Number> Untrained<E> {
         Model::new(self.config, weights, Some(isa), threads)
     }
 
-    /// The same with its dense layers packed, for the program's life.
+    /// The same model with its dense layers packed, in memory that is never freed.
     pub(crate) fn packed(&'static self, isa: Isa, threads: usize) -> chunkwise::Result<Model<'static>> {
         let weights = Weights::from_flat(&self.config, &self.flat, self.blocks().leak())?;
         let memory = vec![0.0; weights.packed_len(isa)].leak();
@@ -49,20 +50,22 @@ impl<E: Number> Untrained<E> {
     }
 }
 
-/// The flops that a model executes: 2 for each weight of a dense layer and each row that the layer multiplies, and those of
-/// its attention. What a model leaves out is not counted: the rows that the last block need not compute where only the last
-/// time step is returned. Layer norms and activations are not counted either, as smaller terms.
+/// The flops that a model executes: 2 for each weight of a dense layer and each row that the layer
+/// multiplies, and those of its attention. Rows that the last block does not compute, where only the last
+/// time step is returned, are not counted. Layer norms and activations are not counted either, because they
+/// are smaller terms.
 pub(crate) struct ModelFlops<'a> {
     pub(crate) config: &'a ModelConfig,
 }
 
 impl ModelFlops<'_> {
-    /// Rows of a tile, as `nn::Model::forward` takes them: a longer sequence is walked tile by tile on a carried state.
+    /// The rows of a tile in `nn::Model::forward`, which goes through a longer sequence tile by tile on a
+    /// carried state.
     const TILE: usize = 256;
-    /// The shortest tile of which the last block leaves rows out: `Wanted::MIN_LEN` in `nn::block`.
+    /// The shortest tile for which the last block leaves out rows: `Wanted::MIN_LEN` in `nn::block`.
     const MIN_LEN: usize = 16;
 
-    /// All time steps of each sequence at once.
+    /// The flops for all time steps of each sequence at once.
     ///
     /// ```text
     /// each row           the input projection; in each block but the last: qkv, attention, out, up, down
@@ -76,7 +79,7 @@ impl ModelFlops<'_> {
         let mut sequence = 0.0;
         for begin in (0..len).step_by(Self::TILE) {
             let rows = Self::TILE.min(len - begin);
-            // A carried state is read from the first tile on, when it is still zero.
+            // A carried state is read from the first tile on, although it is still zero there.
             let past = if len > Self::TILE { rows } else { rows.saturating_sub(config.chunk()) };
             let all = rows as f64 * block + self.attention(rows, past);
             let last = if config.output_mode == OutputMode::LastTimestep && rows >= Self::MIN_LEN {
@@ -94,31 +97,31 @@ impl ModelFlops<'_> {
         batch as f64 * sequence
     }
 
-    /// One time step of each sequence.
+    /// The flops for one time step of each sequence.
     pub(crate) fn step(&self, batch: usize) -> f64 {
         let blocks = self.config.num_layers as f64 * (self.block() + self.attention(1, 1));
         batch as f64 * (self.dense("input_projection") + blocks)
     }
 
-    /// Of one row in the dense layers of a block.
+    /// The flops for one row in the dense layers of a block.
     fn block(&self) -> f64 {
         ["attn_qkv", "attn_out", "ffn_up", "ffn_down"].map(|layer| self.dense(layer)).iter().sum()
     }
 
-    /// Of one row in a dense layer; of a block's layers in the first block.
+    /// The flops for one row in a dense layer; for a layer inside the blocks, in that of the first block.
     fn dense(&self, layer: &str) -> f64 {
         let mut kernels = self.config.parameters().filter(|p| (p.layer, p.field) == (layer, "kernel"));
         kernels.next().map_or(0.0, |kernel| 2.0 * kernel.len() as f64)
     }
 
-    /// Of all heads.
+    /// The flops of the attention, for all heads.
     fn attention(&self, rows: usize, past: usize) -> f64 {
         let dim = self.config.head_dim();
         self.config.num_heads as f64 * attention_flops(4, [dim, dim], rows, past)
     }
 }
 
-/// A model with one input, and what it needs for all of its tokens at once or for one step.
+/// A model with one input, and the memory that it needs for all of its tokens at once or for one step.
 pub(crate) struct Run<'w> {
     model: Model<'w>,
     batch: usize,
@@ -148,20 +151,20 @@ impl<'w> Run<'w> {
         model.forward(*batch, *len, input, output, scratch).expect("lengths that fit");
     }
 
-    /// The first time step of each sequence, once more.
+    /// Runs the first time step of each sequence once more.
     pub(crate) fn step(&mut self) {
         let Self { model, batch, input, output, state, scratch, .. } = self;
         let input = &input[..*batch * model.config().embed_dim];
         model.step(*batch, input, state, output, scratch).expect("lengths that fit");
     }
 
-    /// All tokens of the input at once: the input and the output.
+    /// Runs all tokens of the input at once, and returns the input and the output.
     pub(crate) fn into_forward(mut self) -> (Vec<f32>, Vec<f32>) {
         self.forward();
         (self.input.to_vec(), self.output.to_vec())
     }
 
-    /// The same step by step; of a batch of one.
+    /// Runs the tokens of a batch of one step by step, and returns the input and the output.
     pub(crate) fn into_steps(mut self) -> (Vec<f32>, Vec<f32>) {
         let Self { model, input, output, state, scratch, .. } = &mut self;
         for x in input.chunks_exact(model.config().embed_dim) {

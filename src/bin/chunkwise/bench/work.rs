@@ -1,5 +1,5 @@
-//! Attention that is measured, with everything it needs, and what it should have answered. The criterion benches
-//! include this file too: what both measure is written once.
+//! Attention that is measured, with everything that it needs, and the errors of its results. The criterion
+//! benches include this file too, so that what both measure is defined once.
 #![allow(dead_code, reason = "each of them uses its part")]
 
 use chunkwise::{Attention, Config, Gate, Normaliser, Shape, State, Tensors, Update};
@@ -8,7 +8,8 @@ use super::inputs::{Inputs, gate_row, is_constant};
 use super::memory::Aligned;
 use super::numbers::{Error, Number, allowed_f32, loaded, norm_error, over_rounding, stored_aligned};
 
-/// Attention on contiguous `[B, T, H, D]`; g and beta, where there are any, are f32. Every buffer begins on a cache line, but for a state that is asked to lie off it.
+/// Attention on contiguous `[B, T, H, D]`; g and beta, where there are any, are f32. Every buffer begins on a
+/// cache line, except for a state that is given an offset.
 pub(crate) struct Case<E = f32> {
     pub(crate) attention: Attention,
     q: Aligned<E>,
@@ -18,7 +19,7 @@ pub(crate) struct Case<E = f32> {
     beta: Aligned<f32>,
     o: Aligned<E>,
     state: Aligned<f32>,
-    /// Of a draft; empty where there are more tokens.
+    /// The record of a draft; empty where there are more tokens than a draft may have.
     record: Aligned<f32>,
     scratch: Aligned<f32>,
 }
@@ -28,7 +29,7 @@ impl<E: Number> Case<E> {
         Self::with_state_offset(config, 0)
     }
 
-    /// With a state that lies so many bytes, a multiple of 4, behind the beginning of a cache line.
+    /// A case whose state begins `offset` bytes, a multiple of 4, after the beginning of a cache line.
     pub(crate) fn with_state_offset(config: Config, offset: usize) -> chunkwise::Result<Self> {
         let attention = Attention::new(config)?;
         let Inputs { q, k, v, g, beta } = Inputs::new(&config);
@@ -56,7 +57,7 @@ impl<E: Number> Case<E> {
         attention.forward(tensors, State::Zero, scratch).expect("lengths that fit");
     }
 
-    /// The first token of each sequence, on the state that is there.
+    /// Decodes the first token of each sequence, on the current state.
     pub(crate) fn decode(&mut self) {
         self.decode_token(0);
     }
@@ -65,7 +66,7 @@ impl<E: Number> Case<E> {
         let Self { attention, q, k, v, g, beta, o, state, scratch, .. } = self;
         let Config { rule, shape, .. } = attention.config();
         let Shape { heads, groups, key, value, .. } = shape;
-        // A gate of each token, or one for all.
+        // A gate has a row for each token, or one for all.
         let gates = if is_constant(shape) { 0 } else { t * heads * gate_row(attention.config()) };
         let g = if rule.gate == Gate::None { &[] } else { &g[gates..] };
         let beta = if rule.update == Update::Delta { &beta[t * heads..] } else { &[] };
@@ -79,7 +80,7 @@ impl<E: Number> Case<E> {
         attention.decode(tensors, state, scratch).expect("lengths that fit");
     }
 
-    /// All tokens, verified on the state that is there, then committed to it.
+    /// Verifies all tokens on the current state, then commits them to it.
     pub(crate) fn draft(&mut self) {
         let Self { attention, q, k, v, g, beta, o, state, record, scratch } = self;
         let Shape { batch, len, .. } = attention.config().shape;
@@ -88,8 +89,8 @@ impl<E: Number> Case<E> {
         attention.commit(record, &vec![len as u32; batch], state).expect("lengths that fit");
     }
 
-    /// 4 K V for each token and head of the state, 6 K V of the delta rule: what the recurrence needs, whatever the kernel
-    /// spends. Speeds are published in it, so that they compare.
+    /// The flops of the recurrence: 4 K V for each token and head of the state, 6 K V with the delta rule,
+    /// whatever the kernel executes. Speeds are published in these flops, so that they can be compared.
     pub(crate) fn recurrent_flops(&self) -> f64 {
         self.flops(self.attention.config().shape.len, 0)
     }
@@ -116,10 +117,10 @@ impl<E: Number> Case<E> {
         self.forward_flops() + (2 * batch * heads * len * key * value) as f64
     }
 
-    /// Of all heads, for so many tokens of each.
+    /// The flops of all heads, for `tokens` tokens of each.
     fn flops(&self, tokens: usize, past: usize) -> f64 {
         let Config { rule, shape, .. } = self.attention.config();
-        // The delta rule reads the state at k too.
+        // The delta rule also reads the state at k.
         let products = if rule.update == Update::Delta { 6 } else { 4 };
         let head = attention_flops(products, [shape.key, shape.value], tokens, past);
         (shape.batch * shape.heads) as f64 * head
@@ -137,8 +138,8 @@ impl<E: Number> Case<E> {
         size_of_val(&self.state[..])
     }
 
-    /// Bytes of state that one decode reads and writes: every sum is read and written, but those of finished chunks,
-    /// which are only read until the current one ends.
+    /// The bytes of state that one decode reads and writes. Every sum is read and written, except for those
+    /// of finished chunks, which are only read until the current chunk ends.
     pub(crate) fn state_bytes(&self) -> f64 {
         let Config { rule, shape, .. } = self.attention.config();
         let matrix = shape.key * shape.value;
@@ -151,20 +152,20 @@ impl<E: Number> Case<E> {
         (size_of::<f32>() * shape.batch * shape.heads * elements) as f64
     }
 
-    /// All tokens at once against the oracle.
+    /// The error of all tokens at once against the oracle.
     pub(crate) fn forward_error(&mut self) -> Error {
         self.forward();
         self.error()
     }
 
-    /// A draft on the zero state.
+    /// The error of a draft on the zero state.
     pub(crate) fn draft_error(&mut self) -> Error {
         self.state.fill(0.0);
         self.draft();
         self.error()
     }
 
-    /// All tokens, one by one.
+    /// The error of all tokens, decoded one by one.
     pub(crate) fn decode_error(&mut self) -> Error {
         self.state.fill(0.0);
         for t in 0..self.attention.config().shape.len {
@@ -173,7 +174,8 @@ impl<E: Number> Case<E> {
         self.error()
     }
 
-    /// Of two heads: the last one, and one in the middle, which tells whether heads share the right head of q and k.
+    /// The error of two heads: the last one, and one in the middle, which shows whether heads share the right
+    /// head of q and k.
     fn error(&self) -> Error {
         let config = self.attention.config();
         let Shape { batch, len, heads, value, .. } = config.shape;
@@ -198,13 +200,13 @@ impl<E: Number> Case<E> {
     }
 }
 
-/// Flops that attention executes for so many tokens of one head: `products` K V for each of them, 2 K V to add it to the state
-/// and 2 K V for each vector that the state is read at; and 2 K V more for each of the `past` tokens, which read the sums of
-/// finished chunks besides, as the per-chunk normaliser has it. Those are the tokens behind the first chunk, or all of them
-/// where a state is carried on.
+/// The flops that attention executes for `tokens` tokens of one head: `products` K V for each token, of which
+/// 2 K V add it to the state and 2 K V are for each vector at which the state is read; and 2 K V more for
+/// each of the `past` tokens, which also read the sums of finished chunks, as the per-chunk normaliser
+/// requires. The `past` tokens are those after the first chunk, or all tokens where a state is carried on.
 ///
-/// Smaller terms are not counted: feature maps, norms, z, decays, what tokens of a block take of each other, and adding a
-/// chunk to the finished ones.
+/// Smaller terms are not counted: feature maps, norms, z, decays, the products among the tokens of a block,
+/// and adding a chunk to the finished ones.
 pub(crate) fn attention_flops(products: usize, [key, value]: [usize; 2], tokens: usize, past: usize) -> f64 {
     (products * tokens + 2 * past) as f64 * key as f64 * value as f64
 }
