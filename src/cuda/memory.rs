@@ -29,6 +29,36 @@ pub struct SliceMut<'a, E = f32> {
     memory: PhantomData<&'a mut [E]>,
 }
 
+/// What both kinds of slices have.
+macro_rules! slice {
+    ($name:ident) => {
+        impl<'a, E: Element> $name<'a, E> {
+            /// The number of elements.
+            pub const fn len(&self) -> usize {
+                self.len
+            }
+
+            /// Whether there are no elements.
+            pub const fn is_empty(&self) -> bool {
+                self.len == 0
+            }
+
+            /// The device address of the first element.
+            pub const fn address(&self) -> u64 {
+                self.address
+            }
+
+            /// The number of elements, and the device whose memory they are in where that is known.
+            pub(super) fn place(&self) -> (usize, Option<&'a Device>) {
+                (self.len, self.device)
+            }
+        }
+    };
+}
+
+slice!(Slice);
+slice!(SliceMut);
+
 impl<'a, E: Element> Slice<'a, E> {
     /// `len` elements from a device address on: a tensor of torch (`tensor.data_ptr()`), candle or cudarc,
     /// used in place.
@@ -38,26 +68,6 @@ impl<'a, E: Element> Slice<'a, E> {
     /// there unchanged until the work that reads them is done.
     pub const unsafe fn from_raw(address: u64, len: usize) -> Self {
         Self { address, len, device: None, memory: PhantomData }
-    }
-
-    /// The number of elements.
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The device address of the first element.
-    pub const fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The number of elements, and the device whose memory they are in where that is known.
-    pub(super) fn place(&self) -> (usize, Option<&'a Device>) {
-        (self.len, self.device)
     }
 
     /// The elements from `first` on, for a tensor inside another.
@@ -79,26 +89,6 @@ impl<'a, E: Element> SliceMut<'a, E> {
     /// them is done.
     pub const unsafe fn from_raw(address: u64, len: usize) -> Self {
         Self { address, len, device: None, memory: PhantomData }
-    }
-
-    /// The number of elements.
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The device address of the first element.
-    pub const fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The number of elements, and the device whose memory they are in where that is known.
-    pub(super) fn place(&self) -> (usize, Option<&'a Device>) {
-        (self.len, self.device)
     }
 
     /// The same elements, borrowed for a shorter time.

@@ -204,12 +204,10 @@ fn kernel(
         for Recomputed { name, how, tensor } in kernel.outputs(&qkv.data)? {
             let inside = || {
                 let qkv: Vec<f64> = qkv.data.iter().copied().map(f64::from).collect();
-                let Kernel { attention: kind, len, heads, dim, row, chunk, feature_map, .. } = kernel;
-                let exact = exact::Attention { kind, len, heads, dim, row, chunk, feature_map }.run(&qkv);
-                Inside::new(&stored, &exact)
+                Inside::new(&stored, &kernel.attention.run(&qkv))
             };
             // Attention computed token by token has the same bits, so the same is allowed.
-            let denominators = Denominators::of(attention, kernel.feature_map);
+            let denominators = Denominators::of(attention, kernel.attention.feature_map);
             let allowed = || Allowed::new(file, denominators, &name, false, inside);
             rows.push(row(file, isa, &name, how, compared(&tensor, &stored, allowed)));
         }

@@ -90,6 +90,7 @@ fn output(config: &ModelConfig, len: usize, x: &[f64]) -> Vec<f64> {
 }
 
 /// The attention on rows of q | k | v, which may contain further elements.
+#[derive(Clone, Copy)]
 pub(crate) struct Attention {
     pub(crate) kind: AttentionKind,
     pub(crate) len: usize,
@@ -101,7 +102,7 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    fn of(config: &ModelConfig, len: usize) -> Self {
+    pub(crate) fn of(config: &ModelConfig, len: usize) -> Self {
         Self {
             kind: config.attention,
             len,
@@ -113,6 +114,11 @@ impl Attention {
         }
     }
 
+    /// The elements of q, of k and of v in a row.
+    pub(crate) fn width(&self) -> usize {
+        self.heads * self.dim
+    }
+
     /// ```text
     /// w_s = phi(q_t) . phi(k_s)
     /// o_t = sum_s w_s v_s / (sum_s w_s + 1e-8), over s <= t of t's chunk, plus the same over all s before it
@@ -120,7 +126,7 @@ impl Attention {
     /// ```
     pub(crate) fn run(&self, qkv: &[f64]) -> Vec<f64> {
         let Self { len, heads, dim, row, chunk, .. } = *self;
-        let width = heads * dim;
+        let width = self.width();
         let mut o = vec![0.0; qkv.len() / row * width];
         for (at, o) in o.chunks_exact_mut(dim).enumerate() {
             let (t, head) = (at / heads % len, at % heads);

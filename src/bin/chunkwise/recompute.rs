@@ -5,11 +5,10 @@ use std::borrow::Cow;
 use chunkwise::files::{self, Error, Options, Result, Tensor};
 use chunkwise::nn::{AttentionKind, Block, Linear, Model, ModelConfig};
 use chunkwise::{
-    Attention, Config, FeatureMap, Isa, Lightning, Normaliser, Rule, Shape, State, Strides, Tensors,
-    lightning,
+    Attention, Config, Isa, Lightning, Normaliser, Rule, Shape, State, Strides, Tensors, lightning,
 };
 
-use super::memory;
+use super::{exact, memory};
 
 /// A tensor computed anew.
 pub(crate) struct Recomputed {
@@ -73,7 +72,7 @@ fn intermediates(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Resul
         let mut normed = vec![0.0; x.len()];
         block.attn_norm.forward(isa, &x, &mut normed)?;
         let qkv = dense(&block.attn_qkv, isa, threads, &normed)?;
-        let kernel = Kernel::of(config, batch, len, isa, threads);
+        let kernel = Kernel { attention: exact::Attention::of(config, len), batch, isa, threads };
         all.push(rows("attn1_out", config.num_heads * config.head_dim(), kernel.forward(&qkv)?));
         all.push(rows("attn1_qkv", 3 * hidden_size, qkv));
     }
@@ -115,38 +114,16 @@ fn dense(layer: &Linear<'_>, isa: Isa, threads: usize, x: &[f32]) -> Result<Vec<
 
 /// The attention alone, on packed rows of q | k | v.
 pub(crate) struct Kernel {
-    pub(crate) attention: AttentionKind,
-    pub(crate) batch: usize,
-    pub(crate) len: usize,
-    pub(crate) heads: usize,
-    pub(crate) dim: usize,
-    /// The elements from one row to the next: a row may contain more than q, k and v.
-    pub(crate) row: usize,
-    pub(crate) chunk: usize,
-    pub(crate) feature_map: FeatureMap,
-    pub(crate) isa: Isa,
-    pub(crate) threads: usize,
+    pub(crate) attention: exact::Attention,
+    batch: usize,
+    isa: Isa,
+    threads: usize,
 }
 
 impl Kernel {
-    fn of(config: &ModelConfig, batch: usize, len: usize, isa: Isa, threads: usize) -> Self {
-        Self {
-            attention: config.attention,
-            batch,
-            len,
-            heads: config.num_heads,
-            dim: config.head_dim(),
-            row: 3 * config.hidden_size,
-            chunk: config.chunk(),
-            feature_map: config.feature_map,
-            isa,
-            threads,
-        }
-    }
-
     /// The kernel of a kernel file, whose rows are q, k and v and nothing else.
     pub(crate) fn of_file(
-        attention: AttentionKind,
+        kind: AttentionKind,
         options: &Options,
         qkv: &Tensor<'_>,
         isa: Isa,
@@ -155,23 +132,13 @@ impl Kernel {
         let [batch, len, row] = qkv.shape[..] else { return None };
         let whole = |heads: &usize| heads.checked_mul(3).is_some_and(|parts| row.is_multiple_of(parts));
         let heads = options.num_heads.filter(|heads| row > 0 && whole(heads))?;
-        let dim = row / 3 / heads;
-        Some(Self {
-            attention,
-            batch,
-            len,
-            heads,
-            dim,
-            row,
-            chunk: options.chunk_size?,
-            feature_map: options.feature_map?,
-            isa,
-            threads,
-        })
+        let (dim, chunk, feature_map) = (row / 3 / heads, options.chunk_size?, options.feature_map?);
+        let attention = exact::Attention { kind, len, heads, dim, row, chunk, feature_map };
+        Some(Self { attention, batch, isa, threads })
     }
 
     fn out_shape(&self) -> [usize; 3] {
-        [self.batch, self.len, self.heads * self.dim]
+        [self.batch, self.attention.len, self.attention.width()]
     }
 
     /// The tensors that a kernel file contains.
@@ -190,24 +157,24 @@ impl Kernel {
 
     /// Checks that there is memory for the state, which grows with the square of a row.
     fn fits(&self) -> Result<()> {
-        let attention = self.build(self.len)?;
+        let attention = self.build(self.attention.len)?;
         let elements = attention.state_len().checked_add(attention.scratch_len());
         memory::check(elements.and_then(|elements| elements.checked_mul(4))).map_err(Error::Io)
     }
 
     fn build(&self, len: usize) -> Result<Built> {
+        let exact::Attention { kind, len: all, heads, dim, row, chunk, feature_map } = self.attention;
         // The strides are those of the whole tensor, whatever part of the tokens a call takes.
-        let packed = Strides::packed(self.len, self.row, self.dim);
-        let shape = Shape::new(self.batch, self.len, self.heads, self.dim, self.dim)
-            .with_inputs(packed, packed, packed)
-            .with_len(len);
-        Ok(match self.attention {
+        let packed = Strides::packed(all, row, dim);
+        let shape =
+            Shape::new(self.batch, all, heads, dim, dim).with_inputs(packed, packed, packed).with_len(len);
+        Ok(match kind {
             AttentionKind::Lightning => {
-                let config = lightning::Config::new(self.chunk, shape).isa(self.isa).threads(self.threads);
+                let config = lightning::Config::new(chunk, shape).isa(self.isa).threads(self.threads);
                 Built::Lightning(Lightning::new(config)?)
             }
             _ => {
-                let rule = Rule::linear(Normaliser::per_chunk(self.chunk)).feature_map(self.feature_map);
+                let rule = Rule::linear(Normaliser::per_chunk(chunk)).feature_map(feature_map);
                 let config = Config::new(rule, shape).isa(self.isa).threads(self.threads);
                 Built::Linear(Attention::new(config)?)
             }
@@ -215,8 +182,8 @@ impl Kernel {
     }
 
     fn forward(&self, qkv: &[f32]) -> Result<Vec<f32>> {
-        let attention = self.build(self.len)?;
-        let width = self.heads * self.dim;
+        let attention = self.build(self.attention.len)?;
+        let width = self.attention.width();
         let mut o = vec![0.0; self.out_shape().iter().product()];
         let scratch = &mut vec![0.0; attention.scratch_len()];
         let [q, k, v] = [0, 1, 2].map(|which| &qkv[(which * width).min(qkv.len())..]);
@@ -226,12 +193,12 @@ impl Kernel {
 
     fn decode(&self, qkv: &[f32]) -> Result<Vec<f32>> {
         let attention = self.build(1)?;
-        let width = self.heads * self.dim;
+        let width = self.attention.width();
         let mut o = vec![0.0; self.out_shape().iter().product()];
         let scratch = &mut vec![0.0; attention.scratch_len()];
         let state = &mut vec![0.0; attention.state_len()];
-        for t in 0..self.len {
-            let [q, k, v] = [0, 1, 2].map(|which| &qkv[t * self.row + which * width..]);
+        for t in 0..self.attention.len {
+            let [q, k, v] = [0, 1, 2].map(|which| &qkv[t * self.attention.row + which * width..]);
             attention.decode(Tensors::new(q, k, v, &mut o[t * width..]), state, scratch)?;
         }
         Ok(o)
