@@ -185,9 +185,9 @@ enum { CW_HEADS_INTERLEAVED = 0, CW_HEADS_TILED = 1 };
  * Combinations. Every gate can be combined with both updates, with every feature map and with qk_norm. A gate can be
  * combined with CW_NONE and CW_GLOBAL, the delta rule with CW_NONE only, and neither of them with `compensated`. A
  * gate_map other than 0 requires a gate, and a beta_map other than 0 requires the delta rule. not_causal can be
- * combined with CW_NONE and CW_GLOBAL, but not with a gate, the delta rule, `compensated` or cw_decode. Grouped heads
- * and ragged batches can be combined with everything except cw_verify, which takes no ragged batches. All other
- * combinations return CW_CONFLICT. */
+ * combined with CW_NONE and CW_GLOBAL, but not with a gate, the delta rule, `compensated`, cw_decode or cw_verify.
+ * Grouped heads and ragged batches can be combined with everything, except that cw_verify takes no ragged batches. What
+ * cannot be combined returns CW_CONFLICT. */
 typedef struct cw_attention {
     uint32_t size, abi;
     uint32_t feature_map;  /* phi. CW_ELU: x > 0 ? 1 + x : 1 + (exp(x) - 1); CW_RELU: max(x, 0) + feature_eps; CW_IDENTITY */
