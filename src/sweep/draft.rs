@@ -254,6 +254,9 @@ impl<'a> Source<'a> {
     /// Adds tokens to z, which is empty without a normaliser.
     #[inline(always)]
     fn add_to_z<S: Simd>(&self, simd: S, tokens: Range<usize>, z: &mut [f32], errors: &mut [f32]) {
+        if z.is_empty() {
+            return;
+        }
         for token in tokens {
             let Token { k, decays, .. } = self.token(token);
             let inverse = self.qk_norm.map_or(1.0, |eps| inverse_length(simd, k, eps));
