@@ -72,7 +72,6 @@
 //! - `family` (default): gates, the delta rule, attention that is not causal, the norm of q and k, and
 //!   lightning models. Without it these return an [`Error`], and a program contains no code for them.
 //! - `files`: models from safetensors and JSON files.
-//! - `cli`: the program `chunkwise`.
 //! - `cuda`: attention and models on NVIDIA GPUs, see `chunkwise::cuda`.
 //! - `cdylib` (or `capi`): the C ABI of `include/chunkwise.h`; `panic-handler` adds a panic handler where
 //!   `std` is off.

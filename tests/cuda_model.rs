@@ -1,9 +1,6 @@
-//! The model on a GPU: the reference's own answers, the CPU's, and the program from outside. On the emulator, and on a GPU
+//! The model on a GPU: the reference's own answers and the CPU's. On the emulator, and on a GPU
 //! where there is one.
 
-#[path = "cli_common/child.rs"]
-mod child;
-mod cli_common;
 mod common;
 mod cuda_common;
 mod weights;
@@ -14,9 +11,8 @@ use chunkwise::FeatureMap;
 use chunkwise::cuda::{self, Device, Precision};
 use chunkwise::files::{self, ModelFile, Tensors};
 use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
-use cli_common::{command, fine, finish, refused, scratch_file};
 use common::*;
-use cuda_common::{devices, emulator_path, explained, with_emulator};
+use cuda_common::{devices, explained};
 use half::{bf16, f16};
 
 /// The golden files that hold a whole model.
@@ -146,47 +142,4 @@ fn refused_input() {
         assert!(error(all, 2, &[]).is_some_and(|text| text.contains("too large")));
         assert_eq!(model.run(0, 3, &[]), Ok(vec![]));
     });
-}
-
-/// A folder where the loader finds a file under the driver's name.
-fn with_driver(name: &str, driver: impl FnOnce(&Path)) -> PathBuf {
-    let folder = scratch_file(name);
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let _ = std::fs::remove_file(folder.join("libcuda.so.1"));
-    driver(&folder.join("libcuda.so.1"));
-    folder
-}
-
-/// `chunkwise run --device cuda`, with the emulator where the loader finds the driver, or with the GPU's own.
-#[test]
-fn from_the_command_line() {
-    let copy = |path: &Path| {
-        std::fs::copy(emulator_path(), path).expect("the emulator");
-    };
-    let folder = with_emulator().then(|| with_driver("cuda_model", copy));
-    let on_gpu = || {
-        let mut command = command();
-        if let Some(folder) = &folder {
-            command.env("LD_LIBRARY_PATH", folder);
-        }
-        command
-    };
-    let device = devices()[0].clone();
-    let run = finish(on_gpu().args(["run", "--device", "cuda", "--model"]).arg(golden("fla_small_elu")));
-    fine(&run);
-    assert!(run.out.contains(device.name()), "{}", run.out);
-    assert!(run.out.contains("from the stored one"), "{}", run.out);
-    let info = finish(on_gpu().arg("info"));
-    assert!(info.out.contains(&format!("GPU               Device({}", device.name())), "{}", info.out);
-
-    // No library at all, whether the machine has a driver or not.
-    let empty = with_driver("cuda_model_none", |path| std::fs::write(path, "").expect("an empty file"));
-    let mut none = command();
-    let none = none.env("LD_LIBRARY_PATH", empty).args(["run", "--device", "cuda", "--model"]);
-    refused(&finish(none.arg(golden("fla_small_elu"))), &["no CUDA driver"]);
-    let bad = finish(command().args(["run", "--device", "rocm"]));
-    refused(&bad, &["rocm", "cpu, cuda or cuda:N"]);
-    let mut stream = command();
-    let stream = stream.args(["run", "--device", "cuda", "--stream", "--model"]).arg(golden("fla_small_elu"));
-    refused(&finish(stream), &["--device", "--stream"]);
 }

@@ -1,15 +1,15 @@
 //! What the benches share: the work, which `chunkwise bench` measures too, and the sizes at which they measure it.
 #![allow(dead_code, unused_imports, reason = "each bench uses its part")]
 
-#[path = "../../src/bin/chunkwise/bench/inputs.rs"]
+#[path = "../../cli/src/bench/inputs.rs"]
 mod inputs;
-#[path = "../../src/bin/chunkwise/bench/memory.rs"]
+#[path = "../../cli/src/bench/memory.rs"]
 mod memory;
-#[path = "../../src/bin/chunkwise/bench/numbers.rs"]
+#[path = "../../cli/src/bench/numbers.rs"]
 mod numbers;
-#[path = "../../src/bin/chunkwise/bench/untrained.rs"]
+#[path = "../../cli/src/bench/untrained.rs"]
 mod untrained;
-#[path = "../../src/bin/chunkwise/bench/work.rs"]
+#[path = "../../cli/src/bench/work.rs"]
 mod work;
 
 use chunkwise::{Config, Gate, Isa, Normaliser, Rule, Shape};

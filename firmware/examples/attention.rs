@@ -1,5 +1,5 @@
 //! The smallest image that is of use: attention in f32 on a Cortex-M, one token at a time; with the feature `forward` many
-//! tokens before. `scripts/sizes` counts its code; it runs, too, and exits with 0 if the outputs are what they should be.
+//! tokens before. `tools/sizes/run` counts its code; it runs, too, and exits with 0 if the outputs are what they should be.
 #![no_std]
 #![no_main]
 

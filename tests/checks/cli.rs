@@ -10,11 +10,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use arbitrary::{Result, Unstructured};
-use clap::Parser;
-use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+use chunkwise_cli::{Out, Verdict, run};
 
 use crate::checks::files::{damaged, replaced};
-use crate::program::{self, Cli, Command, Out, Verdict};
 use crate::weights::{File, numbers};
 
 /// Bytes that don't suffice are as good as a check that holds.
@@ -41,9 +39,9 @@ fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let before = contents(folder);
     let complaints = Shared::default();
     let verdict = if !u.ratio(7, 8)? {
-        run(&words, &mut Out::new(Full, complaints.clone()))
+        run(words.clone(), false, &mut Out::new(Full, complaints.clone()))
     } else {
-        run(&words, &mut Out::new(io::sink(), complaints.clone()))
+        run(words.clone(), false, &mut Out::new(io::sink(), complaints.clone()))
     };
 
     let complaints = String::from_utf8(complaints.0.take()).expect("UTF-8");
@@ -58,30 +56,6 @@ fn check(u: &mut Unstructured<'_>) -> Result<()> {
     }
     assert!(before.keys().all(|path| after.contains_key(path)), "{words:?} removed a file");
     Ok(())
-}
-
-fn run(words: &[OsString], out: &mut Out) -> Verdict {
-    match Cli::try_parse_from(words) {
-        Ok(Cli { command: Command::Bench(args) }) => {
-            // All but the measuring, of which an older report stands for the result.
-            let mut told = || {
-                let (old, [output, _]) = (args.old()?, args.targets()?);
-                args.specs()?;
-                old.clone().map_or(Ok(Verdict::Pass), |report| args.tell(report, old, [output, None], out))
-            };
-            let told = told();
-            told.unwrap_or_else(|error: Box<dyn std::error::Error>| {
-                out.complain(&error.to_string());
-                Verdict::Unusable
-            })
-        }
-        Ok(cli) => cli.command.run(out),
-        Err(error) if error.use_stderr() && error.kind() != DisplayHelpOnMissingArgumentOrSubcommand => {
-            program::usage(&error, out)
-        }
-        // Help, which goes to the process's own standard output.
-        Err(_) => Verdict::Pass,
-    }
 }
 
 /// Every file under a folder but the links, by its real path.

@@ -5,11 +5,8 @@
 #[path = "../checks/mod.rs"]
 mod checks;
 #[cfg(feature = "std")]
-#[path = "../cli_common/child.rs"]
+#[path = "../common/child.rs"]
 mod child;
-#[cfg(feature = "cli")]
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../stream/mod.rs"]
@@ -52,8 +49,4 @@ mod gated_norm;
 // The model, and its files.
 #[cfg(feature = "files")]
 mod files;
-#[cfg(feature = "cli")]
-mod golden;
 mod model;
-#[cfg(feature = "files")]
-mod peer_worker;
