@@ -1,5 +1,5 @@
-# find_package(chunkwise): the targets chunkwise::chunkwise (shared, if it is there, else static) and chunkwise::static.
-# Works where `cargo cinstall` has put it, and in the source tree beside target/release.
+# find_package(chunkwise) defines the targets chunkwise::chunkwise (the shared library if there is one, otherwise the static one)
+# and chunkwise::static. This file works where `cargo cinstall` installs it, and in the source tree, with target/release.
 get_filename_component(_chunkwise_root "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
 get_filename_component(_chunkwise_prefix "${CMAKE_CURRENT_LIST_DIR}/../.." ABSOLUTE)
 set(_chunkwise_near
@@ -13,7 +13,7 @@ if(chunkwise_INCLUDE_DIR AND (chunkwise_STATIC_LIBRARY OR chunkwise_SHARED_LIBRA
   set(chunkwise_FOUND TRUE)
 else()
   set(chunkwise_FOUND FALSE)
-  set(chunkwise_NOT_FOUND_MESSAGE "no chunkwise.h, or no library beside it")
+  set(chunkwise_NOT_FOUND_MESSAGE "chunkwise.h or its library was not found")
   return()
 endif()
 

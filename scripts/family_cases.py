@@ -10,7 +10,7 @@ from family_references import Reference
 class Case:
     name: str
     reference: Reference
-    # Tokens; query, key and value heads; sizes of keys and of values.
+    # The number of tokens; the numbers of query, key and value heads; the sizes of keys and of values.
     length: int
     heads: tuple[int, int, int]
     sizes: tuple[int, int]
@@ -22,24 +22,25 @@ class Case:
     beta_map: str = "given"
     feature_map: str = "identity"
     normaliser: str = "none"
-    # None: K^-1/2, which some references always use.
+    # None stands for K^-1/2, which some references always use.
     scale: float | None = None
     qk_norm_eps: float | None = None
     head_order: str = "interleaved"
-    # Which of the optional tensors there are.
+    # Which of the optional tensors the case has.
     state: bool = False
     a_log: bool = False
     dt_bias: bool = False
-    # Distributions: g ~ U[-20, -1e-4] with v ~ U[-0.3, 5]; keys that nearly agree, with beta in [1.8, 2]; the decays
-    # of retention.
+    # The distributions. hard: g ~ U[-20, -1e-4] and v ~ U[-0.3, 5]; correlated: keys that nearly agree, and beta in
+    # [1.8, 2]; retention: the decays of RetNet.
     hard: bool = False
     correlated: bool = False
     retention: bool = False
-    # Heads are repeated before the call, for the reference can't do it.
+    # Whether heads are repeated before the call, because the reference cannot do it.
     repeat: bool = False
-    # A function that gives the final state, where the reference gives none.
+    # The reference that computes the final state, where the case's own reference does not return one.
     state_from: Reference | None = None
-    # The norm error against f64 that the reference must keep. It is larger where sums of g are subtracted.
+    # The largest norm error against f64 that the reference may have. It is larger for chunked references with a gate,
+    # which subtract sums of g.
     bound: float = 1e-6
     note: str = ""
 
@@ -51,16 +52,16 @@ class Case:
 
 
 def scalar_delta(name, function, length, heads, sizes, **more):
-    """Gated delta rule."""
+    """A case of the gated delta rule."""
     return Case(name, function, length, heads, sizes, **({"update": "delta", "gate": "scalar"} | more))
 
 
 def key_delta(name, function, length, heads, sizes, **more):
-    """Kimi Delta Attention."""
+    """A case of Kimi Delta Attention."""
     return Case(name, function, length, heads, sizes, **({"update": "delta", "gate": "key"} | more))
 
 
-# A layer's own maps: of Qwen3-Next and of Kimi-Linear.
+# The maps and the norm of a whole layer of Qwen3-Next or Kimi Linear.
 LAYER = {"gate_map": "softplus", "beta_map": "sigmoid", "a_log": True, "dt_bias": True, "qk_norm_eps": 1e-6}
 NORM = {"qk_norm_eps": 1e-6}
 STATE = {"state": True}

@@ -17,7 +17,7 @@ import family_recurrence
 from family_references import BETA_MAPS, FEATURE_MAPS, GATES, repeat
 
 
-# Each of these must occur in some file.
+# Each of these values must occur in at least one file.
 VALUES = {
     "update": {"linear", "delta"},
     "gate": {"none", "scalar", "key"},
@@ -31,13 +31,13 @@ VALUES = {
 
 
 def tolerance(label, errors, bound):
-    """Four times the reference's own error against f64; ends the program if that is above the bound."""
+    """Four times the reference's own error against f64, at least 1e-6. Ends the program if that error exceeds the bound."""
     worst = max(errors.values())
     print(f"{label:52} " + "  ".join(f"{name} {error:.1e}" for name, error in errors.items()))
     if not worst <= bound:
         raise SystemExit(f"{label}: the reference deviates from the recurrence by {worst:.1e}, more than {bound:.1e}")
     wanted = max(4 * worst, 1e-6)
-    # Two digits, rounded up, so that other machines' roundings seldom change the text.
+    # The result is rounded up to two digits, so that the roundings of other machines seldom change the text.
     unit = 10.0 ** (math.floor(math.log10(wanted)) - 1)
     return float(f"{math.ceil(wanted / unit) * unit:.1e}")
 
@@ -58,14 +58,14 @@ def draw(case, random):
     if case.update == "delta" and case.qk_norm_eps is None:
         x["k"] /= np.linalg.norm(x["k"], axis=-1, keepdims=True)
     if case.qk_norm_eps is not None:
-        # Rows so small that the eps of the norm counts.
+        # Some rows are so small that the eps of the norm matters.
         x["q"][:, :: case.length // 3 + 1] *= 1e-3
         x["k"][:, :: case.length // 2 + 1] *= 1e-3
     if case.feature_map == "relu":
-        # What the map leaves of these rows is its eps, and so little that the normaliser's eps counts.
+        # The map replaces these rows by its eps, which is so small that the normaliser's eps matters.
         x["q"][:, :3], x["k"][:, :2] = -abs(x["q"][:, :3]), -abs(x["k"][:, :2])
     elif case.normaliser == "global" and case.feature_map == "identity":
-        # No denominator is near zero.
+        # Positive q and k keep every denominator away from zero.
         x["q"], x["k"] = abs(x["q"]) + 0.1, abs(x["k"]) + 0.1
 
     gates = (b, t, h) if case.gate == "scalar" else (b, t, h, case.key)
@@ -76,11 +76,11 @@ def draw(case, random):
             x["g"] = random.uniform(-20.0, -1e-4, gates) if case.hard else -random.uniform(0.0, 0.3, gates)
         elif case.gate_map == "linear":
             x["g"] = random.uniform(0.8, 1.0, gates)
-            # The state is forgotten.
+            # A factor of 0 resets the state.
             x["g"][:, case.length // 2] = 0.0
         else:
             x["g"] = normal(*gates) * 2.0 - 1.0
-            # Above 20 a softplus in f32 is its argument.
+            # In f32 the softplus of a number above 20 is the number itself.
             x["g"][:, :: case.length // 2 + 1, -1:] = 24.0
     if case.a_log:
         x["a_log"] = np.log(random.uniform(0.05, 2.0, h))
@@ -98,9 +98,9 @@ def draw(case, random):
 
 
 def fed(case, raw):
-    """What the reference is given: maps applied, and heads repeated if it can't do that itself.
+    """The arguments of the reference: maps are applied, and heads are repeated if the reference cannot do it.
 
-    All of it is work of torch and fla, so that the recurrence checks these too.
+    Functions of torch and fla do all of this, so that the recurrence checks them too.
     """
     x = {name: torch.from_numpy(tensor) for name, tensor in raw.items()}
     for name in "qk":
@@ -128,7 +128,7 @@ def make(case):
     """The configuration and the tensors of a case."""
     fields = "update gate gate_map gate_lower beta_map feature_map normaliser qk_norm_eps head_order".split()
     config = {"kind": "family", "source": case.reference.source, **{name: getattr(case, name) for name in fields}}
-    # fla's normaliser divides by scale q . z + 1e-10: the scale cancels, and what is left of it is in eps.
+    # fla divides by scale q . z + 1e-10. The scale cancels, except that it divides the eps.
     scale = case.scale if case.scale is not None else case.key**-0.5
     normalised = case.normaliser == "global"
     config |= {"scale": 1.0 if normalised else scale, "eps": 1e-10 / scale if normalised else None, "note": case.note}
@@ -154,7 +154,10 @@ def make(case):
 
 
 def verify(folder):
-    """Reads every file again: results are as accurate as it says, and each wrong reading shows in some file."""
+    """Reads every file again and checks it.
+
+    Its results must be within its tolerance, and each wrong reading must exceed the tolerance of some file by far.
+    """
     seen, values = {}, {field: set() for field in VALUES}
     for path in sorted(folder.glob("*.safetensors")):
         config, tensors = family_recurrence.read(path)
@@ -162,21 +165,21 @@ def verify(folder):
             for field in values:
                 values[field].add(config[field])
             if max(family_recurrence.errors(config, tensors).values()) > config["tolerance"]:
-                raise SystemExit(f"{path.name}: above its tolerance")
+                raise SystemExit(f"{path.name}: the error is above the tolerance")
             for label, wrong, read in family_recurrence.readings(config, tensors):
                 cost = max(family_recurrence.errors(wrong, read).values()) / config["tolerance"]
                 seen[label] = max(seen.get(label, (0.0, "")), (cost, path.stem))
             continue
         for case in config["cases"]:
             if max(family_onnx.errors(config["kind"], case, tensors).values()) > case["tolerance"]:
-                raise SystemExit(f"{path.name}: {case['name']} is above its tolerance")
+                raise SystemExit(f"{path.name}: the error of {case['name']} is above the tolerance")
     if values != VALUES:
-        raise SystemExit(f"the files have {values}, not {VALUES}")
-    print("\nWrong readings, in units of the tolerance of the file where they show best")
+        raise SystemExit(f"the files have the values {values}, not {VALUES}")
+    print("\nErrors of wrong readings, in units of the tolerance of the file in which they are largest")
     for label, (cost, name) in sorted(seen.items()):
         print(f"{label:44} {cost:9.1e}  {name}")
         if not cost > 10:
-            raise SystemExit(f"no file tells {label}")
+            raise SystemExit(f"no file detects the wrong reading {label}")
 
 
 def main():

@@ -1,4 +1,4 @@
-"""The node test cases that the ONNX package holds for LinearAttention and CausalConvWithState, as golden files.
+"""The node test cases of LinearAttention and CausalConvWithState in the ONNX package, as golden files.
 
 The package's own case generators draw the inputs and run its reference implementation.
 """
@@ -36,7 +36,7 @@ def node_tests(module, prefix):
 
 
 def attention(attributes, x):
-    """A LinearAttention case by the f64 recurrence."""
+    """The outputs of a LinearAttention case by the f64 recurrence."""
     query_heads, heads = attributes["q_num_heads"], attributes["kv_num_heads"]
 
     def unpack(name, heads):
@@ -82,21 +82,21 @@ def errors(kind, case, tensors):
     found = {}
     for name, tensor in zip(case["outputs"], want, strict=True):
         got = tensors[f"{case['name']}/{name}"]
-        # A kernel of one column keeps no columns.
+        # The state of a kernel with one column is empty.
         found[name] = family_recurrence.norm_error(got, tensor) if got.size else 0.0
     return found
 
 
 def files(tolerance):
-    """The two files: name, configuration, tensors."""
+    """The name, the configuration and the tensors of each of the two files."""
     for kind, (module, prefix, _, count) in OPERATORS.items():
         cases, stored = [], {}
         for name, attributes, inputs, outputs, tensors in node_tests(module, prefix):
             case = {"name": name, "attributes": attributes, "inputs": inputs, "outputs": outputs}
-            # Some outputs are views, and what is saved must be contiguous.
+            # Some outputs are views, and safetensors stores contiguous arrays only.
             stored |= {f"{name}/{key}": np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
             half = tensors[outputs[0]].dtype == np.float16
-            # A half is within 2^-11 of the number that it rounds.
+            # Rounding to f16 changes a number by at most 2^-11 of it.
             case["tolerance"] = tolerance(f"{kind} {name}", errors(kind, case, stored), 2.0**-11 if half else 1e-6)
             cases.append(case)
         if len(cases) != count:

@@ -1,7 +1,7 @@
-"""The recurrence of the linear-attention family in f64, one token at a time, from what a golden file stores.
+"""The recurrence of the linear-attention family in f64, one token at a time, on the tensors of a golden file.
 
-It takes nothing from the reference implementations: `scripts/family-golden` compares them with it, and measures with it
-how accurate each of them is. `tests/golden/family/README.md` has the formulas and the format.
+It shares no code with the reference implementations: `scripts/family-golden` compares their results with it, and so
+measures how accurate they are. `tests/golden/family/README.md` has the formulas and the format.
 """
 
 import json
@@ -18,7 +18,7 @@ def read(path):
 
 
 def norm_error(got, want):
-    """The norm of the difference, relative to the norm of what is wanted."""
+    """The norm of the difference, relative to the norm of `want`."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     if got.shape != want.shape:
         raise ValueError(f"shapes {got.shape} and {want.shape} differ")
@@ -43,7 +43,7 @@ def feature_map(name, x):
 
 
 def log_gate(config, g, a_log=None, dt_bias=None):
-    """The logarithm of the factor that the state is multiplied with, from the stored gate [B, T, H] or [B, T, H, K]."""
+    """The logarithm of the factor of the state, computed from the stored gate [B, T, H] or [B, T, H, K]."""
     name = config["gate_map"]
     if name == "log":
         return g
@@ -67,14 +67,14 @@ def spread(x, heads, order, axis=2):
     """Repeats the heads of x so that there are `heads` of them."""
     have = x.shape[axis]
     if heads % have:
-        raise ValueError(f"{heads} heads are no multiple of {have}")
+        raise ValueError(f"{heads} heads are not a multiple of {have}")
     index = np.arange(heads)
     index = {"interleaved": index // (heads // have), "tiled": index % have}[order]
     return np.take(x, index, axis)
 
 
 def run(config, tensors):
-    """The results for a file's inputs: o [B, T, Hout, V], the state [B, H, K, V] and, normalised, z [B, H, K]."""
+    """The results for a file's inputs: o [B, T, Hout, V], the state [B, H, K, V] and, with a normaliser, z [B, H, K]."""
     x = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
     order, delta = config["head_order"], {"linear": False, "delta": True}[config["update"]]
     q, k, v = (x[name] for name in "qkv")
@@ -116,7 +116,10 @@ def errors(config, tensors):
 
 
 def readings(config, tensors):
-    """Wrong readings of a file: what one gets who ignores an input, or takes a convention for another."""
+    """Wrong readings of a file, in which an input is ignored or one convention is mistaken for another.
+
+    Each of them is a label, and the configuration and the tensors as they are misread.
+    """
     other = {
         "update": {"linear": None, "delta": "linear"},
         "head_order": {"interleaved": "tiled", "tiled": "interleaved"},

@@ -1,7 +1,7 @@
-"""The reference implementations of the family, brought to one call: inputs of a case in, token-major results out.
+"""The reference implementations of the family behind one call, from the inputs of a case to token-major results.
 
-fla's `naive.py` files are loaded by their path, for the package itself needs triton. Its gates stand in files that need
-triton too: only their definitions are taken out of those files.
+fla's `naive.py` files are loaded by their paths, because the package itself needs triton. The files with its gates need
+triton as well, so only the definitions of the functions are taken from them.
 """
 
 import ast
@@ -43,7 +43,7 @@ def flat(bias):
     return None if bias is None else bias.flatten()
 
 
-# Of the gate as it is stored, a_log, dt_bias and the lower bound.
+# The arguments are the gate as it is stored, a_log, dt_bias and the lower bound.
 GATES = {
     ("scalar", "log"): lambda g, *_: g,
     ("scalar", "linear"): lambda g, *_: g.log(),
@@ -62,7 +62,7 @@ FEATURE_MAPS = {
 
 
 def repeat(x, heads, order, axis):
-    """Repeats the heads of x, each where it stands or all of them in turn."""
+    """Repeats the heads of x: each of them next to itself (interleaved), or all of them one after another (tiled)."""
     times = heads // x.shape[axis]
     if order == "interleaved":
         return x.repeat_interleave(times, axis)
@@ -74,9 +74,9 @@ def heads_first(*tensors):
 
 
 class Reference:
-    """`source` says which function it is; a call gives o [B, T, H, V], the final state or None, and z or None.
+    """A function that `source` names. A call returns o [B, T, H, V], the final state or None, and z or None.
 
-    `scaled`: the function takes the scale as an argument, and else uses K^-1/2.
+    `scaled` says whether the function takes the scale as an argument; otherwise it uses K^-1/2.
     """
 
     def __init__(self, source, call, scaled=False):
@@ -149,7 +149,7 @@ GLA = fla("gla", "naive_recurrent_gla", lambda f, x: by_name(f, x, gk=x.g))
 RETENTION = fla("retention", "naive_retention", retention)
 DELTA = fla("delta_rule", "delta_rule_recurrence", delta_recurrence)
 DELTA_CHUNK = fla("delta_rule", "delta_rule_chunkwise", delta_chunkwise)
-# The two take g and beta in opposite orders, so they are named here.
+# These two functions take g and beta in opposite orders, so both arguments are passed by name.
 GATED_DELTA = fla(
     "gated_delta_rule",
     "naive_recurrent_gated_delta_rule",

@@ -1,4 +1,4 @@
-//! `check`: computes the tensors that golden files store anew, and compares them.
+//! `check`: recomputes the tensors that golden files store, and compares them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,13 +18,13 @@ use super::{Outcome, Verdict, exact};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Golden files
+    /// Golden files to check
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// File with the parameters, for those that hold none [default: each one's `weights_from`]
+    /// File with the parameters of all models [default: each file's `weights_from`, else the file itself]
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Instruction sets, or all
+    /// Instruction sets to check, or all
     #[arg(long, default_value = "all", value_name = "all|NAME,..", value_parser = machine::isas)]
     isa: Isas,
     #[command(flatten)]
@@ -37,7 +37,7 @@ struct Row {
     isa: &'static str,
     /// The name of the stored tensor.
     stored: String,
-    /// How the tensor was computed anew.
+    /// How the tensor was recomputed.
     how: &'static str,
     verdict: Compared,
 }
@@ -138,7 +138,7 @@ fn check(path: &Path, args: &Args) -> files::Result<Vec<Row>> {
         }
     };
     if !rows.iter().any(|row| matches!(row.verdict, Compared::Distance(..) | Compared::Shape { .. })) {
-        let want = "a file with tensors that can be computed anew";
+        let want = "a file with tensors that can be recomputed";
         return Err(in_file(Error::BadOption { option: "the file", value: "without results".into(), want }));
     }
     Ok(rows)
@@ -178,7 +178,7 @@ fn model(
     for name in tensors.names() {
         let parameter = name.contains('.');
         if !parameter && name != "input" && !rows.iter().any(|row| row.stored == name) {
-            let verdict = Compared::Skipped("nothing that is computed".into());
+            let verdict = Compared::Skipped("the model does not compute it".into());
             rows.push(Row { file: file.into(), isa: "", stored: name, how: "", verdict });
         }
     }
@@ -196,10 +196,9 @@ fn kernel(
     let mut rows = Vec::new();
     for &isa in &args.isa.0 {
         let Some(kernel) = Kernel::of_file(attention, options, &qkv, isa, args.threads.count()) else {
-            let want =
-                "num_heads, chunk_size and feature_map in the metadata, and qkv [b, t, 3 heads head_dim]";
-            let value = format!("{:?} of qkv", qkv.shape);
-            return Err(Error::BadOption { option: "the shape", value, want });
+            let want = "[B, T, 3 heads head_dim], with num_heads, chunk_size and feature_map in the metadata";
+            let value = format!("{:?}", qkv.shape);
+            return Err(Error::BadOption { option: "the shape of qkv", value, want });
         };
         for Recomputed { name, how, tensor } in kernel.outputs(&qkv.data)? {
             let inside = || {

@@ -1,5 +1,5 @@
-//! `run` without a model: a small built-in model, trained on real data, reads 360 digits that it has not
-//! seen.
+//! `run` without a model: a small built-in model, trained on real data, classifies 360 digits with which it
+//! was not trained.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -13,9 +13,10 @@ use super::machine::{Device, Machine, pretty};
 use super::out::Out;
 use super::{Outcome, Verdict};
 
-/// UCI handwritten digits (CC BY 4.0, E. Alpaydin and C. Kaynak): a digit is 64 tokens, one pixel each.
+/// The model, and UCI handwritten digits (CC BY 4.0, E. Alpaydin and C. Kaynak). A digit is a sequence of 64
+/// tokens, one for each pixel.
 static DIGITS: &[u8] = include_bytes!("digits.safetensors");
-/// The largest distance allowed to the stored logits, which were computed in f64.
+/// The largest distance that is allowed to the stored logits, which were computed in f64.
 const ALLOWED: f64 = 5e-5;
 const SIDE: usize = 8;
 
@@ -28,7 +29,7 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
     let begin = Instant::now();
     let output = files::forward(&model, &input)?;
     let batch = begin.elapsed();
-    let logits = files::logits(&model, &output)?.ok_or("the model in this program has no head")?;
+    let logits = files::logits(&model, &output)?.ok_or("the built-in model has no head")?;
     let answers = answers(&logits);
     let by_forward = one_by_one(&model, &input, files::forward)?;
     let by_step = one_by_one(&model, &input, files::stream)?;
@@ -37,7 +38,7 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
         Device::Cpu => None,
         Device::Cuda(number) => {
             let (output, time, name) = on_gpu(&model, &input, number)?;
-            let logits = files::logits(&model, &output)?.ok_or("the model in this program has no head")?;
+            let logits = files::logits(&model, &output)?.ok_or("the built-in model has no head")?;
             let distance = Distance::new(&logits.data, &want.data).max_abs;
             Some((self::answers(&logits), distance, time, name))
         }
@@ -59,7 +60,8 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
     let config = model.config();
     writeln!(
         out,
-        "A model of {} parameters (hidden {}, {} heads, {} layers, chunk {}) reads handwritten digits, one pixel a token.\n",
+        "A model with {} parameters (hidden {}, {} heads, {} layers, chunk {}) classifies handwritten digits, \
+         one pixel per token.\n",
         config.parameters_len(),
         config.hidden_size,
         config.num_heads,
@@ -71,13 +73,13 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
     writeln!(out, "accuracy   {count} of {digits} right, {:.2} %", 100.0 * count as f64 / digits as f64)?;
     writeln!(
         out,
-        "logits     max abs distance to the stored ones {:.1e}, allowed {ALLOWED:.0e}; {}",
+        "logits     max abs distance to the stored logits {:.1e}, allowed {ALLOWED:.0e}; {}",
         distance.max_abs,
         same(&self::answers(&want))
     )?;
     writeln!(
         out,
-        "forward    {} a digit, {} in one batch; {}",
+        "forward    {} per digit, {} per digit in one batch; {}",
         each(by_forward.time),
         each(batch),
         same(&by_forward.answers)
@@ -85,7 +87,7 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
     let pixel = by_step.time / (digits * SIDE * SIDE).max(1) as u32;
     writeln!(
         out,
-        "step       {} a digit, {} a pixel; {}",
+        "step       {} per digit, {} per pixel; {}",
         each(by_step.time),
         pretty(pixel),
         same(&by_step.answers)
@@ -94,7 +96,7 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
         let (time, same) = (each(*time), same(others));
         writeln!(
             out,
-            "GPU        {time} a digit in one batch, logits within {distance:.1e}; {same}; {name}"
+            "GPU        {time} per digit in one batch, logits within {distance:.1e}; {same}; {name}"
         )?;
     }
     writeln!(out, "runs on    {}", model.isa())?;
@@ -109,7 +111,7 @@ struct OneByOne {
 
 type Run = fn(&Model<'_>, &Tensor<'_>) -> files::Result<Tensor<'static>>;
 
-/// Runs every digit by itself, as digits would arrive.
+/// Runs each digit by itself, as if digits arrived one at a time.
 fn one_by_one(model: &Model<'_>, input: &Tensor<'_>, run: Run) -> files::Result<OneByOne> {
     let [_, len, embed] = input.shape[..] else {
         return Ok(OneByOne { answers: Vec::new(), time: Duration::ZERO });
@@ -132,7 +134,7 @@ fn answers(logits: &Tensor<'_>) -> Vec<usize> {
     rows.map(|row| (0..columns).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0)).collect()
 }
 
-/// Draws digits side by side, a pixel two characters wide.
+/// Draws digits side by side, with two characters for each pixel.
 fn draw(
     out: &mut Out,
     input: &Tensor<'_>,

@@ -1,5 +1,5 @@
-//! The model in f64 and by its definition, written to be checked by reading: no chunks are carried on, no
-//! tiles, no state.
+//! The model in f64 by its definition, written so that it can be checked by reading: it has no state and no
+//! tiles, and carries no sums from one chunk to the next.
 
 use chunkwise::FeatureMap;
 use chunkwise::nn::{AttentionKind, LayerNorm, Linear, ModelConfig, OutputMode, Weights};
@@ -50,7 +50,7 @@ fn dense(layer: &Linear<'_>, x: &[f64]) -> Vec<f64> {
     y
 }
 
-/// y = (x - mean) gamma / sqrt(var + eps) + beta; clipped, sqrt(eps) where var < eps.
+/// y = (x - mean) gamma / sqrt(var + eps) + beta; with `clip` the root is sqrt(eps) where var < eps.
 fn layer_norm(norm: &LayerNorm<'_>, x: &[f64]) -> Vec<f64> {
     let (size, eps) = (norm.gamma.len(), f64::from(norm.eps));
     let mut y = Vec::new();

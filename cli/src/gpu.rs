@@ -20,10 +20,10 @@ pub(crate) fn on_gpu(model: &Model<'_>, input: &Tensor<'_>, number: usize) -> fi
     files::forward_on_gpu(&model, input)?;
     let begin = Instant::now();
     let output = files::forward_on_gpu(&model, input)?;
-    Ok((output, begin.elapsed(), format!("{}, copies to it and back included", device.name())))
+    Ok((output, begin.elapsed(), format!("{}, including copies to it and back", device.name())))
 }
 
 #[cfg(not(feature = "cuda"))]
 pub(crate) fn on_gpu(_: &Model<'_>, _: &Tensor<'_>, _: usize) -> files::Result<Ran> {
-    unreachable!("refused with the arguments")
+    unreachable!("the parser of arguments refuses GPUs in this build")
 }

@@ -1,4 +1,4 @@
-//! `info`: what this machine and this build have.
+//! `info`: shows what this machine and this build support.
 
 use std::io::Write;
 
@@ -23,13 +23,13 @@ pub(crate) fn run(out: &mut Out) -> Outcome {
     }
     #[cfg(not(feature = "cuda"))]
     writeln!(out, "GPU               not used: this program was built without the feature cuda")?;
-    // This is last, because CHUNKWISE_ISA may name a set that is not available.
+    // This line is last, because it is an error if CHUNKWISE_ISA names a set that is not available.
     let chosen = Isa::choose()?;
     writeln!(out, "chosen            {chosen}, {} lanes of f32", chosen.lanes())?;
     Ok(Verdict::Pass)
 }
 
-/// The CPU's name where Linux reports it, else its architecture.
+/// The CPU's name, where Linux reports it, and its architecture.
 pub(crate) fn cpu() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = |key: &str| {

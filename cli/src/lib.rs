@@ -1,5 +1,5 @@
-//! The program `chunkwise`: it runs a model, checks it against the reference's answers, measures speed, and reports
-//! what this machine has. It is a library so that the tests and `fuzz/` can call it.
+//! The program `chunkwise`: it runs a model, checks it against the reference's results, measures speed, and
+//! reports what this machine supports. It is a library so that the tests and `fuzz/` can call it.
 //!
 //! Exit codes: 0 if all is well, 1 if a comparison failed, 2 if the arguments or a file cannot be used.
 
@@ -37,24 +37,24 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a model; without --model, the built-in one that reads handwritten digits
+    /// Run a model (without --model: a built-in one that classifies handwritten digits)
     Run(Box<run::Args>),
-    /// Recompute the tensors stored in golden files and compare
+    /// Recompute the tensors stored in golden files and compare them
     Check(check::Args),
-    /// Measure speed beside what the machine allows
+    /// Measure speed and compare it with the limits of the machine
     Bench(Box<bench::Args>),
-    /// Say what this machine and this build have
+    /// Show what this machine and this build support
     Info,
 }
 
 /// The result of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All is well.
+    /// Everything succeeded.
     Pass,
     /// A comparison failed.
     Fail,
-    /// Something could not be checked, and has been reported.
+    /// The arguments or a file could not be used, which has been reported.
     Unusable,
 }
 
@@ -75,8 +75,8 @@ pub fn main() -> ExitCode {
     run(std::env::args_os(), true, &mut Out::new(io::stdout(), io::stderr())).into()
 }
 
-/// Runs a command line, which begins with the program's name. Where `measure` is false, `bench` neither measures nor plots:
-/// the older report that `--compare` names stands for the result.
+/// Runs a command line, which begins with the program's name. If `measure` is false, `bench` neither measures
+/// nor plots, and uses the older report that `--compare` names as its result.
 pub fn run(words: impl IntoIterator<Item = OsString>, measure: bool, out: &mut Out) -> Verdict {
     match Cli::try_parse_from(words) {
         Ok(cli) => cli.command.run(measure, out),
@@ -92,7 +92,7 @@ impl Command {
             Command::Bench(args) => bench::run(args, measure, out),
             Command::Info => info::run(out),
         };
-        // Writing what is still buffered can fail, too.
+        // Writing the output that is still buffered can fail, too.
         let flushed = out.flush();
         outcome.and_then(|verdict| Ok(flushed.map(|()| verdict)?)).unwrap_or_else(|error| {
             out.complain(&error.to_string());
@@ -101,7 +101,7 @@ impl Command {
     }
 }
 
-/// Prints help as clap formats it, and an error in the arguments in one line, as all other errors.
+/// Prints help as clap formats it, and an error in the arguments as one line, like all other errors.
 fn usage(error: &clap::Error, out: &mut Out) -> Verdict {
     let missing = error.kind() == DisplayHelpOnMissingArgumentOrSubcommand;
     if missing || !error.use_stderr() {

@@ -1,11 +1,12 @@
-//! Model files and their options, as arguments.
+//! Model files and their options, as arguments of the program.
 
 use std::path::{Path, PathBuf};
 
 use chunkwise::files::{self, Error, ModelFile, Options, Result, Tensors};
 use serde_json::{Map, Value};
 
-/// Options of the model. They come before those in JSON, which come before those in the file.
+/// Options of the model. They take precedence over those in JSON, which take precedence over those in the
+/// file.
 #[derive(clap::Args)]
 #[group(id = "options", multiple = true, requires = "model")]
 pub(crate) struct Flags {
@@ -15,37 +16,37 @@ pub(crate) struct Flags {
     /// File with the parameters [default: the model's `weights_from`, else the model file]
     #[arg(long, value_name = "FILE")]
     pub(crate) weights: Option<PathBuf>,
-    /// Elements of an input row [default: from the shapes]
+    /// Elements of a row of the input [default: from the shapes]
     #[arg(long, value_name = "N")]
     embed_dim: Option<String>,
-    /// Elements of a row inside [default: from the shapes]
+    /// Elements of a row inside the model [default: from the shapes]
     #[arg(long, value_name = "N")]
     hidden_size: Option<String>,
-    /// Heads
+    /// Number of heads
     #[arg(long, value_name = "N")]
     num_heads: Option<String>,
-    /// Blocks [default: from the names]
+    /// Number of blocks [default: from the names of parameters]
     #[arg(long, value_name = "N")]
     num_layers: Option<String>,
     /// Tokens in a chunk
     #[arg(long, value_name = "N")]
     chunk_size: Option<String>,
-    /// Tokens the model was built for; no chunk is longer [default: 64]
+    /// Tokens for which the model was built; no chunk is longer [default: 64]
     #[arg(long, value_name = "N", visible_alias = "window-size")]
     seq_len: Option<String>,
-    /// elu, relu or identity; lightning attention has none
+    /// Feature map: elu, relu or identity; lightning attention has none
     #[arg(long, value_name = "MAP")]
     feature_map: Option<String>,
-    /// last_timestep, all or mean [default: last_timestep]
+    /// Output: last_timestep, all or mean [default: last_timestep]
     #[arg(long, value_name = "MODE")]
     output_mode: Option<String>,
-    /// true or false [default: whether its parameters are there]
+    /// Whether there is a final norm, true or false [default: whether the file has its parameters]
     #[arg(long, value_name = "BOOL")]
     final_norm: Option<String>,
     /// Eps of the layer norms [default: 1e-5]
     #[arg(long, value_name = "EPS")]
     layer_norm_eps: Option<String>,
-    /// Axon 0.8.0's layer norm, true or false [default: false]
+    /// Whether to use the layer norm of Axon 0.8.0, true or false [default: false]
     #[arg(long, value_name = "BOOL")]
     layer_norm_clip: Option<String>,
 }
@@ -65,8 +66,8 @@ impl Flags {
             ("layer_norm_eps", &self.layer_norm_eps),
             ("layer_norm_clip", &self.layer_norm_clip),
         ];
-        // The values go through JSON, so that a value has the same meaning, or is refused with the same
-        // error, in both.
+        // The values are parsed as JSON, so that a value has the same meaning, or is refused with the same
+        // error, here and in a JSON file.
         let json: Map<String, Value> = given
             .into_iter()
             .filter_map(|(name, value)| value.as_ref().map(|value| (name.to_string(), value)))
@@ -83,7 +84,7 @@ impl Flags {
     }
 }
 
-/// A file, and the file that contains its parameters where that is another one.
+/// A model file, and the file that contains its parameters if that is another one.
 pub(crate) struct Source {
     path: PathBuf,
     bytes: Vec<u8>,
@@ -118,7 +119,7 @@ impl Source {
         Tensors::parse(&self.bytes).map_err(|error| error.in_file(&self.path))
     }
 
-    /// What is known of the model before its shapes are read.
+    /// The options of the model that are known before its shapes are read.
     pub(crate) fn options(&self) -> &Options {
         &self.options
     }

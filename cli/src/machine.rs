@@ -7,7 +7,7 @@ use chunkwise::Isa;
 
 #[derive(clap::Args)]
 pub(crate) struct Machine {
-    /// Instruction set [default: CHUNKWISE_ISA, else the best there is]
+    /// Instruction set [default: CHUNKWISE_ISA, else the best available]
     #[arg(long, value_parser = isa)]
     pub(crate) isa: Option<Isa>,
     #[command(flatten)]
@@ -27,8 +27,8 @@ pub(crate) fn device(name: &str) -> Result<Device, String> {
     let number = match name.split_once(':') {
         None if name == "cpu" => return Ok(Device::Cpu),
         None if name == "cuda" => 0,
-        Some(("cuda", number)) => number.parse().map_err(|_| "a GPU is cuda:0, cuda:1, ...".to_string())?,
-        _ => return Err("a device is cpu, cuda or cuda:N".into()),
+        Some(("cuda", number)) => number.parse().map_err(|_| "GPUs are cuda:0, cuda:1, ...".to_string())?,
+        _ => return Err("the device must be cpu, cuda or cuda:N".into()),
     };
     if cfg!(feature = "cuda") {
         Ok(Device::Cuda(number))
@@ -39,7 +39,7 @@ pub(crate) fn device(name: &str) -> Result<Device, String> {
 
 #[derive(clap::Args)]
 pub(crate) struct Threads {
-    /// Threads to use at most [default: as many as the machine runs at once]
+    /// Maximum number of threads [default: as many as the machine runs at once]
     #[arg(long = "threads", value_name = "N")]
     count: Option<std::num::NonZeroUsize>,
 }
@@ -53,7 +53,7 @@ impl Threads {
 /// An instruction set by name; the error lists the available ones.
 pub(crate) fn isa(name: &str) -> Result<Isa, String> {
     let names: Vec<_> = Isa::available().map(Isa::name).collect();
-    Isa::from_name(name).map_err(|_| format!("this machine has {}", names.join(", ")))
+    Isa::from_name(name).map_err(|_| format!("the instruction sets of this machine are {}", names.join(", ")))
 }
 
 /// Instruction sets, as an argument: some by name, or all.

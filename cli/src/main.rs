@@ -1,4 +1,4 @@
-//! The program. `chunkwise_cli` says what it does.
+//! The program `chunkwise`, which the library `chunkwise_cli` implements.
 
 use std::process::ExitCode;
 

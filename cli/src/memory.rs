@@ -1,4 +1,5 @@
-//! Checks for memory before it is allocated, because the system ends a program that allocates too much.
+//! Checks that there is enough memory before it is allocated, because the system may kill a program that
+//! allocates too much.
 
 use std::fs::read_to_string;
 use std::io::{Error, ErrorKind, Result};
@@ -6,14 +7,14 @@ use std::io::{Error, ErrorKind, Result};
 use chunkwise::files;
 use chunkwise::nn::Model;
 
-/// Checks that there is memory for this many bytes. `None` is more than can be counted.
+/// Checks that there is memory for this many bytes. `None` stands for a number that overflows.
 pub(crate) fn check(bytes: Option<usize>) -> Result<()> {
     let refused = |why| Err(Error::new(ErrorKind::OutOfMemory, why));
     let Some(bytes) = bytes else { return refused("the sizes are too large".into()) };
     let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
     match available() {
         Some(there) if bytes > there => refused(format!(
-            "the sizes are too large: some {:.1} GiB of memory are needed, {:.1} GiB are there",
+            "the sizes are too large: they need about {:.1} GiB of memory, and {:.1} GiB are available",
             gib(bytes),
             gib(there)
         )),
@@ -24,10 +25,10 @@ pub(crate) fn check(bytes: Option<usize>) -> Result<()> {
     }
 }
 
-/// Checks that there is memory for what a model needs beside its weights and its input.
+/// Checks that there is memory for what a model needs in addition to its weights and its input.
 pub(crate) fn check_run(model: &Model<'_>, batch: usize, len: usize) -> files::Result<()> {
     if batch == 0 || len == 0 {
-        // Nothing is computed then.
+        // Nothing is computed in this case.
         return Ok(());
     }
     let scratch = model.scratch_len(batch, len)?.max(model.step_scratch_len(batch)?);
@@ -36,7 +37,7 @@ pub(crate) fn check_run(model: &Model<'_>, batch: usize, len: usize) -> files::R
     check(elements.and_then(|elements| elements.checked_mul(size_of::<f32>()))).map_err(files::Error::Io)
 }
 
-/// The product of sizes, if it can be counted.
+/// The product of sizes, or `None` if it overflows.
 pub(crate) fn product<const N: usize>(sizes: [usize; N]) -> Option<usize> {
     sizes.into_iter().try_fold(1, usize::checked_mul)
 }

@@ -1,9 +1,10 @@
-//! The program's output: results on standard output, which its reader may close, and complaints on stderr.
+//! The program's output: results on standard output, whose reader may close it, and errors and warnings on
+//! standard error.
 
 use std::io::{self, ErrorKind, Write};
 
-/// Once the reader is gone (`| head`), the remaining results are dropped. The work continues, because the
-/// exit code still counts.
+/// Once the reader has closed standard output (`| head`), the remaining results are dropped. The work
+/// continues, because the exit code still matters.
 pub struct Out {
     results: Box<dyn Write>,
     complaints: Box<dyn Write>,
@@ -11,13 +12,13 @@ pub struct Out {
 }
 
 impl Out {
-    /// Where results and complaints go.
+    /// An output that writes results to one writer, and errors and warnings to the other.
     pub fn new(results: impl Write + 'static, complaints: impl Write + 'static) -> Self {
         Self { results: Box::new(results), complaints: Box::new(complaints), gone: false }
     }
 
-    /// Writes one line to stderr, whatever names and files it quotes. Errors are ignored, because stderr may
-    /// be closed.
+    /// Writes an error or a warning as one line: control characters in names and files that it quotes are
+    /// replaced. Errors of writing are ignored, because standard error may be closed.
     pub(crate) fn complain(&mut self, what: &str) {
         let line: String = what.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let _ = writeln!(self.complaints, "chunkwise: {line}");

@@ -1,4 +1,4 @@
-//! The tensors that golden files store, computed anew by the library.
+//! The tensors that golden files store, recomputed by the library.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use chunkwise::{
 
 use super::{exact, memory};
 
-/// A tensor computed anew.
+/// A recomputed tensor.
 pub(crate) struct Recomputed {
     /// The name under which files store it.
     pub(crate) name: String,
@@ -89,7 +89,7 @@ fn intermediates(model: &Model<'_>, threads: usize, input: &Tensor<'_>) -> Resul
     Ok(all)
 }
 
-/// The input's tokens of the first chunk alone.
+/// The tokens of the input that are in the first chunk.
 fn first_chunk<'a>(config: &ModelConfig, input: &Tensor<'a>) -> Tensor<'a> {
     let [_, len] = sizes(input);
     let (first, embed) = (len.min(config.chunk()), config.embed_dim);
@@ -164,7 +164,7 @@ impl Kernel {
 
     fn build(&self, len: usize) -> Result<Built> {
         let exact::Attention { kind, len: all, heads, dim, row, chunk, feature_map } = self.attention;
-        // The strides are those of the whole tensor, whatever part of the tokens a call takes.
+        // The strides are those of the whole tensor, also for a call that computes only some of the tokens.
         let packed = Strides::packed(all, row, dim);
         let shape =
             Shape::new(self.batch, all, heads, dim, dim).with_inputs(packed, packed, packed).with_len(len);

@@ -1,4 +1,4 @@
-//! `run`: any model on any input.
+//! `run`: runs a model on an input.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,29 +17,29 @@ use super::{Outcome, Verdict, demo, memory, recompute};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Model, a safetensors file with the reference's parameter names
+    /// Safetensors file of the model, with the reference's names of parameters
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// File with the input [default: the model file]
     #[arg(long, value_name = "FILE", requires = "model")]
     input: Option<PathBuf>,
-    /// Name of the input in that file, [B, T, embed] or [T, embed] [default: input]
+    /// Name of the input, [B, T, embed] or [T, embed], in that file [default: input]
     #[arg(long, value_name = "NAME", requires = "model")]
     tensor: Option<String>,
-    /// File to write `output` to, and `logits` where the model has a head
+    /// File to write `output` to, and `logits` if the model has a head
     #[arg(long, value_name = "FILE", requires = "model")]
     output: Option<PathBuf>,
-    /// One time step at a time
+    /// Run one time step at a time
     #[arg(long, requires = "model")]
     stream: bool,
-    /// cpu, cuda or cuda:N
+    /// Device to run on: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device, conflicts_with = "stream")]
     device: Device,
     #[command(flatten)]
     machine: Machine,
     #[command(
         flatten,
-        next_help_heading = "Options of the model, before those in JSON, before those in the file"
+        next_help_heading = "Options of the model (these override --config, which overrides the file)"
     )]
     flags: Flags,
 }
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args, out: &mut Out) -> Outcome {
     results.extend(logits.as_ref().map(|logits| ("logits", logits)));
     for (name, result) in &results {
         writeln!(out, "{name}  {:?} {}", result.shape, first_values(result))?;
-        // A stored answer belongs to the input of its file and to no other.
+        // The stored results are those of the stored input, so they are not compared for another one.
         if args.tensor.is_none() && tensors.shape(name).is_some() {
             writeln!(out, "        {}", against_stored(result, &tensors.tensor(name)?))?;
         }
@@ -114,7 +114,7 @@ fn speed(model: &Model<'_>, stream: bool, input: &Tensor<'_>, time: Duration) ->
     let tokens = input.data.len() / model.config().embed_dim;
     let each = time / u32::try_from(tokens.max(1)).unwrap_or(u32::MAX);
     let how = if stream { "step by step" } else { "at once" };
-    format!("{}, {} a token, {how}", pretty(time), pretty(each))
+    format!("{}, {} per token, {how}", pretty(time), pretty(each))
 }
 
 fn on_cpu(model: &Model<'_>, input: &Tensor<'_>, stream: bool, threads: usize) -> files::Result<Ran> {
@@ -133,6 +133,6 @@ fn against_stored(result: &Tensor<'_>, stored: &Tensor<'_>) -> String {
     if result.shape == stored.shape {
         format!("from the stored one: {}", Distance::new(&result.data, &stored.data))
     } else {
-        format!("not compared: the stored one is {:?}", stored.shape)
+        format!("not compared with the stored one, whose shape is {:?}", stored.shape)
     }
 }

@@ -1,5 +1,5 @@
-//! Files to write. A new file is written beside the old one and takes its place when it is complete: a full
-//! disk, or a program that is ended early, leaves the old one as it was.
+//! Files to write. A new file is written next to the old one and replaces it when it is complete: a full
+//! disk, or a program that ends early, leaves the old file unchanged.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// The place to which bytes will be written. Whether it is writable, as far as that can be known, is checked
-/// before there are any bytes.
+/// The target of an output. Whether it can be written is checked, as far as possible, before the output is
+/// computed.
 #[derive(Debug)]
 pub(crate) struct Target {
     named: PathBuf,
@@ -26,18 +26,21 @@ enum Destination {
 }
 
 impl Target {
-    /// None of `others` may be the same file. They are the files that are read, and the other files that are
-    /// written.
+    /// The target at a path, which must not be the same file as any of `others`: the files that are read, and
+    /// the other files that are written.
     pub(crate) fn new(path: &Path, others: &[&Path]) -> Result<Self, String> {
         let refused = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
         if let Some(other) = others.iter().find(|other| same_file(path, other)) {
-            return Err(refused(&format!("writing it would destroy {}, the same file", other.display())));
+            return Err(refused(&format!(
+                "writing it would destroy {}, which is the same file",
+                other.display()
+            )));
         }
         let destination = Destination::of(path).map_err(|error| refused(&error))?;
         Ok(Self { named: path.into(), destination })
     }
 
-    /// Writes the bytes in place of what was there.
+    /// Writes the bytes, which replace what the target contained.
     pub(crate) fn write(self, bytes: &[u8]) -> Result<(), String> {
         self.destination.write(bytes).map_err(|error| format!("{}: {error}", self.named.display()))
     }
@@ -56,7 +59,7 @@ impl Destination {
         match old {
             Some(old) if !same_file(path, &real) => Ok(Destination::Open(old)),
             old => {
-                // This file is made only to find out now whether the folder takes files.
+                // This file is made only to check that files can be created in the folder.
                 beside(&real)?;
                 Ok(Destination::File(real, old.map(|old| old.metadata()).transpose()?))
             }
@@ -121,7 +124,7 @@ pub(crate) fn real_path(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Whether two paths refer to one regular file, or will.
+/// Whether two paths refer to the same regular file, or would if it existed.
 fn same_file(a: &Path, b: &Path) -> bool {
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(x), Ok(y)) => x.is_file() && y.is_file() && is_one(a, &x, b, &y),

@@ -1,4 +1,4 @@
-//! How far from the stored answers a right answer may be.
+//! How far results may be from the stored ones.
 
 use std::fmt;
 
@@ -8,20 +8,21 @@ use chunkwise::nn::AttentionKind;
 
 use super::compare::Distance;
 
-/// Plain f32 reaches 7.6e-6, and the reference itself is within 1e-6 of f64. The same is allowed token by
-/// token, for which the files contain no answer of their own.
+/// f32 reaches 7.6e-6, and the reference itself is within 1e-6 of f64. The same is allowed for results that
+/// are computed token by token, for which the files contain no results of their own.
 const F32: Allowed = Allowed { max_abs: 1e-5, norm: Some(2e-6) };
 /// In this file q and k are so negative that phi is a small multiple of 2^-24: one ULP of exp moves the
 /// outputs.
 const QUANTISED: (&str, Allowed) = ("k_elu_neg12", Allowed { max_abs: 1e-3, norm: None });
-/// After the final norm, or a head, of a model that may be ill-conditioned inside.
+/// For results after the final norm or after a head, of a model that may be ill-conditioned before it.
 const NORMED: Allowed = Allowed { max_abs: 5e-5, norm: None };
-/// The norm error against f64 above which a stored tensor is no answer of this model, however sensitive the
-/// model is: the largest that rounding has caused is 2.2e-4. Without this bound a wrong stored tensor would
-/// allow anything.
+/// A stored tensor with a larger norm error against f64 is not a result of this model, however sensitive the
+/// model is: the largest error that rounding has caused is 2.2e-4. Without this bound, a wrong stored tensor
+/// would allow any result.
 const CREDIBLE: f64 = 1e-3;
-/// One row in this many may be off by more. In lightning_a one token's denominator is so near zero that its
-/// row is a hundred times as large as any other and has an error of 7e-3; the next one has 1.1e-4.
+/// One row in this many may have a larger error. In lightning_a one token's denominator is so near zero that
+/// its row is a hundred times as large as any other and has an error of 7e-3; the next largest error is
+/// 1.1e-4.
 const ROWS: usize = 50;
 
 /// The distance of a stored tensor from an f64 run.
@@ -45,8 +46,8 @@ impl Inside {
     }
 }
 
-/// Whether the denominators of an attention keep their sign. Where they change it, the answer is
-/// ill-conditioned near zero.
+/// Whether the denominators of an attention are positive. Where they can have both signs, results are
+/// ill-conditioned near a denominator of zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Denominators {
     Positive,
@@ -71,7 +72,7 @@ pub(crate) struct Allowed {
 
 impl Allowed {
     /// The distances allowed for a tensor of a file, both given by name. `inside`, the distance of the stored
-    /// tensor from an f64 run, is computed only where denominators change sign.
+    /// tensor from an f64 run, is computed only where denominators can have both signs.
     pub(crate) fn new(
         file: &str,
         denominators: Denominators,

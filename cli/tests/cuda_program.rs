@@ -1,4 +1,4 @@
-//! The program with a GPU: the emulator where the loader finds the driver, or the GPU's own.
+//! The program with a GPU. The loader finds the emulator under the driver's name, or a real GPU's driver.
 
 #[path = "../../tests/common/child.rs"]
 mod child;
@@ -23,7 +23,7 @@ fn with_driver(name: &str, driver: impl FnOnce(&Path)) -> PathBuf {
     folder
 }
 
-/// `chunkwise run --device cuda`, with the emulator where the loader finds the driver, or with the GPU's own.
+/// `chunkwise run --device cuda`, with the emulator or with a real GPU.
 #[test]
 fn from_the_command_line() {
     let copy = |path: &Path| {
@@ -45,7 +45,7 @@ fn from_the_command_line() {
     let info = finish(on_gpu().arg("info"));
     assert!(info.out.contains(&format!("GPU               Device({}", device.name())), "{}", info.out);
 
-    // No library at all, whether the machine has a driver or not.
+    // The driver's library cannot be loaded, whether the machine has one or not.
     let empty = with_driver("cuda_model_none", |path| std::fs::write(path, "").expect("an empty file"));
     let mut none = command();
     let none = none.env("LD_LIBRARY_PATH", empty).args(["run", "--device", "cuda", "--model"]);

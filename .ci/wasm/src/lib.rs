@@ -1,5 +1,6 @@
-//! A part of the oracle suite as a WebAssembly module, without std and without an allocator: forward and decode
-//! against the recurrence in f64 and against each other's bits, at sizes around its vectors, panels and tiles.
+//! A part of the tests against the oracle as a WebAssembly module, without std and without an allocator.
+//! Forward and decode are compared with the recurrence in f64 and, bit for bit, with each other, at sizes
+//! around those of vectors, panels and tiles.
 #![no_std]
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -7,7 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use chunkwise::reference::Recurrence;
 use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors, Update};
 
-/// As the oracle suite has it.
+/// The bound of the norm error, as in `tests/common`.
 const NORM_ERROR: f64 = 2e-6;
 
 const LENS: [usize; 6] = [1, 15, 16, 17, 40, 64];
@@ -46,7 +47,7 @@ struct Memory {
 /// The last case that failed, in decimal digits: T, K, V (two of each), normaliser, feature map.
 static LAST: AtomicU32 = AtomicU32::new(0);
 
-/// Numbers that look normal.
+/// A generator of approximately normal numbers.
 struct Random(u64);
 
 impl Random {
@@ -63,7 +64,8 @@ impl Random {
     }
 }
 
-/// Comparisons made, and those that failed (or were refused) by the number below it.
+/// Runs all comparisons; returns their number in the upper 32 bits, and the number of those that failed, or
+/// whose call was refused, in the lower ones.
 #[unsafe(no_mangle)]
 pub extern "C" fn compare() -> u64 {
     static mut MEMORY: Memory = Memory {
@@ -115,13 +117,14 @@ pub extern "C" fn compare() -> u64 {
     u64::from(made) << 32 | u64::from(failed)
 }
 
-/// How many are wrong of forward, of decode, and of their having the same bits.
+/// The number of comparisons that fail for a configuration: forward with the oracle, decode with the oracle,
+/// and the bits of the two.
 fn both(config: Config, memory: &mut Memory) -> chunkwise::Result<u32> {
     let Memory { q, k, v, o, decoded, want, state, scratch, sums: [s, chunk_s], norms: [z, chunk_z] } =
         memory;
     let (Shape { len, key, value, .. }, Rule { feature_map, normaliser, .. }) = (config.shape, config.rule);
     let mut random = Random((len * 1_000_000 + key * 1000 + value) as u64);
-    // One token's score is all there is where T = 1: one that cancels has no accuracy to ask for.
+    // With T = 1 an output is one product q . k, which has no relative accuracy where its terms cancel.
     let positive = feature_map == FeatureMap::Identity;
     let mut next = |positive: bool| if positive { random.next().abs() } else { random.next() };
     let (q, k, v) = (&mut q[..len * key], &mut k[..len * key], &mut v[..len * value]);
@@ -175,7 +178,7 @@ fn both(config: Config, memory: &mut Memory) -> chunkwise::Result<u32> {
     Ok(wrong)
 }
 
-/// Whether `||got - want|| <= NORM_ERROR ||want||`; NaN is not.
+/// Whether `||got - want|| <= NORM_ERROR ||want||`; false if anything is NaN.
 fn close(got: &[f32], want: &[f64]) -> bool {
     let (mut difference, mut size) = (0.0, 0.0);
     for (got, want) in got.iter().zip(want) {
@@ -185,13 +188,13 @@ fn close(got: &[f32], want: &[f64]) -> bool {
     difference <= NORM_ERROR * NORM_ERROR * size
 }
 
-/// The last case that failed, see `LAST`.
+/// The last case that failed, encoded as in `LAST`.
 #[unsafe(no_mangle)]
 pub extern "C" fn last_failure() -> u32 {
     LAST.load(Relaxed)
 }
 
-/// Lanes of the best instruction set: 1, or 4 with simd128.
+/// The number of lanes of the best instruction set: 1, or 4 with simd128.
 #[unsafe(no_mangle)]
 pub extern "C" fn lanes() -> u32 {
     Isa::best().lanes() as u32

@@ -50,7 +50,7 @@ pub(super) struct Level {
     room: usize,
 }
 
-/// The levels, fastest first. A footprint of half a cache stays in it whatever else runs.
+/// The levels, fastest first. A footprint of half a cache stays in the cache, whatever else runs.
 pub(super) fn levels(caches: &Caches, threads: usize) -> Vec<Level> {
     let level = |of: &str, bytes, room| Level { what: What::Update { of: of.into(), bytes }, room };
     let Caches { l1, l2, l3, .. } = *caches;
@@ -81,9 +81,9 @@ pub(super) struct Ceiling {
 
 /// Seconds that a reading of multiply-adds takes.
 const FMA_TIME: f64 = 1e-3;
-/// The least number of bytes that a reading touches, by one pass where the footprint is larger. A shared
-/// cache takes several passes to keep what is read again and again: when a reading touched 32 MiB, a
-/// footprint of 12 MiB was read at 22 GB/s, and by a model's steps at 27.
+/// The bytes that a reading touches, by one pass if the footprint is larger. A shared cache needs several
+/// passes before it keeps memory that is read repeatedly: when a reading touched 32 MiB, a footprint of
+/// 12 MiB was read at 22 GB/s, while a model's steps read it at 27 GB/s.
 const TOUCHED: usize = 256 << 20;
 /// The number of elements that [`update`] takes at a time on any instruction set; parts are whole multiples
 /// of it.

@@ -1,6 +1,6 @@
 //! The inputs of the attention that is measured, and the oracle's outputs for them. The criterion benches
 //! include this file too.
-#![allow(dead_code, reason = "each of them uses its part")]
+#![allow(dead_code, reason = "each program uses a part of this file")]
 
 use chunkwise::reference::{Recurrence, Token, beta, decay};
 use chunkwise::{Config, FeatureMap, Gate, Heads, Normaliser, Rule, Shape, Strides, Update};

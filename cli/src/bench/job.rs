@@ -37,7 +37,8 @@ pub(super) struct Job {
 
 /// The least number of seconds that a reading takes.
 const READING: f64 = 2e-3;
-/// The number of tokens of a decode or a model that are checked: a chunk of 64 and part of the next.
+/// The number of tokens for which decode and models are checked: a chunk of 64 and a part of the next one.
+/// Fewer are checked where a model runs on fewer.
 const CHECKED: usize = 80;
 /// The largest norm error allowed for a model against f64.
 const MODEL_BOUND: f64 = 1e-5;

@@ -1,5 +1,5 @@
-//! `bench`: speed as a share of what the machine allows. Ceilings and work take turns, round by round, so
-//! that a busy machine slows both.
+//! `bench`: measures speed as a share of the machine's limits, the ceilings. Ceilings and work are measured
+//! alternately, round by round, so that other load on the machine slows both.
 
 mod ceiling;
 mod inputs;
@@ -40,14 +40,14 @@ use super::{Outcome, Verdict};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Operations
+    /// Operations to measure
     #[arg(long, value_delimiter = ',', default_value = "prefill", value_name = "OP,..")]
     op: Vec<Op>,
-    /// Rules of prefill and decode [default: that of a layer named by --shape, else linear]
+    /// Rules of prefill, decode and draft [default: the rule of a layer that --shape names, else linear]
     #[arg(long, value_delimiter = ',', value_name = "RULE,..")]
     rule: Vec<RuleName>,
-    /// Sizes B,H,T,K,V; or B,H,T,D where K = V = D; or B,H,HV,T,K,V where q and k have H heads and v has HV.
-    /// Or the name of a layer, such as qwen3.5-4b, and layers for all of them. May be given more than once
+    /// Sizes B,H,T,K,V; or B,H,T,D where K = V = D; or B,H,HV,T,K,V where q and k have H heads and v has HV;
+    /// or the name of a layer, such as qwen3.5-4b; or layers for all of them. Can be given more than once
     /// [default: some for each operation]
     #[arg(long, value_name = "B,H,T,K,V|LAYER")]
     shape: Vec<Shapes>,
@@ -57,44 +57,43 @@ pub(crate) struct Args {
     /// Feature maps of the linear rule and of models
     #[arg(long, value_delimiter = ',', default_value = "elu", value_name = "MAP,..")]
     map: Vec<Map>,
-    /// Normalisers of the linear rule; a model's is per-chunk
+    /// Normalisers of the linear rule (models always use per-chunk)
     #[arg(long, value_delimiter = ',', default_value = "global", value_name = "NORM,..")]
     norm: Vec<Norm>,
-    /// Tokens in a chunk of the normaliser per-chunk
+    /// Tokens in a chunk, for per-chunk and models
     #[arg(long, value_delimiter = ',', default_value = "64", value_name = "N,..")]
     chunk: Vec<NonZeroUsize>,
-    /// How the dense weights of model and step lie
+    /// Layouts of the dense weights of model and step
     #[arg(long, value_delimiter = ',', default_value = "stored,packed", value_name = "HOW,..")]
     weights: Vec<Packing>,
-    /// Bytes from the beginning of a cache line to that of decode's state, a multiple of 4 below 64: what a
-    /// state off the line costs
+    /// Bytes by which the state of decode and draft is off a cache line, a multiple of 4 below 64
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "BYTES,..", value_parser = state_offset)]
     state_offset: Vec<usize>,
-    /// Instruction sets [default: CHUNKWISE_ISA, else the best there is]
+    /// Instruction sets, or all [default: CHUNKWISE_ISA, else the best available]
     #[arg(long, value_name = "all|NAME,..", value_parser = isas)]
     isa: Option<Isas>,
-    /// Threads to use at most
+    /// Maximum numbers of threads
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,..", value_parser = threads)]
     threads: Vec<NonZeroUsize>,
-    /// Readings of each ceiling and of each work [default: 40, or as many as --time allows]
+    /// Rounds, each with one reading of every ceiling and work [default: 40, or as many as --time allows]
     #[arg(long, value_name = "N")]
     rounds: Option<NonZeroUsize>,
-    /// No more rounds after this long, such as 30s
+    /// Time after which no further round begins, such as 30s
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time: Option<Duration>,
-    /// Fail where an answer is further from the oracle than documented
+    /// Fail if the error of a result exceeds the documented bound
     #[arg(long)]
     check: bool,
-    /// How to write what was measured
+    /// Format of the report
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// File to write that to; the table is printed beside it
+    /// File to write the report to; the table is printed as well
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// An older report in JSON to compare with
+    /// Older report in JSON to compare with
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// File for a plot: the roofline, and speed against T, K or chunk where several are measured
+    /// File for a plot: a roofline, and speed against T, K or chunk if at least three are measured
     #[arg(long, value_name = "SVG")]
     plot: Option<PathBuf>,
 }
@@ -103,7 +102,7 @@ pub(crate) struct Args {
 fn state_offset(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(bytes) if bytes < LINE && bytes.is_multiple_of(size_of::<f32>()) => Ok(bytes),
-        _ => Err(format!("a multiple of {} below {LINE}", size_of::<f32>())),
+        _ => Err(format!("expected a multiple of {} below {LINE}", size_of::<f32>())),
     }
 }
 
@@ -112,7 +111,7 @@ const MOST_THREADS: usize = 1024;
 
 fn threads(text: &str) -> Result<NonZeroUsize, String> {
     let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MOST_THREADS);
-    count.ok_or(format!("a whole number from 1 to {MOST_THREADS}"))
+    count.ok_or(format!("expected a whole number from 1 to {MOST_THREADS}"))
 }
 
 impl Args {
@@ -131,7 +130,7 @@ impl Args {
         self.compare.as_deref().map(Report::read).transpose()
     }
 
-    /// Prints and writes what was measured.
+    /// Prints the report, and writes the files.
     fn tell(
         &self,
         mut report: Report,
@@ -142,10 +141,10 @@ impl Args {
         if let Some(old) = &old {
             report.compare(old);
             if old.machine.cpu != report.machine.cpu {
-                out.complain(&format!("the older report is of another machine, {}", old.machine.cpu));
+                out.complain(&format!("the older report is from another machine, {}", old.machine.cpu));
             }
         }
-        // An error in one place does not prevent writing to the others, because measuring takes long.
+        // An error in one output does not prevent the others, because a measurement takes long.
         let text = show::show(&report, self.format)?;
         let (printed, written) = match output {
             None => (text, Ok(())),
@@ -162,7 +161,7 @@ impl Args {
         Ok(if self.check && wrong > 0 { Verdict::Fail } else { Verdict::Pass })
     }
 
-    /// Everything that is to be measured. There is memory for each spec by itself.
+    /// Everything that is to be measured. For each spec alone there is enough memory.
     fn specs(&self) -> Result<Vec<Spec>, Box<dyn std::error::Error>> {
         let isas = match &self.isa {
             Some(Isas(isas)) => isas.clone(),
@@ -281,8 +280,8 @@ fn measure(args: &Args) -> Result<Report, Box<dyn std::error::Error>> {
     })
 }
 
-/// Takes one reading of everything. Every other round runs backwards, so that nothing always follows the same
-/// work.
+/// Takes one reading of everything. Every other round runs in reverse order, so that no work always follows
+/// the same other work.
 fn round(at: usize, ceilings: &mut [Ceiling], jobs: &mut [Job], memory: &mut [f32]) {
     let all = ceilings.len() + jobs.len();
     for i in 0..all {

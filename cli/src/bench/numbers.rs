@@ -1,6 +1,6 @@
 //! Numbers to measure with, of any element type, and the errors of results. The criterion benches include
 //! this file too.
-#![allow(dead_code, reason = "each of them uses its part")]
+#![allow(dead_code, reason = "each program uses a part of this file")]
 
 use chunkwise::element::Element;
 use half::{bf16, f16};

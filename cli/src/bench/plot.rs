@@ -1,4 +1,4 @@
-//! The plot: a roofline, and speed against T, K or chunk where several are measured.
+//! The plot: a roofline, and speed against T, K or chunk where at least three sizes are measured.
 
 use std::error::Error;
 
@@ -54,7 +54,7 @@ pub(super) fn plot(report: &Report) -> Result<String, Box<dyn Error>> {
         SVGBackend::with_string(&mut svg, (WIDTH, HEAD + first_height + second_height)).into_drawing_area();
     root.fill(&WHITE)?;
     let Report { machine, version, date, rounds, .. } = report;
-    root.draw(&Text::new("Speed, beside what the machine allows", (26, 18), font(24, INK)))?;
+    root.draw(&Text::new("Speed compared with the limits of the machine", (26, 18), font(24, INK)))?;
     let day = date.split('T').next().unwrap_or_default();
     let about =
         format!("{}, chunkwise {version}, {day}, best of {rounds} rounds{}", machine.cpu, variants.common);
@@ -71,8 +71,8 @@ pub(super) fn plot(report: &Report) -> Result<String, Box<dyn Error>> {
     Ok(svg)
 }
 
-/// What distinguishes measurements: instruction sets and threads by colour, everything else in words where it
-/// differs.
+/// How measurements are distinguished: instruction sets and threads by colour, and everything else that
+/// differs in words.
 struct Variants {
     machines: Vec<(String, usize)>,
     dtypes: bool,
@@ -193,7 +193,7 @@ fn roofline(
         .build_cartesian_2d((x.0..x.1).log_scale().base(2.0), (y.0..y.1).log_scale().base(2.0))?;
     chart
         .configure_mesh()
-        .x_desc("executed flops for each byte that must be moved")
+        .x_desc("executed flops per byte that must be moved")
         .y_desc("executed GFLOP/s")
         .x_labels(12)
         .y_labels(10)
@@ -247,15 +247,15 @@ fn roofline(
     draw_labels(root, labels, right + 14, (top, bottom))
 }
 
-/// A text for a place in a chart.
+/// A text for a point in a chart.
 struct Label {
     at: (i32, i32),
     text: String,
     colour: RGBColor,
 }
 
-/// Draws labels in a column from `x` on, each as near to its place as the others allow, with a thin line to
-/// it.
+/// Draws labels in a column from `x` on, each as near to its point as the others allow, and a thin line from
+/// each to its point.
 fn draw_labels(root: &Area<'_>, mut labels: Vec<Label>, x: i32, (top, bottom): (i32, i32)) -> Drawn {
     labels.sort_by_key(|label| label.at.1);
     let line = LINE as i32;
@@ -335,7 +335,8 @@ struct Series {
     points: Vec<(f64, [f64; 3])>,
 }
 
-/// A series with fewer than three sizes is left out, because it shows nothing.
+/// The measurements as series along an axis. A series with fewer than three sizes is left out, because it
+/// shows nothing.
 fn series(all: &[Measurement], variants: &Variants, axis: Axis) -> Vec<Series> {
     let mut groups: Vec<(Spec, Series)> = Vec::new();
     for Measurement { spec, flops, recurrent_flops, seconds, .. } in all {
@@ -373,7 +374,7 @@ fn against(root: &Area<'_>, area: &Area<'_>, axis: Axis, all: &[Series]) -> Draw
     chart
         .configure_mesh()
         .x_desc(axis.name())
-        .y_desc("GFLOP/s (of attention: recurrent), median, p10 to p90")
+        .y_desc("GFLOP/s (for attention: recurrent), median, p10 to p90")
         .x_labels(12)
         .y_labels(8)
         .x_label_formatter(&|x| format!("{x:.0}"))

@@ -173,7 +173,7 @@ impl Measurement {
         }
     }
 
-    /// Whether the answer is right. A NaN is not.
+    /// Whether the error is within the documented bound, which a NaN never is.
     pub(super) fn is_right(&self) -> bool {
         self.error <= self.allowed_error
     }
@@ -184,7 +184,7 @@ impl Report {
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         serde_json::from_str(&text)
-            .map_err(|error| format!("{} is no report of bench: {error}", path.display()))
+            .map_err(|error| format!("{} is not a report of bench: {error}", path.display()))
     }
 
     /// Compares every measurement with the older one of the same work.

@@ -59,7 +59,7 @@ impl FromStr for Shape {
                 Ok(Self::grouped([batch, key_heads, heads, len, key, value]))
             }
             _ => Err(
-                "whole numbers B,H,T,D or B,H,T,K,V or B,H,HV,T,K,V, none of them 0 and HV a multiple of H"
+                "expected whole numbers above 0, B,H,T,D or B,H,T,K,V or B,H,HV,T,K,V with HV a multiple of H"
                     .into(),
             ),
         }
@@ -111,7 +111,7 @@ impl FromStr for Shapes {
         }
         let shape = text.parse().map_err(|error| {
             let names: Vec<&str> = LAYERS.iter().map(|(name, ..)| *name).collect();
-            format!("{error}; or {ALL_LAYERS}, or one of them: {}", names.join(", "))
+            format!("{error}; or the name of a layer ({}), or {ALL_LAYERS} for all of them", names.join(", "))
         })?;
         Ok(Self(vec![Sizes { shape, rule: None }]))
     }
@@ -145,7 +145,7 @@ pub(super) fn usual(op: Op, rule: RuleName) -> Vec<Shape> {
     let layers = LAYERS.iter().filter(|(_, of, _)| *of == rule).map(|(.., shape)| *shape);
     match (op, rule) {
         (Op::Draft | Op::Model | Op::Step, _) | (_, RuleName::Linear) => shapes.to_vec(),
-        // Those that were measured beside others, and the layers.
+        // The shapes at which other libraries were measured as well, and the layers.
         _ => shapes[..2].iter().copied().chain(layers).collect(),
     }
 }

@@ -10,13 +10,13 @@ use super::stats::Summary;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// For reading
+    /// Table in plain text
     Table,
-    /// Everything, with all readings; what --compare reads
+    /// Everything, with all readings, as --compare reads it
     Json,
     /// One line for each ceiling and each measurement, with all readings
     Csv,
-    /// The table in Markdown
+    /// Table in Markdown
     Md,
 }
 
@@ -119,11 +119,13 @@ fn text(report: &Report, markdown: bool) -> String {
 }
 
 const NOTE: &str = "
-GFLOP/s and GB/s are by the best time. Recurrent flops are 4 K V for each token and head of the state, 6 K V of the delta
-rule, whatever is executed: speeds of attention are published in them, and so is the first percentage, of the FMA ceiling.
-Executed flops count what runs: with chunks, which read a second state, up to 6 K V; of a model, its dense layers and
-attention without the rows that are left out. bound is the ceiling that binds executed flops and bytes, followed by how much
-of it is reached, best by best and median by median. update: reading, changing and writing in place, bytes counted both ways.
+GFLOP/s and GB/s follow from the best time. Recurrent flops are 4 K V for each token and head of the state, or
+6 K V with the delta rule, whatever a kernel executes. Speeds of attention are published in recurrent flops, and
+the first percentage is their share of the FMA ceiling. Executed flops are those that run: up to 6 K V with
+chunks, which read a second state; for a model, those of the dense layers and of attention, without the rows that
+are left out. The column `bound` has the ceiling that limits executed flops or bytes, and the two columns after
+it have the share of it that is reached, by the best readings and by the medians. The ceilings `update` read,
+change and write memory in place, and their bytes count in both directions.
 ";
 
 /// A table whose first `left` columns are words.

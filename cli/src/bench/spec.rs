@@ -27,14 +27,15 @@ macro_rules! words {
 words! {
     /// The operation.
     Op {
-        /// Many tokens, `Attention::forward` from the zero state
+        /// Many tokens: `Attention::forward` from the zero state
         Prefill,
-        /// One token of each sequence, `Attention::decode` on its state
+        /// One token of each sequence: `Attention::decode` on its state
         Decode,
-        /// T tokens of a draft, at most 16, `Attention::verify` on a state and `Attention::commit` of all of
-        /// them
+        /// A draft of T tokens, at most 16: `Attention::verify` on a state, then `Attention::commit` of all
+        /// tokens
         Draft,
-        /// All tokens through the model of H heads and hidden size H K, 4 layers, for the last time step
+        /// All tokens at once through a model with H heads, hidden size H K and 4 layers; the output is the
+        /// last time step
         Model,
         /// One time step of that model
         Step
@@ -42,13 +43,13 @@ words! {
     /// What a token does to the state. All but linear have the identity map, no normaliser, the scale K^-1/2,
     /// and q and k of length 1.
     RuleName {
-        /// Adds k v^T; with --map and --norm
+        /// Linear attention, with --map and --norm
         Linear,
-        /// The same on a state that decays by one constant for each head (RetNet)
+        /// Linear attention with a constant decay for each head (RetNet)
         Decay,
-        /// The same with a decay for each token and head (Mamba-2, simple GLA)
+        /// Linear attention with a decay for each token and head (Mamba-2, simple GLA)
         ScalarGate,
-        /// The same with a decay for each token, head and row of the state (GLA)
+        /// Linear attention with a decay for each token, head and row of the state (GLA)
         KeyGate,
         /// The delta rule (DeltaNet)
         Delta,
@@ -61,17 +62,17 @@ words! {
     Dtype { F32, Bf16, F16 }
     /// The map on q and k.
     Map { Elu, Relu, Identity }
-    /// By what outputs are divided.
+    /// The normaliser, by which outputs are divided.
     Norm {
         None,
         /// With eps 1e-6
         Global,
-        /// Edifice's, with eps 1e-8 and the length of --chunk
+        /// Edifice's normaliser, with eps 1e-8 and the chunk length of --chunk
         PerChunk
     }
-    /// How a model's dense weights lie.
+    /// The layout of a model's dense weights.
     Packing {
-        /// As they are in files, row by row
+        /// Row by row, as in files
         Stored,
         /// In panels for the instruction set
         Packed
@@ -242,7 +243,7 @@ impl Words {
         let all = lists.into_iter().chain([weights.len(), state_offsets.len(), isas.len(), threads.len()]);
         match all.fold(1, usize::saturating_mul) {
             ..=MOST => Ok(()),
-            number => Err(format!("{number} combinations; at most {MOST} are measured in a run")),
+            number => Err(format!("there are {number} combinations, and a run measures at most {MOST}")),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A model that is measured, its flops, and the memory that it needs to run. The criterion benches include
 //! this file too.
-#![allow(dead_code, reason = "each of them uses its part")]
+#![allow(dead_code, reason = "each program uses a part of this file")]
 
 use chunkwise::Isa;
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};

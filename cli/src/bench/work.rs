@@ -1,6 +1,6 @@
 //! Attention that is measured, with everything that it needs, and the errors of its results. The criterion
 //! benches include this file too, so that what both measure is defined once.
-#![allow(dead_code, reason = "each of them uses its part")]
+#![allow(dead_code, reason = "each program uses a part of this file")]
 
 use chunkwise::{Attention, Config, Gate, Normaliser, Shape, State, Tensors, Update};
 

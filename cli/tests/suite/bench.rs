@@ -1,4 +1,4 @@
-//! `chunkwise bench`: what it writes, in every format, and what it refuses. Speed itself is not judged here.
+//! `chunkwise bench`: what it writes, in every format, and what it refuses. Speed itself is not tested.
 
 mod amounts;
 mod rules;
@@ -9,7 +9,7 @@ use crate::program::{Run, chunkwise, command, fine, finish, refused, scratch_fil
 use chunkwise::Isa;
 use serde_json::Value;
 
-/// Sizes that take no time.
+/// Sizes that take almost no time.
 const SMALL: [&str; 5] = ["bench", "--rounds", "2", "--shape", "1,2,20,8,8"];
 
 fn bench<'a>(more: impl IntoIterator<Item = &'a str>) -> Run {
@@ -33,7 +33,7 @@ fn number(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"))
 }
 
-/// Every operation, with all that JSON promises; the derived numbers follow from the readings.
+/// JSON has every field for each operation except drafts, and the derived numbers follow from the readings.
 #[test]
 fn json_holds_everything() {
     let ops = ["prefill", "decode", "model", "step"];
@@ -86,7 +86,7 @@ fn only(run: &Run) -> Value {
     measurement.clone()
 }
 
-/// A state off a cache line is another measurement of decode, with the same answers; others have none.
+/// decode is measured with each offset of the state, with right results. Prefill and step have no offsets.
 #[test]
 fn a_state_off_the_line() {
     let words = ["--op", "prefill,decode,step", "--weights", "stored", "--state-offset", "0,4,60"];
@@ -102,20 +102,20 @@ fn a_state_off_the_line() {
     assert!(run.out.contains("state off by 16 bytes"), "{}", run.out);
 }
 
-/// All types, maps, normalisers, instruction sets, one thread and two; and every answer is right.
+/// All types, maps, normalisers and instruction sets, on one thread and on two, have right results.
 #[test]
 fn every_combination_once() {
     let words = ["--dtype", "f32,bf16,f16", "--map", "elu,relu,identity", "--norm", "none,global,per-chunk"];
     let more = ["--op", "prefill,decode", "--chunk", "8,16", "--threads", "1,2", "--isa", "all"];
     let report = json(&bench(words.into_iter().chain(more).chain(["--check", "--format", "json"])));
     let isas = list(&report["machine"], "isas").len();
-    // Chunks of the one normaliser that has them.
+    // Only one normaliser has chunks.
     assert_eq!(list(&report, "measurements").len(), 2 * 3 * 3 * (2 + 2) * isas * 2);
     let ceilings = list(&report, "ceilings");
     assert!(ceilings.iter().any(|ceiling| ceiling["threads"] == 2 && ceiling["name"] == "FMA"));
 }
 
-/// Weights as they are stored and packed, of models and of nothing else.
+/// Models are measured with stored and with packed weights, and other operations once.
 #[test]
 fn weights() {
     let words = ["--op", "prefill,decode,model,step", "--weights", "stored,packed"];
@@ -160,7 +160,7 @@ fn tables() {
     let cells = |row: &str| row.matches('|').count();
     assert!(rows.iter().filter(|row| row.starts_with("|--")).count() == 2, "{}", run.out);
     for table in rows.chunk_by(|a, b| cells(a) == cells(b)) {
-        assert!(table.len() >= 4, "header, rule and rows: {}", run.out);
+        assert!(table.len() >= 4, "a table lacks its header, its line or its rows: {}", run.out);
     }
 
     let run = bench(["--op", "prefill,decode", "--format", "csv"]);
@@ -182,13 +182,14 @@ fn tables() {
     }
 }
 
-/// Beside itself a run is within noise, and says so in every row; what the older one has not measured stays empty.
+/// A run that is compared with itself is within noise. A measurement that the older run lacks has no
+/// comparison.
 #[test]
 fn compared_with_itself() {
     let old = scratch_file("bench_old.json");
     let run = bench(["--format", "json", "--output", text(&old)]);
     fine(&run);
-    assert!(run.out.contains("prefill"), "the table beside the file: {}", run.out);
+    assert!(run.out.contains("prefill"), "the table was not printed: {}", run.out);
     let report = json(&bench(["--op", "prefill,decode", "--compare", text(&old), "--format", "json"]));
     let [prefill, decode] = list(&report, "measurements") else { panic!("two in {report}") };
     let against = &prefill["against"];
@@ -196,7 +197,7 @@ fn compared_with_itself() {
     assert!(ratio > 0.0 && number(against, "low") <= ratio && ratio <= number(against, "high"), "{against}");
     assert!(decode["against"].is_null());
 
-    // The same readings: the interval holds 1, by the definition of its ends.
+    // With these percentiles of the older times, the interval of the ratio always contains 1.
     let mut same: Value = serde_json::from_str(&std::fs::read_to_string(&old).unwrap()).unwrap();
     let Value::Object(seconds) = &mut same["measurements"][0]["seconds"] else { panic!("{same}") };
     seconds["p10"] = 1e-12.into();
@@ -205,7 +206,7 @@ fn compared_with_itself() {
     let run = bench(["--compare", text(&old)]);
     fine(&run);
     assert!(run.out.contains("time / old") && run.out.contains("within noise"), "{}", run.out);
-    // A thousand times as fast as before.
+    // The older run took a thousand seconds.
     for (_, time) in same["measurements"][0]["seconds"].as_object_mut().unwrap() {
         *time = 1e3.into();
     }
@@ -250,12 +251,12 @@ fn mistakes() {
     refused(&chunkwise(["bench", "--compare", text(&none)]), &[text(&none)]);
     let not = scratch_file("not_a_report.json");
     std::fs::write(&not, "{}").unwrap();
-    refused(&chunkwise(["bench", "--compare", text(&not)]), &[text(&not), "no report"]);
+    refused(&chunkwise(["bench", "--compare", text(&not)]), &[text(&not), "not a report"]);
     refused(&bench(["--output", text(&scratch_file("no_such_folder/bench.json"))]), &["no_such_folder"]);
 }
 
-/// Sizes whose products are more than can be counted, wrap around to none or few, or are more than there is memory: one
-/// sentence for each, before anything is measured.
+/// Sizes whose products overflow, wrap around to 0 or a small number, or need more memory than there is, are
+/// refused in one line, before anything is measured.
 #[test]
 fn sizes_that_are_too_large() {
     const WORD: u64 = 1 << 32;
@@ -266,13 +267,13 @@ fn sizes_that_are_too_large() {
             let mut shape = [1, 2, 3, 4, 4];
             shape[at] = large;
             if at > 2 {
-                // K = V, as a model has it.
+                // A model has K = V.
                 (shape[3], shape[4]) = (large, large);
             }
             shapes.push(shape);
         }
     }
-    // Products that are 0, and small, once they wrap around.
+    // These products are 0, or small, after they wrap around.
     shapes.extend([[WORD, WORD, 1, 1, 1], [1, WORD, WORD, 4, 4], [WORD, 1, WORD, 4, 4]]);
     shapes.extend([
         [1, 1 << 31, 1, 1 << 31, 1 << 31],
@@ -281,7 +282,7 @@ fn sizes_that_are_too_large() {
     ]);
     for shape in shapes {
         let text = shape.map(|size| size.to_string()).join(",");
-        // That of one token, which decode and step take, however many are asked for.
+        // decode and step compute one token whatever T is, so these sizes must be too large for one token.
         let [batch, heads, _, key, value] = shape.map(|size| size as f64);
         let one = if batch * heads * key * value < 1e6 { &[][..] } else { &["decode", "step"] };
         for op in ["prefill", "model"].iter().chain(one) {
@@ -298,7 +299,7 @@ fn sizes_that_are_too_large() {
     refused(&chunkwise(words.into_iter().chain(many)), &["combinations", "30000"]);
 }
 
-/// Ends by itself after a time.
+/// A run ends after the given time.
 #[test]
 fn time_is_over() {
     let report = json(&chunkwise(
@@ -310,14 +311,14 @@ fn time_is_over() {
     assert_eq!(report["rounds"], 1);
 }
 
-/// Ctrl-C: what was measured so far is still written.
+/// After Ctrl-C, a run still writes what it has measured.
 #[cfg(unix)]
 #[test]
 fn interrupted() {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    // Before it listens a signal simply ends it: later, then.
+    // A signal that arrives before the handler is installed ends the program, so several waits are tried.
     for wait in [300, 1000, 3000, 9000] {
         let words = ["bench", "--time", "20s", "--shape", "1,2,20,8,8", "--format", "json"];
         let child = command().args(words).stdout(Stdio::piped()).spawn().unwrap();
@@ -329,17 +330,17 @@ fn interrupted() {
             continue;
         }
         assert_eq!(output.status.code(), Some(0));
-        assert!(begin.elapsed() < Duration::from_secs(10), "it went on");
+        assert!(begin.elapsed() < Duration::from_secs(10), "the run continued");
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["interrupted"], true);
         let rounds = report["rounds"].as_u64().unwrap();
         assert_eq!(list(&list(&report, "measurements")[0], "readings").len() as u64, rounds);
         return;
     }
-    panic!("it never listened");
+    panic!("the program has no handler after 9 seconds");
 }
 
-/// A limit on the process's memory counts as much as the machine's.
+/// A limit on the memory of the process counts like the memory of the machine.
 #[cfg(target_os = "linux")]
 #[test]
 fn less_memory_than_the_machine_has() {

@@ -1,4 +1,5 @@
-//! `chunkwise check` on files that are whole and wrong: one that can't be used is one unusable file, and the run goes on.
+//! `chunkwise check` on intact files with wrong contents: a file that cannot be used is counted as unusable,
+//! and the run continues.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ fn written(name: &str, file: &File) -> PathBuf {
     path
 }
 
-/// Two heads, chunks of four, and with the identity map a judge that is asked for only where shapes agree.
+/// A kernel file with two heads and chunks of four. With the identity map, the tolerance needs a run in f64,
+/// which is possible only if the shapes agree.
 fn kernel(map: &str, qkv: &[usize], out: &[usize]) -> File {
     let json =
         format!(r#"{{"kind": "kernel_fla", "num_heads": 2, "chunk_size": 4, "feature_map": "{map}"}}"#);
@@ -20,7 +22,7 @@ fn kernel(map: &str, qkv: &[usize], out: &[usize]) -> File {
     none.with("qkv", qkv).with("out", out)
 }
 
-/// That a good file behind it is looked at, whatever becomes of the first one.
+/// Checks that the run continues with a good file after this one, and returns the output.
 #[track_caller]
 fn goes_on(file: &Path, code: i32) -> String {
     let run = chunkwise(["check".as_ref(), file.as_os_str(), golden("k_elu_s1").as_os_str()]);
@@ -35,18 +37,18 @@ fn kernel_files_of_odd_shapes() {
     let huge = 3 << 40;
     for map in ["elu", "relu", "identity"] {
         for (at, (qkv, out, code)) in [
-            // Another shape stored: fewer elements, as many, another rank.
+            // The stored shape differs: fewer elements, as many elements, another rank.
             (vec![1, 5, 12], vec![1, 5, 2], 1),
             (vec![1, 5, 12], vec![5, 1, 4], 1),
             (vec![1, 5, 12], vec![20], 1),
             (vec![1, 5, 12], vec![0], 1),
-            // Nothing to compute, and nothing that is wrong about it.
+            // There is nothing to compute. Only the last of these stored shapes differs.
             (vec![0, 5, 12], vec![0, 5, 4], 0),
             (vec![2, 0, 12], vec![2, 0, 4], 0),
             (vec![0, 0, 12], vec![0, 0, 4], 0),
             (vec![huge, 0, huge], vec![huge, 0, huge / 3], 0),
             (vec![0, huge, 12], vec![1, 5, 4], 1),
-            // No rows of q, k and v of two heads.
+            // The rows of qkv are not q, k and v of two heads.
             (vec![1, 5, 0], vec![1, 5, 0], 2),
             (vec![1, 5, 10], vec![1, 5, 4], 2),
             (vec![5, 12], vec![5, 4], 2),
@@ -61,7 +63,7 @@ fn kernel_files_of_odd_shapes() {
     }
 }
 
-/// So many heads that three times their number is zero again, or one.
+/// Three times these numbers of heads overflows, or nearly does.
 #[test]
 fn more_heads_than_can_be_counted() {
     for (at, heads) in [1 << 63, u64::MAX, u64::MAX / 3, u64::MAX / 3 + 1].into_iter().enumerate() {
@@ -71,7 +73,8 @@ fn more_heads_than_can_be_counted() {
     }
 }
 
-/// The state of a wide row is that many times larger: more than there is memory, of a file that is not large.
+/// The state grows with the square of a row, so that a file that is not large can need more memory than
+/// there is.
 #[test]
 fn a_state_larger_than_memory() {
     let wide = 1 << 21;
@@ -97,7 +100,7 @@ fn more_sequences_than_there_is_memory_for() {
     std::fs::remove_file(path).unwrap();
 }
 
-/// An output that the library itself has computed, on an input `[T, embed]`.
+/// A file with an input of this shape, and with the output that the library computes for it.
 fn with_output(file: File, shape: &[usize], json: &str, name: &str) -> File {
     let mut file = file.without("input").config(json);
     let input = numbers(shape.iter().product());
@@ -106,7 +109,7 @@ fn with_output(file: File, shape: &[usize], json: &str, name: &str) -> File {
     let model_file = ModelFile::parse(&bytes, &Options::default()).unwrap();
     let mut blocks = Vec::new();
     let model = model_file.model(&mut blocks, None, 1).unwrap();
-    // What is asked for of the first chunk is the answer to its tokens alone.
+    // `output_single_chunk_patched` is the output for the tokens of the first chunk alone.
     let [.., len, embed] = *shape else { panic!("{shape:?}") };
     let first = if name == "output" { len } else { len.min(CONFIG.chunk_size) };
     let batch: usize = shape[..shape.len() - 2].iter().product();
@@ -118,7 +121,7 @@ fn with_output(file: File, shape: &[usize], json: &str, name: &str) -> File {
     file
 }
 
-/// With and without a batch, in every mode, with every map.
+/// Inputs with and without a batch, in every mode, with a positive and a signed map.
 #[test]
 fn outputs_of_inputs_with_and_without_a_batch() {
     for shape in [&[10, 3][..], &[1, 10, 3], &[2, 10, 3], &[4, 3], &[3, 3]] {
@@ -138,7 +141,7 @@ fn outputs_of_inputs_with_and_without_a_batch() {
     }
 }
 
-/// Each stored tensor of an input without a batch is looked at.
+/// Each stored tensor of an input without a batch is compared.
 #[test]
 fn intermediates_without_a_batch() {
     let bytes = files::read(golden("fla_small_elu")).unwrap();
@@ -198,7 +201,7 @@ fn inputs_without_elements() {
     }
 }
 
-/// What the command line says comes before what the file says, also where that could not be followed.
+/// `--weights` takes precedence over the file's `weights_from`, also where that is invalid.
 #[test]
 fn weights_of_the_command_line() {
     let all = with_output(File::good(), &[2, 10, 3], JSON, "output");

@@ -1,4 +1,4 @@
-//! The checks that `fuzz/` has of the command line.
+//! The checks of the command line that `fuzz/` also runs.
 #![allow(dead_code, reason = "the library's suite uses the rest")]
 
 #[path = "../../../tests/checks/cli.rs"]

@@ -1,4 +1,5 @@
-//! The binary from outside: what it prints, its exit codes, and that every mistake is one line on stderr.
+//! The commands `run`, `check` and `info`: what they print, their exit codes, and that every mistake is
+//! reported in one line on standard error.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,7 +12,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A copy of some tensors of a file, without metadata: as the reference's own checkpoints are.
+/// A copy of some tensors of a file, without metadata, like the reference's own checkpoints.
 fn stripped(from: &Path, to: &str, keep: impl Fn(&str) -> bool) -> PathBuf {
     let bytes = files::read(from).unwrap();
     let tensors = Tensors::parse(&bytes).unwrap();
@@ -46,7 +47,8 @@ fn the_demonstration() {
     }
 }
 
-/// As in a container that allows no more processes: stacks of so many bytes can't be had, so no thread starts.
+/// Runs the program as in a container that allows no more processes: no thread starts, because its stack
+/// would be too large.
 fn without_threads(args: &[&str]) -> Run {
     finish(command().args(args).env("RUST_MIN_STACK", (1_u64 << 60).to_string()))
 }
@@ -62,8 +64,8 @@ fn where_no_thread_can_be_started() {
         fine(&without_threads(&args));
         std::fs::read(output).unwrap()
     });
-    assert!(answers[0] == answers[1], "two threads that can't be had change the answers");
-    // Measuring on one thread goes on; what can't be measured is said.
+    assert!(answers[0] == answers[1], "outputs differ if a second thread cannot be started");
+    // One thread can still be measured; for two threads there is an error.
     let args = ["bench", "--rounds", "1", "--shape", "1,1,64,16,16"];
     let run = without_threads(&args);
     assert!(run.code == 0 && run.err.lines().count() == 1 && run.err.contains("Ctrl-C"), "{}", run.err);
@@ -94,7 +96,7 @@ fn mistakes_in_arguments() {
     refused(&chunkwise(["run", "--isa", "quantum"]), &["quantum", "--isa", "scalar"]);
     refused(&chunkwise(["run", "--threads", "0"]), &["--threads"]);
     refused(&chunkwise(["check"]), &["<FILE>"]);
-    // Without a model these would silently do nothing.
+    // Without a model these options would have no effect.
     for flag in ["--input=x", "--tensor=x", "--output=x", "--stream", "--num-heads=2", "--config=x"] {
         refused(&chunkwise(["run", flag]), &["--model"]);
     }
@@ -131,7 +133,7 @@ fn files_that_can_not_be_used() {
         &chunkwise(["run", "--model", &model, "--feature-map", "gelu"]),
         &["feature_map", "gelu", "relu"],
     );
-    // On the command line null is a word like any other, and not an option that was left out.
+    // On the command line, null is a value like any other, and not an option that was left out.
     for (flag, option) in [
         ("--num-heads", "num_heads"),
         ("--chunk-size", "chunk_size"),
@@ -150,7 +152,7 @@ fn files_that_can_not_be_used() {
     }
     let nowhere = scratch_file("no_such_folder/out.safetensors");
     refused(&chunkwise(["run", "--model", &model, "--output", text(&nowhere)]), &[text(&nowhere)]);
-    // One bad file does not keep the others from being checked.
+    // A bad file does not prevent the others from being checked.
     let run = chunkwise(["check", text(&not), text(&golden("k_elu_s1"))]);
     assert_eq!(run.code, 2);
     assert!(run.out.contains("k_elu_s1") && run.out.contains("1 unusable"), "{}", run.out);
@@ -164,7 +166,7 @@ fn only_parameters_are_nothing_to_check() {
 
 #[test]
 fn check_fails_with_one() {
-    // The same parameters and an output of zeros.
+    // A copy in which the last element of the output is wrong.
     let bytes = files::read(golden("fla_small_elu")).unwrap();
     let at = bytes.len() - 4;
     let path = scratch_file("wrong_output.safetensors");
@@ -172,7 +174,7 @@ fn check_fails_with_one() {
     let run = chunkwise(["check", text(&path)]);
     assert_eq!(run.code, 1, "{}", run.out);
     assert!(run.err.is_empty(), "{}", run.err);
-    // Unsupported kinds are neither.
+    // A file of an unsupported kind neither passes nor fails.
     let mut bytes = files::read(golden("k_lightning_s1")).unwrap();
     let at = bytes.windows(16).position(|text| text == b"kernel_lightning").expect("its kind");
     bytes[at..at + 16].copy_from_slice(b"kernel_thunder__");
@@ -210,7 +212,7 @@ fn stream_is_forward() {
     }
 }
 
-/// One sequence without a batch, by another name, from another file.
+/// The input is one sequence without a batch, under another name and in another file.
 #[test]
 fn an_input_of_its_own() {
     let Tensor { data, .. } = tensor(&digits(), "input");
@@ -225,7 +227,8 @@ fn an_input_of_its_own() {
     assert!(distance(&tensor(&output, "logits"), &want) <= 5e-5);
 }
 
-/// A checkpoint as the reference writes it: the options that shapes don't tell come from flags or from JSON.
+/// A checkpoint as the reference writes it: options that do not follow from shapes come from flags or from
+/// JSON.
 #[test]
 fn a_stripped_checkpoint() {
     let model = stripped(&golden("fla_heads3_of_32"), "stripped.safetensors", |name| name.contains('.'));
@@ -255,7 +258,7 @@ fn a_stripped_checkpoint() {
     refused(&run(&config), &["chunk_size", "twice", "stripped.json"]);
 }
 
-/// A file whose parameters are in another one, named in its metadata or by a flag.
+/// A file whose parameters are in another file, which its metadata or a flag names.
 #[test]
 fn parameters_in_another_file() {
     let folder = scratch_file("weights_from");
@@ -299,7 +302,7 @@ fn parameters_in_another_file() {
     refused(&chunkwise(["check", text(&path)]), &["no parameters"]);
 }
 
-/// `chunkwise check ... | head -1`: no panic, and the exit code is still the verdict.
+/// `chunkwise check ... | head -1` does not panic, and the exit code is still the verdict.
 #[test]
 fn a_closed_pipe() {
     for (args, code) in [(["check", text(&golden("k_elu_s1"))], 0), (["run", "--threads=1"], 0)] {

@@ -1,6 +1,7 @@
-//! The program from outside: what it prints and writes, its exit codes, and that every mistake is one line on stderr.
+//! Tests that run the program: what it prints and writes, its exit codes, and that every mistake is reported
+//! in one line on standard error.
 
-// What they share, with the library's tests and with fuzz/.
+// Code that these tests share with each other, with the library's tests and with fuzz/.
 mod checks;
 #[path = "../../../tests/common/child.rs"]
 mod child;

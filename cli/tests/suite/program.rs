@@ -1,5 +1,5 @@
-//! Running the binary.
-#![allow(dead_code, reason = "each test file uses its part")]
+//! Functions that run the program.
+#![allow(dead_code, reason = "each test program uses a part of this file")]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::common::test_file;
 
-/// What a run left behind.
+/// The result of a run.
 pub(crate) struct Run {
     pub(crate) code: i32,
     pub(crate) out: String,
@@ -20,7 +20,7 @@ pub(crate) fn command() -> Command {
     command
 }
 
-/// The program under a shell, which has done something before.
+/// The program, started by a shell that runs a script first.
 pub(crate) fn under<S: AsRef<OsStr>>(script: &str, args: impl IntoIterator<Item = S>) -> Command {
     let program = command();
     let mut shell = Command::new("sh");
@@ -39,9 +39,9 @@ pub(crate) fn finish(command: &mut Command) -> Run {
     Run { code: output.status.code().expect("no signal"), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// A place for a file of this test; tests run side by side, so names must differ.
+/// The path of a file for this test. Tests run at the same time, so names must differ.
 pub(crate) fn scratch_file(name: &str) -> PathBuf {
-    // Files that were brought along are not written beside.
+    // Files that were copied to this machine may be in a folder that cannot be written.
     match std::env::var_os("CHUNKWISE_TEST_FILES") {
         Some(_) => std::env::temp_dir(),
         None => env!("CARGO_TARGET_TMPDIR").into(),
@@ -49,7 +49,7 @@ pub(crate) fn scratch_file(name: &str) -> PathBuf {
     .join(name)
 }
 
-/// The run failed as unusable, in one line that says all of `parts`.
+/// Checks that the run failed as unusable, with one line that contains all of `parts`.
 #[track_caller]
 pub(crate) fn refused(run: &Run, parts: &[&str]) {
     assert_eq!(run.code, 2, "{}{}", run.out, run.err);
@@ -60,6 +60,7 @@ pub(crate) fn refused(run: &Run, parts: &[&str]) {
     }
 }
 
+/// Checks that the run succeeded without an error or a warning.
 #[track_caller]
 pub(crate) fn fine(run: &Run) {
     assert_eq!((run.code, run.err.as_str()), (0, ""), "{}{}", run.out, run.err);

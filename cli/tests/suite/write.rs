@@ -1,5 +1,5 @@
-//! What the program writes: files that are replaced when the new one is whole, and never one that is read; and standard
-//! output that can't be written to.
+//! What the program writes: a file is replaced when the new one is complete, and a file that is read is never
+//! replaced; and errors of writing to standard output.
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 const SMALL: [&str; 5] = ["bench", "--rounds", "1", "--shape", "1,2,20,8,8"];
 
-/// An empty folder of a test.
+/// An empty folder for a test.
 fn folder(name: &str) -> PathBuf {
     let folder = scratch_file(name);
     let _ = fs::remove_dir_all(&folder);
@@ -30,7 +30,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A model, its input and parameters each in a file of their own, and more names of them.
+/// A copy of the built-in model in a folder.
 fn model(folder: &Path) -> PathBuf {
     let model = folder.join("model.safetensors");
     fs::copy(digits(), &model).unwrap();
@@ -77,10 +77,10 @@ fn an_output_that_is_read() {
             ];
             let run = chunkwise(args.into_iter().chain([&*output]));
             refused(&run, &[output.to_str().unwrap(), "destroy", name]);
-            assert!(fs::read(file(name)).unwrap() == before, "{name} is as it was");
+            assert!(fs::read(file(name)).unwrap() == before, "{name} has changed");
         }
     }
-    // Without --input the model's file is that, too.
+    // Without --input, the input is also in the model's file.
     refused(
         &chunkwise(words([Path::new("run"), "--model".as_ref(), &model, "--output".as_ref(), &model])),
         &["destroy"],
@@ -110,7 +110,8 @@ fn reports_that_are_read_or_written_twice() {
     assert_eq!(names(&folder), ["link", "old.json"]);
 }
 
-/// A disk that is full, which a limit on the size of files is like: an older good file stays, and nothing lies beside it.
+/// A full disk, which is imitated by a limit on the size of files: an older file stays unchanged, and no
+/// other file is left in its folder.
 #[test]
 fn no_room() {
     let folder = folder("no_room");
@@ -126,7 +127,7 @@ fn no_room() {
             assert!(run.err.contains(target.to_str().unwrap()), "{}", run.err);
             assert!(
                 run.out.contains("prefill") || flag == "--output",
-                "what was measured is told: {}",
+                "the measurement was not printed: {}",
                 run.out
             );
             assert_eq!(fs::read(&old).unwrap(), b"good");
@@ -135,7 +136,8 @@ fn no_room() {
     }
 }
 
-/// The old file's permissions, or those of any new file; a link goes on being one, and may lead to no file yet.
+/// A replaced file keeps its permissions, and a new file has the usual ones. A link stays a link, and may
+/// lead to a file that does not exist yet.
 #[test]
 fn what_a_replaced_file_keeps() {
     let folder = folder("what_a_replaced_file_keeps");
@@ -157,7 +159,7 @@ fn what_a_replaced_file_keeps() {
     let after = fs::metadata(&output).unwrap();
     assert_eq!(format!("{:o}", mode(&output)), "604");
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    assert!(after.len() > 1000 && after.ino() != before.ino(), "another file in its place");
+    assert!(after.len() > 1000 && after.ino() != before.ino(), "the file was not replaced");
     let (far, near) = (folder.join("far"), folder.join("near"));
     symlink("near", &far).unwrap();
     symlink("new", &near).unwrap();
@@ -166,7 +168,7 @@ fn what_a_replaced_file_keeps() {
     assert_eq!(names(&folder), ["far", "link", "model.safetensors", "near", "new", "output"]);
 }
 
-/// Pipes, devices and what standard output was sent to are written to as they are.
+/// Pipes, devices and the file to which standard output was redirected are written to, and not replaced.
 #[test]
 fn what_is_no_file() {
     let folder = folder("what_is_no_file");
@@ -179,7 +181,7 @@ fn what_is_no_file() {
         let end = text.rfind('}').unwrap_or_else(|| panic!("{text}"));
         serde_json::from_str::<Value>(&text[text.find('{').unwrap()..=end]).expect("a report")
     };
-    // A pipe, and a file that has something in it already.
+    // A pipe, and a file that already has content.
     let run = bench("/dev/stdout", "");
     fine(&run);
     report(&run.out);
@@ -191,7 +193,7 @@ fn what_is_no_file() {
     assert!(text.starts_with("first\n") && text.contains("none pinned"), "{text}");
     fine(&bench("/dev/null", ""));
     assert!(!fs::metadata("/dev/null").unwrap().is_file());
-    // A file that has no name any more.
+    // A file that no longer has a name.
     if cfg!(target_os = "linux") {
         fine(&bench("/dev/fd/3", &format!("exec 3>'{0}'; rm '{0}'", file.display())));
         assert!(names(&folder).is_empty());
@@ -209,7 +211,7 @@ fn what_is_no_file() {
     assert_eq!(names(&folder), ["pipe"]);
 }
 
-/// Before anything is measured.
+/// A target that cannot be written is refused before anything is measured.
 #[test]
 fn a_place_that_can_not_be_written() {
     let folder = folder("a_place_that_can_not_be_written");
@@ -237,14 +239,14 @@ fn names_that_are_not_utf_8() {
     let command = report["command"].as_array().unwrap();
     assert!(command.iter().any(|word| word.as_str().unwrap().ends_with("\u{fffd}.json")), "{command:?}");
     assert!(fs::read_to_string(&plot).unwrap().contains("</svg>"));
-    // Where text is asked for it is a mistake like any other.
+    // Where an option takes text, such bytes are a mistake like any other.
     for args in [["run", "--num-heads"], ["bench", "--shape"]] {
         let args = words(&args).into_iter().chain([OsStr::from_bytes(b"\xff")]);
         refused(&chunkwise(args), &["UTF-8"]);
     }
 }
 
-/// A full device is told, whatever was to be written to it.
+/// A full device is an error, whatever is written to it.
 #[cfg(target_os = "linux")]
 #[test]
 fn full_standard_output() {

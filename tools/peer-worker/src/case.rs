@@ -1,4 +1,4 @@
-//! Attention by any of the rules, on inputs of a folder.
+//! Attention with any of the rules, on inputs from a folder.
 
 use std::path::Path;
 
@@ -11,22 +11,22 @@ use serde_json::Value;
 use self::memory::Aligned;
 use super::{Peer, Result};
 
-// What others are given begins on a cache line too.
+// The inputs of the other libraries begin on a cache line too.
 #[path = "../../../cli/src/bench/memory.rs"]
 mod memory;
 
-/// What a command asks for.
+/// The arguments of a `load` command.
 pub(super) struct Load<'a> {
     pub(super) folder: &'a Path,
     pub(super) mode: &'a str,
     pub(super) threads: usize,
 }
 
-/// All tokens at once or one by one.
+/// A case that is run by forward or token by token.
 pub(super) struct Case<E> {
     attention: Attention,
     decode: bool,
-    /// Whether the last state belongs to the output.
+    /// Whether the rule is one of the family, so that the output includes the last state.
     family: bool,
     load: fn(E) -> f32,
     q: Aligned<E>,
@@ -81,7 +81,7 @@ impl<E: Element> Case<E> {
     }
 }
 
-/// The normaliser of a mode that has no gate and no delta.
+/// The normaliser of a mode of linear attention without a gate, or `None` for the other modes.
 fn normalised(mode: &str) -> Option<Normaliser> {
     match mode {
         "norm" => Some(Normaliser::Global { eps: 1e-8 }),
@@ -98,7 +98,7 @@ fn sizes<const N: usize>(meta: &Value, names: [&str; N]) -> Result<[usize; N]> {
     Ok(sizes)
 }
 
-/// Linear attention on `[B, H, T, D]`.
+/// The configuration of linear attention on `[B, H, T, D]`.
 fn heads_first(meta: &Value, normaliser: Normaliser) -> Result<Config> {
     let [batch, heads, len, dim] = sizes(meta, ["B", "H", "T", "D"])?;
     let strides = Strides::bhtd(len, heads, dim);
@@ -107,7 +107,7 @@ fn heads_first(meta: &Value, normaliser: Normaliser) -> Result<Config> {
     Ok(Config::new(Rule::linear(normaliser), shape))
 }
 
-/// A rule with a gate or the delta on `[B, T, H, K]` and `[B, T, HV, V]`.
+/// The configuration of a rule with a gate or the delta rule on `[B, T, H, K]` and `[B, T, HV, V]`.
 fn layer(meta: &Value, mode: &str) -> Result<Config> {
     let rule = match mode {
         "ret" | "sg" => Rule::gated(Gate::Scalar),
@@ -125,7 +125,7 @@ fn layer(meta: &Value, mode: &str) -> Result<Config> {
     Ok(Config::new(rule.scale_by_key(key), shape))
 }
 
-/// The `len` numbers of a file, which is not looked at where there are none.
+/// The `len` numbers of a file, which is not read if `len` is 0.
 fn read(folder: &Path, name: &str, len: usize) -> Result<Vec<f32>> {
     if len == 0 {
         return Ok(vec![]);
@@ -150,7 +150,8 @@ impl<E: Element> Peer for Case<E> {
         state.fill(0.0);
         let Shape { len, q_strides, k_strides, v_strides, o_strides, g_strides, beta_strides, .. } =
             attention.config().shape;
-        // Where the rows of a token begin; without a gate, or with one for all tokens, always at the front.
+        // The distance between the rows of two tokens in g or beta: 0 where there is no such tensor, or the
+        // same row for all tokens.
         let gates = |x: &[f32], strides: Option<Strides>| {
             if x.is_empty() { 0 } else { strides.map_or(0, |strides| strides.token) }
         };

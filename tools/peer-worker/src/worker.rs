@@ -17,13 +17,14 @@ use serde_json::{Value, json};
 
 use self::case::{Case, Load};
 
-// By its path: main.rs and a test include this file from different folders.
+// The path is given because main.rs and a test include this file from different folders.
 #[path = "case.rs"]
 mod case;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Answers until `quit` or the end of the input. `dtype` is the type of peers whose names don't say one.
+/// Answers commands until `quit` or the end of the input. `dtype` is the type of peers whose names end with
+/// no type.
 pub(crate) fn serve(dtype: &str, input: impl BufRead, mut output: impl Write) -> std::io::Result<()> {
     let mut peers = HashMap::new();
     for line in input.lines() {
@@ -40,10 +41,10 @@ pub(crate) fn serve(dtype: &str, input: impl BufRead, mut output: impl Write) ->
     Ok(())
 }
 
-/// Something that can be run again and again.
+/// A computation that can be run repeatedly.
 trait Peer {
     fn run(&mut self);
-    /// Of the last run.
+    /// The output of the last run.
     fn output(&self) -> Vec<f32>;
 }
 
@@ -89,7 +90,7 @@ fn find<'a>(peers: &'a mut Peers, name: &str) -> Result<&'a mut Box<dyn Peer>> {
     peers.get_mut(name).ok_or_else(|| format!("{name} is not loaded").into())
 }
 
-/// Milliseconds of the clock and of the process on all its threads, run by run.
+/// The milliseconds of wall-clock time, and of processor time on all threads, of each run.
 fn readings(peer: &mut dyn Peer, limit: Duration) -> (Vec<f64>, Vec<f64>) {
     let (mut wall, mut cpu) = (Vec::new(), Vec::new());
     let first = Instant::now();
@@ -102,8 +103,8 @@ fn readings(peer: &mut dyn Peer, limit: Duration) -> (Vec<f64>, Vec<f64>) {
     (wall, cpu)
 }
 
-/// The threads that the library will find, started once: the first load of more than one says how many, and a later one
-/// may ask for fewer. One thread is the caller's own.
+/// Starts the library's threads once, with the number of the first load that has more than one; later loads
+/// may have fewer. The calling thread is one of them.
 fn pool(threads: usize) -> Result<usize> {
     static STARTED: OnceLock<usize> = OnceLock::new();
     if threads > 1 {
@@ -115,7 +116,7 @@ fn pool(threads: usize) -> Result<usize> {
     Ok(threads)
 }
 
-/// The whole model on the input of its file.
+/// A model, with the input of its file.
 struct EndToEnd {
     model: Model<'static>,
     batch: usize,
@@ -127,12 +128,13 @@ struct EndToEnd {
 
 impl EndToEnd {
     fn load(path: &Path, threads: usize) -> Result<Self> {
-        // For the life of the process: a model borrows its file, and a harness loads few.
+        // A model borrows the bytes of its file. They are kept until the process ends, because a harness
+        // loads few models.
         let bytes: &'static [u8] = files::read(path)?.leak();
         let file: &'static ModelFile<'static> =
             Box::leak(Box::new(ModelFile::parse(bytes, &Options::default())?));
         let (isa, weights) = (Isa::choose()?, file.weights(Box::leak(Box::default()))?);
-        // Packed once, as the others prepare their graphs.
+        // The weights are packed once, as the other libraries prepare their graphs.
         let memory = vec![0.0; weights.packed_len(isa)].leak();
         let blocks = vec![BlockWeights::default(); file.config().num_layers].leak();
         let model = Model::new(*file.config(), weights.pack(isa, blocks, memory)?, Some(isa), threads)?;

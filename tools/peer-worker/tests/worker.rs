@@ -1,4 +1,5 @@
-//! The answers to a small case, worked out by hand, and to a model's stored output.
+//! The worker's outputs agree with a case computed by hand, with the oracle and with a stored output of the
+//! reference, and mistakes are answered with errors.
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
@@ -34,7 +35,8 @@ fn answers(dtype: &str, commands: &[String]) -> Vec<Value> {
     String::from_utf8(output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A folder with B = 1, H = 2, T = 2, D = 1, in `[B, H, T, D]`: both heads see q = 0 (phi 1), k = 0 then 1 (phi 1, 2).
+/// A folder with a case of B = 1, H = 2, T = 2, D = 1. In both heads q is 0 (phi is 1), and k is 0, then 1
+/// (phi is 1, then 2).
 fn case(name: &str) -> PathBuf {
     let folder = folder().join(name);
     std::fs::create_dir_all(&folder).unwrap();
@@ -48,7 +50,7 @@ fn case(name: &str) -> PathBuf {
 #[test]
 fn a_case_by_hand() {
     let (folder, out) = (case("by_hand"), folder().join("by_hand.bin"));
-    // S after the tokens: 1 x 3, then + 2 x 6; z: 1, then 3.
+    // In the first head S is 1 x 3 = 3, then 3 + 2 x 6 = 15, and z is 1, then 3.
     let want = [("unnorm", [3.0, 15.0, 30.0, 150.0]), ("norm", [3.0, 5.0, 30.0, 50.0])];
     for (mode, want) in want {
         for way in ["", "decode_"] {
@@ -69,7 +71,7 @@ fn a_case_by_hand() {
                 assert_eq!((&loaded["ok"], &written["ok"]), (&1.into(), &1.into()), "{answers:?}");
                 let times = |key: &str| ran[key].as_array().unwrap().len();
                 assert!(times("ms") >= 1 && times("ms") <= 200 && times("ms") == times("cpu"), "{ran}");
-                // Small whole numbers: exact in every type, but for the quotients.
+                // The numbers are small integers, which are exact in every type except for the quotients.
                 for (got, want) in read(&out).iter().zip(want) {
                     assert!((got - want).abs() <= 0.004 * want, "{way}{mode} {dtype} {peer}: {got}, {want}");
                 }
@@ -78,8 +80,8 @@ fn a_case_by_hand() {
     }
 }
 
-/// The rules of layers: o and behind it the last state are those of the recurrence, with heads of v that share a head of q and
-/// k, at once and token by token.
+/// Outputs and last states of gates and delta rules agree with the oracle, by forward and by decode, where
+/// two heads of v share a head of q and k.
 #[test]
 fn layers() {
     let modes = [
@@ -95,7 +97,7 @@ fn layers() {
     for (mode, rule) in modes {
         let shape = Shape::grouped(batch, len, Heads::new(key_heads, key_heads, heads), key, value);
         let mut case = FamilyCase::new(Config::new(rule.scale_by_key(key), shape), 6);
-        // Short keys, so that the state stays small, and the zero state.
+        // Keys are short, so that the state stays small, and it begins at zero.
         case.k.iter_mut().for_each(|k| *k *= 0.3);
         case.initial.fill(0.0);
         let folder = folder().join(mode);
@@ -103,11 +105,11 @@ fn layers() {
         std::fs::write(folder.join("meta.json"), meta).unwrap();
         let mut g = case.g.clone();
         if mode == "ret" {
-            // One decay for each head, repeated for the oracle.
+            // There is one decay for each head, which is repeated for the oracle.
             g.truncate(heads);
             case.g = g.repeat(batch * len);
         }
-        // There for every rule, even where it is not looked at.
+        // The file exists for every rule, also where it is not read.
         let unused = vec![f32::NAN; batch * len * heads];
         let beta = if case.beta.is_empty() { &unused } else { &case.beta };
         for (name, numbers) in [("q", &case.q), ("k", &case.k), ("v", &case.v), ("g", &g), ("beta", beta)] {
@@ -168,7 +170,7 @@ fn a_model() {
     }
 }
 
-/// Whatever is wrong is an answer, and the worker goes on.
+/// A mistake is answered with an error, and the worker continues.
 #[test]
 fn mistakes_are_answered() {
     let folder = case("mistakes");
@@ -178,12 +180,12 @@ fn mistakes_are_answered() {
         |folder: &Path, mode: &str, threads: &str| format!("load p {} {mode} {threads}", folder.display());
     let commands = [
         load(&folder, "bwd", "1"),
-        // No meta.json of a layer.
+        // meta.json lacks the sizes of this mode.
         load(&folder, "gla", "1"),
         load(&folder.join("nowhere"), "norm", "1"),
         load(&short, "norm", "1"),
         load(&folder, "norm", "0"),
-        // As many as the other tests, and then more.
+        // Two threads, as in the other tests, and then more.
         load(&folder, "norm", "2"),
         load(&folder, "norm", "3"),
         "drop".into(),

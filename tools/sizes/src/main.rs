@@ -1,4 +1,5 @@
-//! Bytes of state and scratch of attention by shape, on every instruction set of this machine, as a Markdown table.
+//! Prints the bytes of state and scratch of attention by shape, on every instruction set of this machine, as
+//! a table in Markdown.
 //!
 //! ```sh
 //! cargo run --release -p sizes
@@ -23,7 +24,7 @@ fn main() -> chunkwise::Result<()> {
         ([1, 8, 128, 128], global),
         ([8, 16, 128, 128], global),
     ] {
-        // Scratch is the same for any number of tokens.
+        // The length of scratch does not depend on the number of tokens.
         let config = Config::new(Rule::linear(normaliser), Shape::new(batch, 4096, heads, key, value));
         let state = Attention::new(config)?.state_len();
         print!("| {batch}, {heads}, {key}, {value} | {name} | {} |", 4 * state);

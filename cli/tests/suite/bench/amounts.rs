@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Executed and recurrent flops of attention: with chunks, tokens behind the first one read a second state.
+/// Executed and recurrent flops of attention: tokens after the first chunk read a second state.
 #[test]
 fn flops_of_attention() {
     let flops = |op: &str, more: &[&str]| {
@@ -34,24 +34,24 @@ fn bytes_of_decode() {
             .collect();
         [number(&list(&report, "measurements")[0], "bytes"), state[0]]
     };
-    // Of two heads S [K, V] is read and written, and z [K] likewise where there is one.
+    // There are two heads. S [K, V] is read and written, and so is z [K] where there is one.
     let (s, z) = (8.0 * 8.0, 8.0);
     assert_eq!(bytes("none"), [4.0 * 2.0 * 2.0 * s, 4.0 * 2.0 * s]);
     assert_eq!(bytes("global"), [4.0 * 2.0 * 2.0 * (s + z), 4.0 * 2.0 * (s + z)]);
-    // The sums of finished chunks are read only; a count of tokens lies beside them.
+    // The sums of finished chunks are only read; the count of tokens is read and written.
     let two = [3.0 * (s + z) + 2.0, 2.0 * (s + z) + 1.0];
     assert_eq!(bytes("per-chunk"), two.map(|elements| 4.0 * 2.0 * elements));
 }
 
-/// What a model executes, layer by layer as the library runs them: hidden size 16, 4 blocks of 2 heads of 8, returning the
-/// last time step. Each token brings a row to every matrix that it is multiplied with.
+/// The flops that a model executes, layer by layer as the library runs them, with hidden size 16, 4 blocks of
+/// 2 heads of 8, and the last time step as output. Each token is one row of every product with a matrix.
 #[test]
 fn flops_of_a_model() {
-    /// Rows times inputs times outputs, a multiply-add counting twice.
+    /// Rows times inputs times outputs, where a multiply-add counts as two.
     fn dense(rows: u32, inputs: u32, outputs: u32) -> f64 {
         f64::from(2 * rows * inputs * outputs)
     }
-    /// Rows of both heads that read one state, and those of them that read two.
+    /// The attention of both heads, for `rows` rows, of which `past` also read the sums of finished chunks.
     fn attention(rows: u32, past: u32) -> f64 {
         f64::from(2 * 8 * 8 * (4 * rows + 2 * past))
     }
@@ -62,9 +62,9 @@ fn flops_of_a_model() {
             + dense(rows, 16, 64) // up
             + dense(rows, 64, 16) // down
     };
-    // Keys, values and the state of all rows.
+    // In the last block, k, v and attention are computed for all rows ...
     let unasked = |rows: u32, past: u32| dense(rows, 16, 32) + attention(rows, past);
-    // And the rest of the last one.
+    // ... and everything else for the last row only: q, out, up and down.
     let last = dense(1, 16, 16) + dense(1, 16, 16) + dense(1, 16, 64) + dense(1, 64, 16);
 
     let flops = |op: &str, shape: &str, chunk: &str| {
@@ -73,22 +73,22 @@ fn flops_of_a_model() {
             chunkwise(words.into_iter().chain(["--norm", "per-chunk", "--chunk", chunk, "--format", "json"]));
         number(&only(&run), "flops")
     };
-    // Each number once by hand, so that the functions above are checked too.
+    // Some numbers are written out, so that the functions above are checked too.
     let short = 3.0 * whole(20, 0) + unasked(20, 0) + last;
     assert_eq!(short, 435_200.0);
     assert_eq!(flops("model", "1,2,20,8,8", "64"), short);
     assert_eq!(flops("model", "3,2,20,8,8", "64"), 3.0 * short);
-    // 12 tokens behind the first chunk.
+    // 12 tokens follow the first chunk.
     assert_eq!(flops("model", "1,2,20,8,8", "8"), 3.0 * whole(20, 12) + unasked(20, 12) + last);
-    // So few rows are all computed.
+    // With so few rows, all of them are computed.
     assert_eq!(flops("model", "1,2,15,8,8", "64"), 4.0 * whole(15, 0));
-    // Tiles of 256 tokens and 44, the state carried on from the first to the second.
+    // There are tiles of 256 and 44 tokens, and the state is carried from the first to the second.
     let long = 3.0 * whole(300, 300) + unasked(256, 256) + unasked(44, 44) + last;
     assert_eq!(long, 6_763_520.0);
     assert_eq!(flops("model", "1,2,300,8,8", "64"), long);
-    // Of the second tile all four rows are computed.
+    // All four rows of the second tile are computed.
     assert_eq!(flops("model", "1,2,260,8,8", "64"), 3.0 * whole(260, 260) + unasked(256, 256) + whole(4, 4));
-    // A step reads the sums of finished chunks, whether there are any or not.
+    // A step reads the sums of finished chunks, whether a chunk is finished or not.
     assert_eq!(flops("step", "2,2,20,8,8", "64"), 2.0 * 27_648.0);
     assert_eq!(4.0 * whole(1, 1), 27_648.0);
 }

@@ -1,22 +1,23 @@
-//! `chunkwise bench --rule`: gates and the delta rule, heads that differ in number, and layers by name.
+//! `chunkwise bench --rule`: gates and the delta rule, different numbers of heads, and layers by name.
 
 use super::*;
 
 const RULES: [&str; 6] = ["decay", "scalar-gate", "key-gate", "delta", "gated-delta", "kda"];
 
-/// The measurements of a run of so many words.
+/// The measurements of a run with these words.
 fn measured<'a>(words: impl IntoIterator<Item = &'a str>) -> Vec<Value> {
     let run = chunkwise(["bench", "--rounds", "1", "--format", "json"].into_iter().chain(words));
     list(&json(&run), "measurements").to_vec()
 }
 
-/// The measurements' rules, shapes, maps or norms.
+/// One field of each measurement.
 fn words<'a>(measurements: &'a [Value], key: &str) -> Vec<&'a Value> {
     measurements.iter().map(|each| &each[key]).collect()
 }
 
-/// Every rule in every type, on every instruction set, on one thread and two: K and V that are no multiples of a vector, heads
-/// that share a head of q and k, a number of tokens that is no multiple of a block. And every answer is right.
+/// Every rule has right results in every type, on every instruction set, on one thread and on two: with K and
+/// V that are not multiples of a vector, with heads that share a head of q and k, and with a number of tokens
+/// that is not a multiple of a block.
 #[test]
 fn every_rule_is_right() {
     let rules = RULES.join(",");
@@ -25,13 +26,14 @@ fn every_rule_is_right() {
     let all = measured(["--op", "prefill,decode", "--rule", &rules].into_iter().chain(sizes).chain(more));
     assert_eq!(all.len(), 2 * RULES.len() * sizes.len() / 2 * 3 * 2 * Isa::available().count());
     for each in &all {
-        // An error of nothing would tell that nothing was compared.
+        // An error of 0 would mean that nothing was compared.
         assert!(number(each, "error") > 0.0 && number(each, "allowed_error") < 0.02, "{each}");
         assert!(each["map"].is_null() && each["norm"].is_null() && each["chunk"].is_null(), "{each}");
     }
 }
 
-/// A draft executes a forward and adds its tokens to the state once more, which is read by the one, read and written by the other.
+/// A draft executes a forward, which reads the state, and then adds its tokens to the state, which reads and
+/// writes it.
 #[test]
 fn drafts() {
     let rules = format!("linear,{}", RULES.join(","));
@@ -68,7 +70,7 @@ fn flops_of_rules() {
     }
 }
 
-/// Of prefill all tensors, of decode the state of the heads of v, read and written.
+/// Prefill moves all tensors once. Decode reads and writes the state, which has the heads of v.
 #[test]
 fn bytes_of_rules() {
     let bytes = |op: &str, rule: &str, dtype: &str| {
@@ -76,7 +78,7 @@ fn bytes_of_rules() {
         number(&measured(words)[0], "bytes")
     };
     let (tokens, qkvo) = (3 * 20, 2 * 2 * 8 + 2 * 6 * 16);
-    // What g and beta have, in f32.
+    // The elements of g and beta, which are f32.
     let gates = [6, tokens * 6, tokens * 6 * 8, tokens * 6, tokens * 2 * 6, tokens * 6 * (8 + 1)];
     for (rule, gates) in RULES.into_iter().zip(gates) {
         for (dtype, size) in [("f32", 4), ("bf16", 2)] {
@@ -87,7 +89,7 @@ fn bytes_of_rules() {
     }
 }
 
-/// Maps and normalisers are of the linear rule, which reports don't name.
+/// Only the linear rule, which reports do not name, has maps and normalisers.
 #[test]
 fn maps_and_normalisers_of_the_linear_rule() {
     let maps = ["--rule", "linear,delta", "--map", "elu,relu", "--norm", "none,global"];
@@ -98,7 +100,7 @@ fn maps_and_normalisers_of_the_linear_rule() {
     assert!(words(&all, "rule")[0].is_null(), "a model has a rule of its own");
 }
 
-/// Every way to say sizes.
+/// All forms of sizes.
 #[test]
 fn shapes() {
     let shape = |text: &str| {
@@ -122,7 +124,7 @@ fn shapes() {
     refused(&chunkwise(["bench", "--rule", "kda", "--shape", huge]), &["too large", huge]);
 }
 
-/// A layer has its rule and sizes, and another rule where one is asked for.
+/// The name of a layer stands for its sizes, and for its rule unless `--rule` names another.
 #[test]
 fn layers_by_name() {
     let found = |words: &[&str]| -> Vec<(String, String)> {
@@ -147,14 +149,14 @@ fn layers_by_name() {
     assert_eq!(all.last(), Some(&pair("decay", "8 256 512")));
 }
 
-/// The rule and the heads in a table, in comma-separated values and in a plot.
+/// The table, the comma-separated values and the plot show the rule and the heads.
 #[test]
 fn rules_are_shown() {
     let words = ["bench", "--rounds", "1", "--rule", "kda", "--shape", "1,2,4,20,8,8"];
     let plot = scratch_file("bench_rules.svg");
     let run = chunkwise(words.into_iter().chain(["--plot", text(&plot)]));
     fine(&run);
-    for part in ["rule, map, norm", "kda", "1,2,4,20,8,8", "6 K V of the delta"] {
+    for part in ["rule, map, norm", "kda", "1,2,4,20,8,8", "6 K V with the delta rule"] {
         assert!(run.out.contains(part), "{part} in {}", run.out);
     }
     let svg = std::fs::read_to_string(&plot).unwrap();
