@@ -1,6 +1,6 @@
 //! Loads and stores of a warp.
 //!
-//! This module resolves the addresses of the lanes and converts between registers and bytes; `lane` has the checked
+//! This file resolves the addresses of the lanes and converts between registers and bytes. `lane` has the checked
 //! access of one lane, `atomic` has atomics, and `copy` has cp.async.
 
 mod atomic;

@@ -2,7 +2,7 @@
 
 use crate::counters::Counters;
 use crate::fault::Fault;
-use crate::isa::{CLASSES, Entry, Op};
+use crate::isa::{CLASSES, Class, Entry, Op};
 use crate::launch::{Options, Policy};
 use crate::memory::Map;
 use crate::shared::{Arrived, Shared};
@@ -133,6 +133,18 @@ impl Block<'_> {
             return Err(self.locate(fault, &warps[left.warp as usize]));
         }
         self.counters.blocks += 1;
+        Ok(())
+    }
+
+    /// Counts a warp-instruction, and fails if the launch has spent its budget.
+    #[inline(always)]
+    pub(crate) fn count(&mut self, class: Class) -> Result<(), Fault> {
+        self.executed += 1;
+        if self.executed > self.options.budget {
+            let text = format!("the budget of {} warp-instructions is spent", self.options.budget);
+            return Err(Fault::other(text));
+        }
+        self.classes[class as usize] += 1;
         Ok(())
     }
 

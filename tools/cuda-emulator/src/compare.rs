@@ -21,7 +21,8 @@ macro_rules! ordered {
     };
 }
 
-// Comparisons of floats. The names with `u` also hold if an operand is NaN; `$z` is applied to the operands first.
+// This macro picks a comparison of floats. The names that end in `u` also hold if an operand is NaN; `$z` is applied to
+// the operands first.
 macro_rules! floats {
     ($k:ident, $name:expr, $z:ident) => {
         match $name {

@@ -44,7 +44,7 @@ pub extern "C" fn emulator_driver_version(version: c_int) {
     lock().driver = version;
 }
 
-/// Makes calls of `symbol` return `code` without effect, after `after` more calls have succeeded. A code of 0 ends that.
+/// Makes calls of `symbol` return `code` without effect, except for the next `after` calls. A code of 0 ends that.
 ///
 /// # Safety
 /// `symbol` must be a C string.
@@ -67,8 +67,8 @@ pub extern "C" fn emulator_memory(limit: u64) {
     lock().memory_limit = limit as usize;
 }
 
-/// Sets the order of warps and blocks: 0 is ascending, 1 descending, 2 random, and 3 random with switches of warps after
-/// a few instructions.
+/// Sets the order of warps and blocks: 0 is ascending, 1 descending, 2 random, and 3 random with switches of warps
+/// after a few instructions.
 #[unsafe(no_mangle)]
 pub extern "C" fn emulator_schedule(policy: c_int, seed: u64) {
     let mut state = lock();

@@ -13,7 +13,8 @@ pub struct Counters {
     pub blocks: u64,
     /// The number of warp-instructions of all classes.
     pub instructions: u64,
-    /// Arithmetic, moves, comparisons and conversions; the following fields also count warp-instructions.
+    /// Arithmetic, moves, comparisons and conversions. This field and the next ones up to `wgmma` count
+    /// warp-instructions by class.
     pub alu: u64,
     /// Branches and returns.
     pub control: u64,
@@ -43,7 +44,7 @@ pub struct Counters {
     pub global_written: u64,
     /// The number of 32-byte sectors that requests have accessed. Each request is counted by itself.
     pub global_sectors: u64,
-    /// The number of requests of global memory, which are one per warp-instruction.
+    /// The number of requests of global memory. An atomic of a warp counts as two, other accesses as one.
     pub global_requests: u64,
     /// The number of wavefronts of shared memory beyond those that the width of the accesses needs.
     pub shared_conflicts: u64,
@@ -107,8 +108,8 @@ impl Counters {
         self.global_requests += 1;
     }
 
-    /// Counts a request of shared memory. The lanes are served in as many phases as the width of their accesses needs. In
-    /// a wavefront, each bank gives one word.
+    /// Counts a request of shared memory. The lanes are served in as many phases as the width of their accesses needs.
+    /// In a wavefront, each bank gives one word.
     pub(crate) fn banks(&mut self, addrs: &[u64; 32], mask: u32, bytes: u32) {
         let (width, part) = match bytes {
             16 => (8, 0xff),

@@ -1,5 +1,5 @@
-//! The driver API under its C names. Devices and contexts are here; modules below have memory, modules, functions and
-//! streams.
+//! The driver API under its C names. This file has devices and contexts, and submodules have memory, modules, functions
+//! and streams.
 //!
 //! A pointer for one result is taken as `Option<&mut MaybeUninit<T>>`; a null pointer gives CUDA_ERROR_INVALID_VALUE.
 //! Handles are numbers. Codes of errors and attributes are NVIDIA's numbers; `errors` names the former.

@@ -18,8 +18,8 @@ pub fn flush(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x }
 }
 
-/// Computes a * b + c, rounded to odd: an inexact result is the neighbour with an odd mantissa. Since f64 has more than
-/// two bits more than f32, a second rounding to f32 or less gives what a single one of the exact value would.
+/// Computes a * b + c, rounded to odd: an inexact result is the neighbour with an odd mantissa. Since f64 has at
+/// least two bits more than the final type, a second rounding gives the same as a single rounding of the exact value.
 #[inline(always)]
 pub fn fma_odd(a: f64, b: f64, c: f64) -> f64 {
     // The product is exact, because the factors have at most 24 bits.
@@ -67,7 +67,7 @@ pub fn encode(x: f64, exp: u32, man: u32, round: Round) -> u32 {
         return sign | if v == 0.0 { 0 } else { top << man };
     }
     let e = ((v.to_bits() >> 52) as i32 - 1023).max(1 - bias);
-    // The value in units of the last place. It is exact, because the factor is a power of two.
+    // The value is scaled to units of the last place. That is exact, because the factor is a power of two.
     let scaled = v * power(man as i32 - e);
     let floor = scaled.floor();
     let rest = scaled - floor;
@@ -87,7 +87,7 @@ pub fn encode(x: f64, exp: u32, man: u32, round: Round) -> u32 {
     sign | if value > largest { if toward_zero { largest } else { top << man } } else { value }
 }
 
-/// Returns 2 to the power of n. An n above 1000 is split, because the power itself may be too large for f64.
+/// Returns 2 to the power of n. A large n is split, because the shift only makes exponents of normal values.
 fn power(n: i32) -> f64 {
     if n > 1000 { power(1000) * power(n - 1000) } else { f64::from_bits(((n + 1023) as u64) << 52) }
 }

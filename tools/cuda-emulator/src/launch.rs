@@ -111,7 +111,7 @@ pub unsafe fn launch(
 pub enum Arg<'a> {
     /// The bytes of a number or a struct.
     Value(Vec<u8>),
-    /// Memory. The kernel gets the address of a copy, which is copied back after the launch.
+    /// A piece of memory. The kernel gets the address of a copy, which is copied back after the launch.
     Memory(&'a mut [u8]),
 }
 

@@ -114,7 +114,7 @@ pub(crate) fn mma(
 ) {
     let mut am = [[0f32; 16]; 16];
     let mut bm = [[0f32; 8]; 16];
-    // The number of elements per register; they are neighbours along K.
+    // A register has `per` elements, which are neighbours along K.
     let per = if elem == Elem::Tf32 { 1 } else { 2 };
     let tiles = k.div_ceil(4 * per);
     for i in 0..2 * tiles {

@@ -1,7 +1,7 @@
 //! The parser: it turns PTX text into a [`Module`] of decoded entries.
 //!
-//! This module has the directives and variables of a text, `entry` has parameters and statements of a kernel, `reader`
-//! has the tokens that both consist of. The statements are decoded by `decode`.
+//! This file handles the directives and variables of a text, `entry` the parameters and statements of a kernel, and
+//! `reader` the tokens, numbers and operands of both. `decode` decodes the statements.
 
 mod entry;
 mod reader;

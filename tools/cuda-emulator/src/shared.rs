@@ -1,4 +1,4 @@
-//! Shared memory of a block, with a record of who wrote and read each byte and when.
+//! Shared memory of a block, with a record of the warps that wrote and read each byte, and of the times.
 //!
 //! Time is counted in segments. A segment is the work that a warp does between two barriers, and each has a number of
 //! its own. For each pair of warps, the record says up to which segment the work of one is ordered before the work of

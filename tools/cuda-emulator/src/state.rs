@@ -152,7 +152,7 @@ impl State {
         }
     }
 
-    /// Resets everything to the defaults, without the settings of the environment. The contexts of all threads are lost.
+    /// Resets everything to the defaults, without the settings of the environment. All threads lose their contexts.
     pub(crate) fn reset(&mut self) {
         *self = State::new(self.generation + 1);
     }
@@ -201,8 +201,8 @@ impl State {
         self.memory.values().map(Buffer::len).sum()
     }
 
-    /// Applies settings such as `name=1:2,name=3`, which correspond to the functions of `control`. A setting that is not
-    /// understood is reported and ignored.
+    /// Applies settings such as `name=1:2,name=3`, which correspond to the functions of `control`. A setting that is
+    /// not understood is reported and ignored.
     fn settings(&mut self, text: &str) {
         for part in text.split(',').filter(|p| !p.is_empty()) {
             let (name, values) = part.split_once('=').unwrap_or((part, ""));

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Words, bf16, through_f16, words};
 
-/// Runs a body in 32 threads and returns %r4 of each. The three inputs of a thread are in %r1 to %r3, and in %f1 to %f3.
+/// Runs a body in 32 threads and returns %r4 of each. The inputs of a thread are in %r1 to %r3, and in %f1 to %f3.
 fn three(body: &str, inputs: &[[u32; 3]; 32]) -> [u32; 32] {
     let text = format!(
         "mul.wide.u32 %d3, %r0, 12; add.u64 %d3, %d1, %d3; ld.global.u32 %r1, [%d3]; ld.global.u32 %r2, [%d3+4];

@@ -167,7 +167,7 @@ fn launches() {
     let mut counters = Counters::default();
     emulator_counters(Some(&mut counters));
     assert_eq!((counters.launches, counters.global_written, counters.global_sectors), (1, 1024, 32));
-    // Too many threads, no threads, and too much shared memory, which is allowed once the attribute is set.
+    // A launch fails with too many threads, with none, and with too much shared memory unless an attribute allows it.
     assert_eq!((launch(f, 257, 0, at), launch(f, 0, 0, at), launch(f, 32, 49153, at)), (1, 1, 1));
     assert_eq!((cuFuncSetAttribute(f, 8, 232_449), cuFuncSetAttribute(f, 8, 100_000)), (1, 0));
     assert_eq!((launch(f, 32, 100_000, at), launch(f, 32, 100_001, at)), (0, 1));

@@ -22,7 +22,7 @@ impl Layout {
     fn byte(self, mn: usize, k: usize) -> usize {
         let (line, piece) = if self.trans { (k, mn / 8) } else { (mn, k / 8) };
         let inner = if self.trans { mn % 8 } else { k % 8 } * 2;
-        // The number of pieces of 16 bytes in a row. Further pieces are in the next pattern.
+        // A row has `per` pieces of 16 bytes. Further pieces are in the next pattern.
         let per = self.row / 16;
         match self.row {
             16 => (mn / 8) * 256 + (k / 8) * 128 + if self.trans { k % 8 } else { mn % 8 } * 16 + inner,
@@ -44,7 +44,7 @@ impl Layout {
     }
 }
 
-/// Returns a kernel for one warpgroup, which copies 16 KiB to shared memory, multiplayouts, and stores 32 floats per thread.
+/// Returns a kernel for one warpgroup that copies 16 KiB to shared memory, multiplies, and stores 32 floats per thread.
 fn kernel(a: Option<Layout>, b: Layout) -> String {
     let floats: Vec<String> = (10..10 + N / 2).map(|i| format!("%f{i}")).collect();
     let zero: String = floats.iter().map(|f| format!("mov.f32 {f}, 0f3F800000;")).collect();

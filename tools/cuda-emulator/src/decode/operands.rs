@@ -165,6 +165,7 @@ impl Decoder<'_> {
         Ok(out)
     }
 
+    /// Returns the address that an operand in brackets stands for.
     pub(super) fn addr(&mut self, opd: &Opd) -> Result<Addr> {
         let Opd::Mem(base, offset) = opd else { return Err("an address is expected".into()) };
         let Some(name) = base else { return Ok(Addr { base: None, offset: *offset }) };
@@ -191,10 +192,12 @@ fn elements<'a, const N: usize>(opd: &'a Opd<'a>) -> Result<&'a [Opd<'a>; N]> {
     }
 }
 
+/// Returns the first operand.
 pub(super) fn first<'a, 'b>(args: &'a [Opd<'b>]) -> Result<&'a Opd<'b>> {
     args.first().ok_or_else(|| "an operand is missing".to_string())
 }
 
+/// Returns a literal number of at most 256.
 pub(super) fn small(opd: &Opd) -> Result<u32> {
     match opd {
         Opd::Imm(Number::Int(v)) if *v <= 256 => Ok(*v as u32),

@@ -61,7 +61,7 @@ impl<'a> Suffixes<'a> {
         }
     }
 
-    /// Takes hints about caches and memory orders. They change nothing, because lanes access memory one after the other.
+    /// Takes hints about caches and memory orders. They have no effect, because lanes access memory in turn.
     pub fn hints(&mut self) {
         self.list.retain(|m| {
             let known = [

@@ -7,8 +7,8 @@ use crate::memory::Buffer;
 use crate::state::{Code, Need, Res, State, call};
 use std::ffi::{c_int, c_uchar, c_uint, c_void};
 
-/// See NVIDIA's documentation. The bytes are 0xff, so that a float that is read before it is written is NaN, and an index
-/// is out of bounds.
+/// See NVIDIA's documentation. The bytes are 0xff, so that a float that is read before it is written is NaN, and an
+/// index is out of bounds.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemAlloc_v2(out: Out<u64>, bytes: usize) -> Code {
     call("cuMemAlloc_v2", Need::Context, |s| {

@@ -1,4 +1,4 @@
-//! Modules.
+//! Modules: loading and unloading.
 
 use super::{Out, put};
 use crate::parse;
@@ -68,8 +68,8 @@ impl Log {
 static HOLD: AtomicU64 = AtomicU64::new(0);
 
 /// Makes loads of modules take that many milliseconds, or until another call sets a shorter time. Tests use it to make
-/// other calls during a load, which takes time with a real driver. When a load starts to wait, it is counted as a call of
-/// this function, so that a test can see it.
+/// other calls during a load, which takes time with a real driver. When a load starts to wait, it is counted as a call
+/// of this function, so that a test can see it.
 #[unsafe(no_mangle)]
 pub extern "C" fn emulator_hold_loads(milliseconds: u64) {
     HOLD.store(milliseconds, Ordering::SeqCst);

@@ -38,7 +38,8 @@ fn nan_or(a: f64, b: f64, y: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { y }
 }
 
-// An operation on f32, with or without a flush of its operands and its result (`ftz`) and a clamp of the result (`sat`).
+// This macro makes an operation on f32, with or without a flush of its operands and its result (`ftz`) and a clamp of
+// the result (`sat`).
 macro_rules! f32s {
     ($ftz:expr, $sat:expr, $($a:ident),+ => $e:expr) => {
         match ($ftz, $sat) {
@@ -50,7 +51,7 @@ macro_rules! f32s {
     };
 }
 
-// An operation on f32 with a rounding mode other than `rn`. The expression is an f64 that the mode rounds.
+// This macro makes an operation on f32 with a rounding mode other than `rn`, which rounds an expression in f64.
 macro_rules! rounded {
     ($ftz:expr, $sat:expr, $round:expr, $($a:ident),+ => $e:expr) => {
         match $round {
@@ -66,8 +67,8 @@ fn wide(x: f32) -> f64 {
     f64::from(x)
 }
 
-/// Returns the function for single precision. `approx` functions are computed in f64 and rounded, which is more exact
-/// than hardware is.
+/// Returns the function for single precision. `approx` functions are computed in f64 and rounded, which is more
+/// exact than hardware is.
 pub fn pick32(name: &str, round: Round, ftz: bool, sat: bool) -> Option<Alu> {
     if round != Round::Rn {
         return Some(match name {
@@ -161,7 +162,8 @@ pub fn pick64(name: &str) -> Option<Alu> {
     })
 }
 
-// An operation on 16-bit floats, whose formula is applied to the lower half of a word or, in packed types, to both halves.
+// This macro makes an operation on 16-bit floats. The expression is applied to the lower half of a word and, in packed
+// types, to both halves.
 macro_rules! halves {
     ($ty:expr, $($a:ident),+ => $e:expr) => {
         match $ty {

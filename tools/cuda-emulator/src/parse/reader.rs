@@ -1,4 +1,4 @@
-//! The reader: it takes tokens one after the other and combines them to numbers, operands and variables.
+//! The reader: it takes tokens one after the other and combines them into numbers, operands and variables.
 
 use super::{Opd, Result};
 use crate::isa::Ty;

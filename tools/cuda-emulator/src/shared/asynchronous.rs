@@ -5,7 +5,7 @@ use super::{Shared, Touch, address};
 use crate::fault::{Fault, check};
 
 impl Shared {
-    /// Changes the count of accesses in flight for whole words.
+    /// Changes the value of `flight` for whole words.
     fn flights(&mut self, at: usize, len: usize, change: impl Fn(u32) -> u32) {
         for word in at / 4..(at + len) / 4 {
             let flight = self.words[word].flight;

@@ -31,12 +31,7 @@ impl Warp {
             }
             quota -= 1;
             let inst = &entry.code[self.pc as usize];
-            block.executed += 1;
-            if block.executed > block.options.budget {
-                let text = format!("the budget of {} warp-instructions is spent", block.options.budget);
-                return Err(Fault::other(text));
-            }
-            block.classes[inst.class as usize] += 1;
+            block.count(inst.class)?;
             let mask = match inst.guard {
                 None => self.active,
                 Some((p, false)) => self.active & self.regs.p[p as usize],

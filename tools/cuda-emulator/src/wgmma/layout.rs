@@ -31,12 +31,12 @@ impl Layout {
 
     /// Returns the address of the element with index `mn` along M or N and `k` along K.
     pub fn at(&self, mn: u64, k: u64) -> u64 {
-        // The index in the contiguous dimension, and the index in the other one.
+        // `fast` is the index in the contiguous dimension, and `slow` the index in the other one.
         let (fast, slow) = if self.trans { (mn, k) } else { (k, mn) };
         let per = self.row / 2;
         let offset = if self.row == 16 {
-            // The operand consists of pieces of 8 x 8 elements. Whichever dimension is contiguous, `leading` is the step
-            // along K and `stride` the step along M or N, as in the canonical layouts.
+            // The operand consists of pieces of 8 x 8 elements. Whichever dimension is contiguous, `leading` is the
+            // step along K and `stride` the step along M or N, as in the canonical layouts.
             let (along_k, along_mn) = (self.leading, self.stride);
             let steps = if self.trans {
                 fast / 8 * along_mn + slow / 8 * along_k
