@@ -43,7 +43,8 @@ proof! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Plain Rust, one lane, as the compiler translates it.
+    /// Plain Rust, one lane, as the compiler translates it. It is available everywhere but in WebAssembly
+    /// modules compiled with `simd128`.
     Scalar,
     /// 8 lanes, 16 registers.
     Avx2(Avx2),
@@ -55,6 +56,10 @@ pub enum Isa {
     /// at run time.
     Simd128(Simd128),
 }
+
+/// Whether there are no scalar kernels. A WebAssembly module that is compiled with `simd128` does not load on an
+/// engine without it, so scalar kernels would be half of its code and never the best choice.
+const VECTORS_ONLY: bool = cfg!(all(target_arch = "wasm32", target_feature = "simd128"));
 
 /// The names of all instruction sets, best last; [`Isa::from_name`] tells which of them this machine has.
 pub const NAMES: [&str; 5] = ["scalar", "simd128", "neon", "avx2", "avx512"];
@@ -84,7 +89,7 @@ impl Isa {
     pub fn from_name(name: &str) -> Result<Isa> {
         let known = NAMES.into_iter().find(|known| known.eq_ignore_ascii_case(name));
         let isa = match known {
-            Some("scalar") => Some(Isa::Scalar),
+            Some("scalar") => (!VECTORS_ONLY).then_some(Isa::Scalar),
             Some("simd128") => Isa::simd128(),
             Some("neon") => Isa::neon(),
             Some("avx2") => Isa::avx2(),
@@ -125,6 +130,11 @@ impl Isa {
         Ok(Isa::best())
     }
 
+    /// The instruction set that is given, or the default.
+    pub(crate) fn resolve(given: Option<Isa>) -> Result<Isa> {
+        given.map_or_else(Isa::choose, Ok)
+    }
+
     /// The name of this instruction set, as [`Isa::from_name`] takes it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -139,8 +149,8 @@ impl Isa {
     /// The number of f32 lanes in one vector.
     pub const fn lanes(self) -> usize {
         match self {
-            Isa::Scalar => 1,
-            Isa::Neon(_) | Isa::Simd128(_) => 4,
+            Isa::Scalar if !VECTORS_ONLY => 1,
+            Isa::Scalar | Isa::Neon(_) | Isa::Simd128(_) => 4,
             Isa::Avx2(_) => 8,
             Isa::Avx512(_) => 16,
         }
@@ -173,13 +183,14 @@ pub(crate) fn dispatch<Op: WithSimd>(isa: Isa, op: Op) -> Op::Output {
             Some(simd) => Simd::vectorize(simd, op),
             None => op.with_simd(pulp::Scalar::new()),
         },
-        // Only where it is enabled at compile time: a module with one such instruction doesn't load on
-        // engines without it.
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-        Isa::Simd128(_) => match pulp::wasm::Simd128::try_new() {
-            Some(simd) => Simd::vectorize(simd, op),
-            None => op.with_simd(pulp::Scalar::new()),
-        },
+        _ => {
+            // SAFETY: the whole module is compiled with simd128. (After pulp's own check the compiler would keep
+            // code for the case that it fails.)
+            let simd = unsafe { pulp::wasm::Simd128::new_unchecked() };
+            Simd::vectorize(simd, op)
+        }
+        #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
         _ => op.with_simd(pulp::Scalar::new()),
     }
 }
