@@ -1,4 +1,4 @@
-//! One token: `decode/isa/BxHxD/rule`, bytes are those of the state, read and written.
+//! The benchmark of one token, `decode/isa/BxHxD/rule`. Bytes are those of the state, read and written.
 
 mod common;
 

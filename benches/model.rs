@@ -1,4 +1,4 @@
-//! The model at its default sizes: `model/isa/BxT` and `step/isa/1`, elements are tokens.
+//! The benchmark of the model at its default sizes, `model/isa/BxT` and `step/isa/1`. Elements are tokens.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! One sequence: `prefill/isa/BxHxTxD/rule`, elements are recurrent flops.
+//! The benchmark of many tokens, `prefill/isa/BxHxTxD/rule`. Elements are recurrent flops.
 
 mod common;
 

@@ -1,8 +1,13 @@
-//! Whether the kernels compute the right numbers on a GPU, in seconds: each entry of the PTX once, small enough for
-//! compute-sanitizer. `cargo run --release --features cuda --example cuda_smoke`. It fails where a number is wrong or missing.
+//! A smoke test of the kernels on a GPU, which takes seconds: it runs each entry of the PTX once, on cases
+//! that are small enough for compute-sanitizer, and fails if a number is wrong or missing.
 //!
-//! Every type, both precisions, K of 64, 128 and 256 and a little less, every normaliser; for each, two pieces of a sequence
-//! on a carried state, the second one cut within a tile, and a decoded token. Then sequences in segments, and the model.
+//! ```sh
+//! cargo run --release --features cuda --example cuda_smoke
+//! ```
+//!
+//! It covers every type, both precisions, K of 64, 128 and 256 and a little less, and every normaliser. Each
+//! case consists of two pieces of a sequence on a carried state, the second of which ends within a tile, and
+//! a decoded token. Then there are sequences in segments, and a model.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -17,10 +22,11 @@ use chunkwise::{Config, FeatureMap, Normaliser, Rule, Shape};
 use common::{Case, MAPS, NORM_ERROR, Number, narrow, norm_error, normals, with};
 use half::{bf16, f16};
 
-/// Tokens: two pieces, and one to decode.
+/// The tokens at which pieces end: two pieces, and one token that is decoded.
 const PIECES: [usize; 3] = [70, 129, 130];
 
-/// What was compared: the worst error as a part of what is allowed, whose it is, and what went wrong.
+/// The number of comparisons, the worst error relative to what is allowed, with the name of its case, and the
+/// descriptions of errors.
 #[derive(Default)]
 struct Report {
     compared: usize,
@@ -34,7 +40,7 @@ impl Report {
         if error / allowed > self.worst.0 {
             self.worst = (error / allowed, what.into());
         }
-        // `norm_error` is infinite where there is a NaN.
+        // `norm_error` is infinite if anything is NaN.
         if error > allowed {
             self.wrong.push(format!("{what}: off by {error:.1e}, allowed {allowed:.1e}"));
         }
@@ -49,8 +55,9 @@ impl Report {
     }
 }
 
-/// The error that is allowed by norm: outputs and state. f32 keeps what is documented; sums of two bf16 leave out what is below
-/// 2^-16; outputs are rounded to their type; with `Bf16Dot` phi, v, scores and S are rounded to bf16 for the products.
+/// The norm errors that are allowed for outputs and for the state. In f32 this is the documented one. Numbers
+/// that are represented by two numbers of bf16 have an error of 2^-16, and outputs are rounded to their type.
+/// With `Bf16Dot`, phi, v, scores and S are rounded to bf16 for the products.
 fn allowed<E: Number>(precision: Precision) -> (f64, f64) {
     let (unit, sums) = match E::NAME {
         "bf16" => (2f64.powi(-9), 2f64.powi(-16)),
@@ -61,7 +68,7 @@ fn allowed<E: Number>(precision: Precision) -> (f64, f64) {
     (unit + sums, sums)
 }
 
-/// A configuration on a device, in a type.
+/// A device and a precision.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     device: &'a Device,
@@ -69,13 +76,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// By what it multiplies.
+    /// The kind of products, for messages.
     fn products(&self) -> String {
         let wgmma = self.precision == Precision::Bf16Dot && self.device.has_wgmma();
         format!("{:?}{}", self.precision, if wgmma { " by wgmma" } else { "" })
     }
 
-    /// Tokens of B = 1, H = 2 by the oracle's numbers, cut where `ends` say and decoded where a piece is one token.
+    /// Compares a sequence with the oracle, in pieces that end at `ends`; a piece of one token is decoded.
     fn attention<E: Number>(&self, config: Config, ends: &[usize], segments: usize) -> cuda::Result<Report> {
         let Self { device, precision } = *self;
         let case = Case::new(config, 1);
@@ -129,7 +136,7 @@ impl Run<'_> {
         Ok(report)
     }
 
-    /// A small model with weights in a type, beside the CPU's.
+    /// Compares a small model with weights in one type with the CPU's.
     fn model<E: Number>(&self) -> cuda::Result<Report> {
         let (batch, len) = (2, 33);
         let output_mode = OutputMode::Mean;
@@ -151,7 +158,7 @@ impl Run<'_> {
         Ok(report)
     }
 
-    /// All of one type.
+    /// Runs all cases in one type.
     fn all<E: Number>(&self) -> cuda::Result<Report> {
         let config = |[len, key, value]: [usize; 3], normaliser, map: FeatureMap| {
             Config::new(Rule::linear(normaliser).feature_map(map), Shape::new(1, len, 2, key, value))
@@ -160,7 +167,7 @@ impl Run<'_> {
             |chunk| [Normaliser::None, Normaliser::Global { eps: 1e-6 }, Normaliser::per_chunk(chunk)];
         let mut report = self.model::<E>()?;
         for (at, key) in [64, 128, 256].into_iter().enumerate() {
-            // Whole rows of 16 bytes and chunks of one tile; neither.
+            // Rows of whole 16 bytes with chunks of one tile, and neither.
             for (key, value, chunk) in [(key, 64, 64), (key - 3, 33, 20)] {
                 for (more, normaliser) in normalisers(chunk).into_iter().enumerate() {
                     let config = config([PIECES[2], key, value], normaliser, MAPS[(at + more) % 3]);
@@ -185,7 +192,7 @@ fn main() -> ExitCode {
         }
     };
     println!("{device:?}, {} multiprocessors", device.multiprocessors());
-    // On threads, for the driver compiles a kernel when it is first asked for.
+    // The cases run on several threads, because the driver compiles each kernel at its first use.
     let report = Mutex::new(Report::default());
     let add = |name: &str, run: Run, part: cuda::Result<Report>| {
         let failed = |error| vec![format!("{name} {}: {error}", run.products())];
@@ -195,7 +202,7 @@ fn main() -> ExitCode {
     let add = &add;
     let mut runs = vec![(device.clone(), Precision::F32), (device.clone(), Precision::Bf16Dot)];
     if device.has_wgmma() {
-        // The kernels that other GPUs run.
+        // These are the kernels of older GPUs.
         runs.push((device.without_wgmma(), Precision::Bf16Dot));
     }
     std::thread::scope(|scope| {

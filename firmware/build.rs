@@ -1,5 +1,5 @@
-//! A golden file as Rust: the configuration, the weights as one flat array, the reference's input and output, and how
-//! much state and scratch the model needs.
+//! Writes a golden file as Rust code: the configuration, the weights as one flat array, the reference's input
+//! and output, and the lengths of state and scratch that the model needs.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -17,9 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=virt.x");
     println!("cargo:rustc-link-search={}", std::env::var("CARGO_MANIFEST_DIR")?);
     let args: &[&str] = match &std::env::var("CARGO_CFG_TARGET_ARCH")?[..] {
-        // cortex-m-rt's script, which includes memory.x.
+        // This is the script of cortex-m-rt, which includes memory.x.
         "arm" => &["-Tlink.x"],
-        // Behind the device tree, which QEMU puts where RAM begins.
+        // The image begins after the device tree, which QEMU puts at the beginning of RAM.
         "aarch64" => &["-Tvirt.x", "--defsym=START=0x40200000"],
         "riscv32" | "riscv64" => &["-Tvirt.x", "--defsym=START=0x80000000"],
         other => return Err(format!("no start-up for {other}").into()),
@@ -32,7 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = ModelFile::parse(&bytes, &Options::default())?;
     let config = *file.config();
     let mut blocks = Vec::new();
-    // One lane and one thread: on a target with one lane sizes are the same, which it asserts.
+    // The sizes are those of one lane and one thread. A target with one lane asserts that its sizes are the
+    // same.
     let model = file.model(&mut blocks, Some(Isa::Scalar), 1)?;
     let input = file.tensor("input")?;
     let output = file.tensor("output")?;
@@ -65,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         writeln!(code, "const {name}: usize = {value};")?;
     }
     for (name, data) in [("WEIGHTS", &weights[..]), ("INPUT", &input.data), ("OUTPUT", &output.data)] {
-        // Rust prints the shortest decimal that reads back as the same bits.
+        // Rust prints the shortest decimal number that is parsed as the same bits.
         writeln!(code, "static {name}: [f32; {}] = {data:?};", data.len())?;
     }
     std::fs::write(Path::new(&std::env::var("OUT_DIR")?).join("model.rs"), code)?;

@@ -202,10 +202,7 @@ impl GatedNorm {
             axes::reach("y", config.axes(config.y_strides))?,
         ];
         axes::check_disjoint("y", config.axes(config.y_strides))?;
-        let isa = match config.isa {
-            Some(isa) => isa,
-            None => Isa::choose()?,
-        };
+        let isa = Isa::resolve(config.isa)?;
         Ok(Self { config, isa, reach })
     }
 

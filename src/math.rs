@@ -103,17 +103,24 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         simd.sub_f32s(simd.mul_add_e_f32s(x, splat(core::f32::consts::LOG2_E), splat(ROUND)), splat(ROUND));
     let r = simd.mul_add_e_f32s(n, splat(-LN_2[0]), x);
     let r = simd.mul_add_e_f32s(n, splat(-LN_2[1]), r);
-    let mut p = splat(P[4]);
-    let mut i = 4;
-    while i > 0 {
-        i -= 1;
-        p = simd.mul_add_e_f32s(p, r, splat(P[i]));
-    }
-    p = simd.mul_add_e_f32s(p, simd.mul_f32s(r, r), r);
-    p = simd.add_f32s(p, splat(1.0));
+    let p = polynomial(simd, r, P);
+    let p = simd.mul_add_e_f32s(p, simd.mul_f32s(r, r), r);
+    let p = simd.add_f32s(p, splat(1.0));
     let half = simd.mul_add_e_f32s(n, splat(0.5), splat(ROUND));
     let rest = simd.add_f32s(simd.sub_f32s(n, simd.sub_f32s(half, splat(ROUND))), splat(ROUND));
     simd.mul_f32s(simd.mul_f32s(p, power_of_two(simd, half)), power_of_two(simd, rest))
+}
+
+/// `coefficients[0] + coefficients[1] x + ...` by Horner's rule.
+#[inline(always)]
+fn polynomial<S: Simd, const N: usize>(simd: S, x: S::f32s, coefficients: [f32; N]) -> S::f32s {
+    let mut sum = simd.splat_f32s(coefficients[N - 1]);
+    let mut i = N - 1;
+    while i > 0 {
+        i -= 1;
+        sum = simd.mul_add_e_f32s(sum, x, simd.splat_f32s(coefficients[i]));
+    }
+    sum
 }
 
 /// 2^n of `1.5 * 2^23 + n`, for a normal result. (Not a closure: it would stay out of line.)
@@ -156,13 +163,8 @@ pub(crate) fn softplus<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let y = exp(simd, minus_abs(simd, x));
     let s = simd.div_f32s(y, simd.add_f32s(y, splat(2.0)));
     let w = simd.mul_f32s(s, s);
-    let mut p = splat(P[3]);
-    let mut i = 3;
-    while i > 0 {
-        i -= 1;
-        p = simd.mul_add_e_f32s(p, w, splat(P[i]));
-    }
-    p = simd.mul_add_e_f32s(p, simd.mul_f32s(s, w), s);
+    let p = polynomial(simd, w, P);
+    let p = simd.mul_add_e_f32s(p, simd.mul_f32s(s, w), s);
     simd.mul_add_e_f32s(p, splat(2.0), positive_part(simd, x))
 }
 
@@ -229,12 +231,7 @@ pub(crate) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let abs = simd.max_f32s(x, simd.sub_f32s(splat(0.0), x));
     let slope = splat(0.3 * core::f32::consts::FRAC_1_SQRT_2);
     let u = simd.div_f32s(splat(1.0), simd.mul_add_e_f32s(abs, slope, splat(1.0)));
-    let mut q = splat(Q[8]);
-    let mut i = 8;
-    while i > 0 {
-        i -= 1;
-        q = simd.mul_add_e_f32s(q, u, splat(Q[i]));
-    }
+    let q = polynomial(simd, u, Q);
     let exp = exp_nonpositive(simd, simd.mul_f32s(simd.mul_f32s(x, x), splat(-0.5)));
     let tail = simd.mul_f32s(exp, simd.mul_f32s(q, u));
     // The comparison fails for NaN, which then comes through the product.

@@ -1,5 +1,6 @@
-//! `include/chunkwise.h` and the Rust side can't drift apart: this writes a C file of assertions from the Rust types (sizes,
-//! offsets, types of fields, constants, prototypes), and the C compiler checks it against the header.
+//! `include/chunkwise.h` agrees with the Rust types: this test writes a C file of assertions from the Rust
+//! types (sizes, offsets and types of fields, constants, prototypes), and the C compiler checks it against
+//! the header.
 use std::collections::BTreeSet;
 use std::ffi::{c_char, c_void};
 use std::fmt::Write;
@@ -20,8 +21,9 @@ use chunkwise::capi::status::*;
 use chunkwise::capi::*;
 use chunkwise::{Attention, Config, Gate, Heads, Isa, Normaliser, Rule, Shape};
 
-/// What a type is called in C, around a name.
+/// A type that C has too.
 trait C {
+    /// The declaration in C of a name with this type.
     fn declare(name: &str) -> String;
 }
 
@@ -47,7 +49,7 @@ named! { cw_cuda, "cw_cuda"; }
 
 impl<T: C> C for *const T {
     fn declare(name: &str) -> String {
-        // A pointer to a constant pointer: the star stands behind the type that is pointed to.
+        // For a pointer to a constant pointer, `const` follows the inner star.
         match T::declare("").trim() {
             inner if inner.ends_with('*') => format!("{inner} const *{name}"),
             inner => format!("const {inner} *{name}"),
@@ -63,7 +65,7 @@ impl<T: C> C for *mut T {
 
 impl<T: C> C for [T; 4] {
     fn declare(name: &str) -> String {
-        // Only ever a field, to which a pointer is taken.
+        // An array only occurs as a field, to which a pointer is taken.
         T::declare(&format!("({name})[4]"))
     }
 }
@@ -98,8 +100,9 @@ fn declare_field<S, T: C>(_: fn(&S) -> &T, name: &str) -> String {
     T::declare(name)
 }
 
-/// A value as C++ compares it.
+/// A value that C++ can compare.
 trait Value {
+    /// The expression in C++ that compares `place` with this value.
     fn equals(&self, place: &str) -> String;
 }
 
@@ -144,14 +147,14 @@ impl Value for cw_tensor {
     }
 }
 
-/// Assertions for C, and for C++, which can take the fields of a constant structure apart.
+/// Assertions in C, and in C++, which can compare the fields of a constant structure at compile time.
 struct Assertions {
     c: String,
     cpp: String,
 }
 
-/// Every field of a structure: one that is left out here does not compile. The initialiser is the header's, with arguments
-/// of 0.
+/// Adds assertions for every field of a structure; a list that leaves out a field does not compile. The
+/// initialiser is that of the header, with arguments of 0.
 macro_rules! structure {
     ($code:ident, $name:ident { $($field:ident),* } = $initialiser:literal) => {{
         structure!($code, $name { $($field),* });
@@ -178,7 +181,8 @@ macro_rules! structure {
     }};
 }
 
-/// Every function with as many places as it has arguments: their types are the compiler's to fill in.
+/// Adds an assertion for each function, and returns the names. Each is listed with a `_` for each argument,
+/// whose type the compiler infers.
 macro_rules! prototypes {
     ($code:ident, $($name:ident($($argument:ty),*);)*) => {{
         $(
@@ -194,7 +198,7 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A header without its comments.
+/// The text of a header without its comments.
 fn header(path: &str) -> String {
     let text = std::fs::read_to_string(root(path)).unwrap();
     let mut parts = text.split("/*");
@@ -202,7 +206,7 @@ fn header(path: &str) -> String {
     parts.fold(first, |code, part| code + part.split_once("*/").unwrap().1)
 }
 
-/// The files, and the functions in them.
+/// The assertions, and the names of the functions in them.
 fn assertions() -> (Assertions, BTreeSet<&'static str>) {
     let mut code = Assertions {
         c: String::from("#include <stddef.h>\n#include \"chunkwise.h\"\n"),
@@ -427,8 +431,9 @@ fn cuda_assertions() -> (String, BTreeSet<&'static str>) {
     (code, functions)
 }
 
-/// The header's sizes at compile time: of states exactly, of scratch at least. Those of outputs that share a head of the state are
-/// bounded as the header says.
+/// Adds assertions for the header's sizes at compile time: sizes of states are exact, and sizes of scratch
+/// are at least those of the library. Where outputs share a head of the state, the bounds are those that the
+/// header documents.
 fn sizes(code: &mut String) {
     let shapes = [1, 3, 8].into_iter().flat_map(|heads| [1, 16, 17, 100].map(|key| (heads, key)));
     for (heads, key, value) in shapes.flat_map(|(h, k)| [1, 8, 16, 17, 64, 130].map(|v| (h, k, v))) {
@@ -437,7 +442,8 @@ fn sizes(code: &mut String) {
         let linear = Attention::scratch_bound(heads, key, value);
         let gated = Attention::gated_scratch_bound(heads, key, value);
         let (mut forward, mut decode) = ([linear.max(gated), 0], [0; 2]);
-        // Elements of a head's state, rounded up: a decode of outputs that share it computes on a copy.
+        // Elements of the largest state of a head, rounded up: where outputs share it, a decode computes on a
+        // copy.
         let mut head = 0;
         for (name, rules) in rules() {
             let state = Attention::new(Config::new(rules[0], shape(1))).unwrap().state_len();
@@ -461,7 +467,7 @@ fn sizes(code: &mut String) {
     }
 }
 
-/// Rules by their normalisers, the first of each with a state that is not compensated.
+/// Rules by normaliser; the state of the first rule of each is not compensated.
 fn rules() -> [(&'static str, Vec<Rule>); 3] {
     let with = |rule: Rule| [rule, rule.compensated(true)];
     let global = Normaliser::Global { eps: 1e-6 };
@@ -478,7 +484,7 @@ fn constants() -> impl Iterator<Item = (&'static str, i64)> {
     statuses.chain(CHOICES.iter().map(|(name, value)| (*name, i64::from(*value))))
 }
 
-/// Compiles a file of assertions as a language; whether there is a compiler for it.
+/// Compiles a file of assertions in a language; returns false if there is no compiler for it.
 fn compiles(code: &str, name: &str, language: [&str; 2]) -> bool {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::write(&file, code).unwrap();
@@ -499,7 +505,8 @@ fn compiles(code: &str, name: &str, language: [&str; 2]) -> bool {
             .args([&root("include"), file])
             .output()
     };
-    // Where tests run for another machine there may be no compiler; .ci/c has one, and one for C++.
+    // There may be no compiler where tests run for another machine. `.ci/c` runs this test with compilers of
+    // C and C++.
     let empty = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.empty"));
     std::fs::write(&empty, "typedef int nothing;\n").unwrap();
     if !run(&empty).is_ok_and(|run| run.status.success()) {
@@ -539,7 +546,7 @@ fn functions_of(header: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// In the header, in Rust and in the list of what the shared library exports: the same names.
+/// The header, the Rust code and the list of the shared library's exports contain the same names.
 #[test]
 fn nothing_is_in_one_of_them_only() {
     let header = header("include/chunkwise.h");
@@ -563,7 +570,7 @@ fn nothing_is_in_one_of_them_only() {
     assert_eq!(in_header, constants().map(|(name, value)| (name.to_string(), value)).collect());
 }
 
-/// The examples of docs/c.md are C.
+/// The examples in docs/c.md compile as C.
 #[test]
 fn the_documentation_s_examples_compile() {
     let text = include_str!("../docs/c.md");

@@ -1,5 +1,5 @@
-//! The C ABI, called as C calls it: the bits of the Rust calls, ranges on threads of the caller's own, and every refusal,
-//! with proof that nothing was written.
+//! The C ABI, called as from C: calls have the bits of the Rust calls, ranges may run on the caller's own
+//! threads, and a refused call writes nothing.
 #![allow(unsafe_code, reason = "the C ABI is called")]
 mod capi_common;
 mod common;
@@ -38,7 +38,7 @@ fn tensor(data: *const f32, len: usize, dim: usize) -> cw_tensor {
     }
 }
 
-/// All that a call points to.
+/// The memory to which a call points.
 #[derive(Clone)]
 struct Memory {
     q: Vec<f32>,
@@ -55,7 +55,7 @@ impl Memory {
         let v = normals(3, B * len * H * V);
         let mut memory = Memory { o: vec![SENTINEL; v.len()], q, k, v, state: vec![], scratch: vec![] };
         let mut sizes = cw_sizes::DEFAULT;
-        // SAFETY: structures of this test.
+        // SAFETY: the structures are this test's.
         let status = unsafe { cw_attention_sizes(attention, &memory.call(len), &mut sizes) };
         assert_eq!(status, CW_OK);
         memory.state = vec![0.0; sizes.state_bytes as usize / 4];
@@ -79,7 +79,7 @@ impl Memory {
         }
     }
 
-    /// Some of the tokens of a call of `T`.
+    /// A call of some of the `T` tokens.
     fn piece(&mut self, tokens: Range<usize>) -> cw_call {
         let mut call = self.call(T);
         for tensor in [&mut call.q, &mut call.k, &mut call.v, &mut call.o] {
@@ -90,12 +90,14 @@ impl Memory {
         call
     }
 
-    /// The bits of all that a call may write; of scratch only where it was refused, for what is left there is not specified.
+    /// The bits of the memory that a call may write. Scratch is included only where a call was refused,
+    /// because its contents after a call are not specified.
     fn written(&self, status: i32) -> Vec<u32> {
         let scratch = if status == CW_OK { &[][..] } else { &self.scratch };
         [&self.o, &self.state, scratch].into_iter().flatten().map(|x| x.to_bits()).collect()
     }
 
+    /// Whether everything that a call may write has the same bits.
     fn is(&self, other: &Memory) -> bool {
         untouched(&self.o, &other.o)
             && untouched(&self.state, &other.state)
@@ -133,7 +135,7 @@ fn the_bits_are_those_of_the_rust_calls() {
             let (rows, columns) = (B * H * K, B * H * V);
             let tensors = Tensors::new(&q[..rows], &k[..rows], &v[..columns], &mut o[..columns]);
             one.decode(tensors, &mut state, &mut scratch).unwrap();
-            // SAFETY: likewise.
+            // SAFETY: as above.
             assert_eq!(unsafe { cw_decode(&attention, &memory.call(1)) }, CW_OK);
             assert!(untouched(&o[..columns], &memory.o[..columns]), "decode");
             assert!(untouched(&state, &memory.state), "decode");
@@ -141,8 +143,8 @@ fn the_bits_are_those_of_the_rust_calls() {
     }
 }
 
-/// Wherever it is cut, whichever of the two calls takes a token, and on every instruction set that fuses multiplications
-/// and additions.
+/// The bits are the same wherever a stream is cut, whichever of the two calls computes a token, and on every
+/// instruction set that has a fused multiply-add.
 #[test]
 fn a_stream_has_the_bits_of_one_forward() {
     for number in [CW_NONE, CW_GLOBAL, CW_PER_CHUNK] {
@@ -159,7 +161,7 @@ fn a_stream_has_the_bits_of_one_forward() {
                 for end in cuts.iter().copied().chain([T]) {
                     let call = pieces.piece(begin..end);
                     let run = if end - begin == 1 { cw_decode } else { cw_forward };
-                    // SAFETY: likewise.
+                    // SAFETY: as above.
                     assert_eq!(unsafe { run(&attention, &call) }, CW_OK);
                     begin = end;
                 }
@@ -174,7 +176,7 @@ fn a_stream_has_the_bits_of_one_forward() {
     }
 }
 
-/// A call that other threads may be handed; they have scratch of their own.
+/// A call that several threads share; each has its own scratch.
 #[derive(Clone, Copy)]
 struct Shared(cw_attention, cw_call);
 
@@ -210,7 +212,7 @@ fn ranges_on_threads_of_one_s_own_give_the_same_bits() {
             let scratch_len = parts.scratch.len();
             let shared = Shared(attention, parts.call(len));
             std::thread::scope(|scope| {
-                // Across the border of the two sequences, one head alone, the rest, and none.
+                // One head, heads of both sequences, the other heads, and no heads.
                 for (first, count) in [(0, 1), (1, 3), (4, 2), (6, 0)] {
                     scope.spawn(move || assert_eq!(shared.run(decode, first, count, scratch_len), CW_OK));
                 }
@@ -226,7 +228,7 @@ fn ranges_on_threads_of_one_s_own_give_the_same_bits() {
     }
 }
 
-/// Eight threads, one set of arguments, inputs shared, everything written their own.
+/// Eight threads make the same call, each with memory of its own.
 #[test]
 fn calls_from_many_threads() {
     let attention = attention(CW_PER_CHUNK);
@@ -240,7 +242,7 @@ fn calls_from_many_threads() {
                 for _ in 0..50 {
                     let mut mine = fresh.clone();
                     let call = mine.call(T);
-                    // SAFETY: likewise, and this thread's.
+                    // SAFETY: the memory is this thread's.
                     assert_eq!(unsafe { cw_forward(&attention, &call) }, CW_OK);
                     assert!(untouched(&mine.o, &want.o) && untouched(&mine.state, &want.state));
                 }
@@ -249,7 +251,7 @@ fn calls_from_many_threads() {
     });
 }
 
-/// Refusals of forward: what is changed about a call that is accepted, and the answer.
+/// Changes of a call that is accepted, for which a forward is refused, with the status of each.
 #[test]
 fn what_is_refused_has_written_nothing() {
     type Change = fn(&mut cw_attention, &mut cw_call);
@@ -312,7 +314,7 @@ fn what_is_refused_has_written_nothing() {
     for (at, (want, change)) in refusals.iter().enumerate() {
         let (mut attention, mut call) = (good, memory.call(T));
         change(&mut attention, &mut call);
-        // SAFETY: refused before anything is touched.
+        // SAFETY: the call is refused before any memory is accessed.
         let got = unsafe { cw_forward(&attention, &call) };
         assert_eq!(got, *want, "refusal {at}");
         assert!(memory.is(&before), "refusal {at}");
@@ -325,7 +327,7 @@ fn what_is_refused_has_written_nothing() {
     assert!(untouched(&memory.o, &before.o));
     memory.state[last] = 0.0;
     let missing = (1..=5).find(|isa| cw_isas() >> isa & 1 == 0).unwrap();
-    // SAFETY: likewise.
+    // SAFETY: as above.
     unsafe {
         assert_eq!(cw_forward(&cw_attention { isa: missing, ..good }, &memory.call(T)), CW_UNAVAILABLE);
         assert_eq!(cw_forward(null(), &memory.call(T)), CW_NULL);
@@ -349,7 +351,7 @@ fn what_is_refused_has_written_nothing() {
     }
 }
 
-/// Nothing to compute needs no memory; a state that is only read, or only written.
+/// Calls without tokens, which need no memory, and calls that only read or only write a state.
 #[test]
 fn edges() {
     let good = attention(CW_GLOBAL);
@@ -379,8 +381,8 @@ fn edges() {
     }
 }
 
-/// Structures of programs that were compiled with an older header, and those that no header has.
-/// A state that an address space has room for, beside scratch that it has not: rows of k are kept for many tokens.
+/// The scratch of this configuration does not fit in the address space, though its state does: scratch
+/// contains rows of k for several tokens.
 #[cfg(target_pointer_width = "64")]
 #[test]
 fn scratch_that_no_memory_has_room_for() {
@@ -394,11 +396,13 @@ fn scratch_that_no_memory_has_room_for() {
     let (keys, values) = (tensor(1 << 56), tensor(2));
     let call = cw_call { q: keys, k: keys, v: values, o: values, ..cw_call::DEFAULT };
     let mut sizes = cw_sizes::DEFAULT;
-    // SAFETY: structures of this function.
+    // SAFETY: the structures are this function's.
     unsafe { assert_eq!(cw_attention_sizes(&attention(CW_NONE), &call, &mut sizes), CW_OVERFLOW) };
     assert_eq!((sizes.state_bytes, sizes.forward_scratch_bytes), (0, 0));
 }
 
+/// Structures of programs that were compiled with an older header are accepted, and those of sizes that no
+/// header has are refused.
 #[test]
 fn structures_of_other_sizes() {
     let good = cw_attention { threads: 2, ..attention(CW_PER_CHUNK) };
@@ -412,20 +416,20 @@ fn structures_of_other_sizes() {
     };
     takes_what_there_is(&good, |attention| forward(attention, &|call| call));
 
-    // A call's pointers are into memory of its own each time: only its size is taken over.
+    // Each call points to memory of its own, so that only the size is taken from the other structure.
     for size in ends::<cw_call>() {
         let got = forward(&good, &|call| older(&call, size).0);
         let want = forward(&good, &|call| older(&call, size).1);
         assert!(got == want, "of {size} bytes: {}, and as a whole {}", got.0, want.0);
     }
-    // Without the scratch's size there is none.
+    // Without the size of scratch there is no scratch.
     let without = offset_of!(cw_call, scratch_bytes);
     assert_eq!(forward(&good, &|call| older(&call, without).0), (CW_TOO_SMALL, fresh.written(CW_SIZE)));
     for size in refused::<cw_call>() {
         let got = forward(&good, &|call| cw_call { size: size as u32, ..call });
         assert_eq!(got, (CW_SIZE, fresh.written(CW_SIZE)), "of {size} bytes");
     }
-    // Without `not_causal`, and without `threads`: the defaults.
+    // Where `not_causal` or `threads` is missing, it has its default.
     for (size, threads) in [(offset_of!(cw_attention, not_causal), 2), (offset_of!(cw_attention, threads), 1)]
     {
         let (short, long) = older(&good, size);
@@ -441,11 +445,16 @@ fn structures_of_other_sizes() {
 
 #[test]
 fn names() {
-    // SAFETY: strings of the library.
+    // SAFETY: these are strings of the library.
     let text = |string| unsafe { std::ffi::CStr::from_ptr(string) }.to_str().unwrap();
     assert_eq!(text(cw_version()), env!("CARGO_PKG_VERSION"));
     assert_eq!(cw_abi_version(), CW_ABI_VERSION);
     let mut texts: Vec<_> = STATUSES.iter().map(|(_, status)| text(cw_status_string(*status))).collect();
+    let header = include_str!("../include/chunkwise.h");
+    for ((name, status), text) in STATUSES.iter().zip(&texts).skip(1) {
+        let line = header.lines().find(|line| line.trim_start().starts_with(&format!("{name} = {status}")));
+        assert!(line.is_some_and(|line| line.ends_with(&format!("/* {text} */"))), "{line:?}, {text}");
+    }
     texts.push(text(cw_status_string(-1)));
     texts.sort_unstable();
     texts.dedup();
@@ -455,7 +464,7 @@ fn names() {
     assert_eq!(names, chunkwise::isa::NAMES);
     assert!(cw_isa_name(0).is_null() && cw_isa_name(6).is_null());
     let mut isa = 0;
-    // SAFETY: a number of this test.
+    // SAFETY: the number is this test's.
     assert_eq!(unsafe { cw_isa_default(&mut isa) }, CW_OK);
     assert_eq!(text(cw_isa_name(isa)), chunkwise::Isa::choose().unwrap().name());
     let bits = chunkwise::Isa::available().fold(0, |bits, isa| {

@@ -1,5 +1,6 @@
-//! The C ABI of gates, the delta rule, grouped heads, ragged batches and attention that is not causal: the bits of the Rust
-//! calls, structures of older headers, and every refusal, with proof that nothing was written.
+//! The C ABI of gates, the delta rule, grouped heads, ragged batches, drafts and attention that is not
+//! causal: calls have the bits of the Rust calls, structures of older headers are accepted, and a refused
+//! call writes nothing.
 #![allow(unsafe_code, reason = "the C ABI is called")]
 mod capi_common;
 mod common;
@@ -21,7 +22,7 @@ use common::family::FamilyCase;
 use common::*;
 use half::{bf16, f16};
 
-/// The structure that a rule is in C.
+/// The structure of C that corresponds to a configuration.
 fn attention(config: &Config) -> cw_attention {
     let Rule { update, gate, gate_map, beta_map, feature_map, qk_norm, normaliser, scale, causal, .. } =
         config.rule;
@@ -66,7 +67,7 @@ fn attention(config: &Config) -> cw_attention {
     }
 }
 
-/// A contiguous tensor of f32 without a last dimension of 0, which is left out.
+/// A contiguous tensor of f32. A last dimension of 0 stands for a tensor of rank 3.
 fn tensor(data: *const f32, [b, t, h, d]: [usize; 4]) -> cw_tensor {
     let (rank, row) = if d == 0 { (3, 1) } else { (4, d) };
     let strides = [t * h * row, h * row, row, 1];
@@ -79,7 +80,7 @@ fn tensor(data: *const f32, [b, t, h, d]: [usize; 4]) -> cw_tensor {
     }
 }
 
-/// All that a call points to.
+/// The memory to which a call points.
 #[derive(Clone)]
 struct Memory {
     case: FamilyCase,
@@ -93,7 +94,7 @@ impl Memory {
         let attention = attention(&case.config);
         let mut memory = Self { case: case.clone(), o: case.output(), state: vec![], scratch: vec![] };
         let mut sizes = cw_sizes::DEFAULT;
-        // SAFETY: structures of this test.
+        // SAFETY: the structures are this test's.
         assert_eq!(unsafe { cw_attention_sizes(&attention, &memory.call(), &mut sizes) }, CW_OK);
         memory.state = vec![0.0; sizes.state_bytes as usize / 4];
         if memory.state.len() == case.initial.len() {
@@ -133,7 +134,8 @@ impl Memory {
         }
     }
 
-    /// The bits of all that a call may write; of scratch only where it was refused, for what is left there is not specified.
+    /// The bits of the memory that a call may write. Scratch is included only where a call was refused,
+    /// because its contents after a call are not specified.
     fn written(&self, status: i32) -> Vec<u32> {
         let scratch = if status == CW_OK { &[][..] } else { &self.scratch };
         [&self.o, &self.state, scratch].into_iter().flatten().map(|x| x.to_bits()).collect()
@@ -142,7 +144,7 @@ impl Memory {
 
 type Run = unsafe extern "C" fn(*const cw_attention, *const cw_call) -> i32;
 
-/// Compares a call with Rust's on the same numbers.
+/// Compares a call with the Rust call on the same numbers.
 fn same_as_rust(name: &str, case: &FamilyCase, decode: bool) {
     let rust = Attention::new(case.config).unwrap();
     for threads in [1, 2] {
@@ -170,7 +172,7 @@ fn same_as_rust(name: &str, case: &FamilyCase, decode: bool) {
     }
 }
 
-/// Every rule there is: with each gate, map, normaliser and norm.
+/// Rules with every gate, map, normaliser and norm.
 fn rules() -> Vec<(&'static str, Rule)> {
     let bounded = GateMap::Bounded { lower: -4.0 };
     let mut rules = common::family::rules();
@@ -217,12 +219,12 @@ fn ragged_batches() {
         let mut case = FamilyCase::new(Config::new(rule, shape(30)), 4);
         case.sequences = Some(vec![0, 7, 7, 25, 30]);
         same_as_rust(name, &case, false);
-        // One token of each of the four: where sequences begin plays no part.
+        // A decode takes one token of each of the four sequences, and does not use the beginnings.
         same_as_rust(name, &FamilyCase::new(Config::new(rule, shape(4)), 5), true);
     }
 }
 
-/// Ranges count heads of the state, whatever the outputs.
+/// Ranges count heads of the state, whatever the number of outputs.
 #[test]
 fn ranges_of_grouped_heads() {
     let (_, rule) = rules().pop().unwrap();
@@ -245,7 +247,7 @@ fn ranges_of_grouped_heads() {
     }
 }
 
-/// A draft, and its record.
+/// A draft and its record.
 struct Draft {
     memory: Memory,
     record: Vec<f32>,
@@ -256,7 +258,7 @@ impl Draft {
     fn new(case: &FamilyCase) -> Self {
         let mut memory = Memory::new(case);
         let mut sizes = cw_sizes::DEFAULT;
-        // SAFETY: structures of this test.
+        // SAFETY: the structures are this test's.
         let asked = unsafe { cw_attention_sizes(&attention(&case.config), &memory.call(), &mut sizes) };
         assert_eq!(asked, CW_OK);
         Self { memory, record: vec![SENTINEL; sizes.record_bytes as usize / 4], accepted: [9, 4] }
@@ -334,7 +336,7 @@ fn drafts_that_are_refused_have_written_nothing() {
         let (mut call, mut record, mut bytes) =
             (draft.call(), draft.record.as_mut_ptr(), draft.record_bytes());
         change(&mut call, &mut record, &mut bytes);
-        // SAFETY: refused before anything is touched.
+        // SAFETY: the call is refused before any memory is accessed.
         assert_eq!(unsafe { cw_verify(&good, &call, record, bytes) }, *want, "refusal {at}");
         assert!(draft.written(CW_SHAPE) == before, "refusal {at}");
     }
@@ -358,18 +360,18 @@ fn drafts_that_are_refused_have_written_nothing() {
             (draft.record.as_ptr(), draft.record_bytes(), draft.accepted.as_ptr());
         let mut call = draft.memory.call();
         change(&mut call, &mut record, &mut bytes, &mut accepted);
-        // SAFETY: likewise.
+        // SAFETY: as above.
         let got = unsafe { cw_commit(&good, &call, record, bytes, accepted) };
         assert_eq!(got, *want, "commit, refusal {at}");
         assert!(draft.written(CW_SHAPE) == before, "commit, refusal {at}");
     }
-    // More tokens than a draft has: the call has no record, and both refuse it.
+    // With more tokens than a draft may have there is no record, and both calls are refused.
     let (mut call, mut carried) = (draft.call(), draft.memory.call());
     longer(&mut call);
     longer(&mut carried);
     let mut sizes = cw_sizes { record_bytes: 7, ..cw_sizes::DEFAULT };
     let (record, bytes) = (draft.record.as_mut_ptr(), draft.record_bytes());
-    // SAFETY: likewise.
+    // SAFETY: as above.
     unsafe {
         assert_eq!(cw_attention_sizes(&good, &call, &mut sizes), CW_OK);
         assert_eq!(sizes.record_bytes, 0);
@@ -379,7 +381,7 @@ fn drafts_that_are_refused_have_written_nothing() {
     assert!(draft.written(CW_SHAPE) == before, "seventeen tokens");
 }
 
-/// A decay that is the same for all tokens: strides of 0. And gates in 16 bits, with rows apart.
+/// Decays that are the same for all tokens, with strides of 0, and gates in 16 bits, with other strides.
 #[test]
 fn gates_of_other_strides_and_types() {
     let rule = Rule::delta(Gate::Scalar).qk_norm(1e-6);
@@ -398,7 +400,8 @@ fn gates_of_other_strides_and_types() {
     }
     assert!(untouched(&want.o, &got.o) && untouched(&want.state, &got.state), "strides of 0");
 
-    // Rank 4, with a row of one element; every second element of g, and of beta each.
+    // g has rank 4, with rows of one element, and consists of every second element of its memory; beta is
+    // contiguous.
     let (g, beta): (Vec<bf16>, Vec<f16>) = (narrow(&case.g), narrow(&case.beta));
     (case.g, case.beta) = (widen(&g), widen(&beta));
     let (mut want, mut got) = (Memory::new(&case), Memory::new(&case));
@@ -412,7 +415,7 @@ fn gates_of_other_strides_and_types() {
         ..call.g
     };
     call.beta = cw_tensor { data: beta.as_ptr().cast_mut().cast(), dtype: CW_F16, ..call.beta };
-    // SAFETY: likewise.
+    // SAFETY: as above.
     unsafe {
         assert_eq!(cw_forward(&attention, &want.call()), CW_OK);
         assert_eq!(cw_forward(&attention, &call), CW_OK);
@@ -420,7 +423,8 @@ fn gates_of_other_strides_and_types() {
     assert!(untouched(&want.o, &got.o) && untouched(&want.state, &got.state), "16 bits");
 }
 
-/// A case in which everything is given: grouped heads, a ragged batch, a mapped gate with its parameters, beta.
+/// A case with all optional arguments: grouped heads, a ragged batch, a mapped gate with its parameters, and
+/// beta.
 fn everything() -> FamilyCase {
     let rule = Rule::delta(Gate::Key)
         .gate_map(GateMap::Bounded { lower: -5.0 })
@@ -430,14 +434,14 @@ fn everything() -> FamilyCase {
     FamilyCase { sequences: Some(vec![0, 5, 12]), ..FamilyCase::new(Config::new(rule, shape), 7) }
 }
 
-/// Refusals of forward: what is changed about a call that is accepted, and the answer.
+/// Changes of a call that is accepted, for which a forward is refused, with the status of each.
 #[test]
 fn what_is_refused_has_written_nothing() {
     type Change = fn(&mut cw_attention, &mut cw_call);
     const NONE: cw_tensor = cw_call::DEFAULT.g;
     static SEQUENCES: [[u32; 4]; 4] = [[1, 5, 12, 0], [0, 5, 11, 0], [0, 13, 12, 0], [0, 5, 12, 12]];
     let refusals: &[(i32, Change)] = &[
-        // Choices, and numbers.
+        // Choices and numbers.
         (CW_UNKNOWN, |a, _| a.update = 2),
         (CW_UNKNOWN, |a, _| a.gate = 3),
         (CW_UNKNOWN, |a, _| a.gate_map = 4),
@@ -447,7 +451,7 @@ fn what_is_refused_has_written_nothing() {
         (CW_UNKNOWN, |a, _| a.not_causal = u32::MAX),
         (CW_RANGE, |a, _| a.qk_norm_eps = -1.0),
         (CW_RANGE, |a, _| a.gate_lower = f32::NEG_INFINITY),
-        // What does not go together.
+        // Options that do not go together.
         (CW_CONFLICT, |a, _| a.update = CW_UPDATE_LINEAR),
         (CW_CONFLICT, |a, c| (a.update, c.beta) = (CW_UPDATE_LINEAR, NONE)),
         (CW_CONFLICT, |a, _| a.gate = CW_GATE_NONE),
@@ -498,7 +502,7 @@ fn what_is_refused_has_written_nothing() {
         (CW_OVERLAP, |_, c| c.g.data = c.o.data),
         (CW_OVERLAP, |_, c| c.beta.data = c.scratch),
         (CW_OVERLAP, |_, c| c.a_log = c.state_out),
-        // Ten elements, of which the last is the state's first.
+        // dt_bias has ten elements, of which the last is the first one of the state.
         (CW_OVERLAP, |_, c| c.dt_bias = c.state_out.cast_const().wrapping_sub(9)),
         (CW_OVERLAP, |_, c| c.sequences = c.o.data.cast()),
         // Sequences.
@@ -509,7 +513,7 @@ fn what_is_refused_has_written_nothing() {
         (CW_SHAPE, |_, c| c.sequences = SEQUENCES[1].as_ptr()),
         (CW_SHAPE, |_, c| c.sequences = SEQUENCES[2].as_ptr()),
         (CW_OVERFLOW, |_, c| c.sequence_count = u64::MAX),
-        // The state of a third sequence, which is empty.
+        // The state lacks the part of a third sequence, which is empty.
         (CW_TOO_SMALL, |_, c| (c.sequences, c.sequence_count) = (SEQUENCES[3].as_ptr(), 3)),
         (CW_TOO_SMALL, |_, c| c.scratch_bytes -= 1),
     ];
@@ -520,25 +524,25 @@ fn what_is_refused_has_written_nothing() {
     for (at, (want, change)) in refusals.iter().enumerate() {
         let (mut attention, mut call) = (good, memory.call());
         change(&mut attention, &mut call);
-        // SAFETY: refused before anything is touched.
+        // SAFETY: the call is refused before any memory is accessed.
         let got = unsafe { cw_forward(&attention, &call) };
         assert_eq!(got, *want, "refusal {at}");
         assert!(memory.written(got) == before, "refusal {at}");
         let mut sizes = cw_sizes::DEFAULT;
-        // SAFETY: structures of this test.
+        // SAFETY: the structures are this test's.
         let got = unsafe { cw_attention_sizes(&attention, &call, &mut sizes) };
-        assert!(*want != CW_CONFLICT || got == CW_CONFLICT, "refusal {at}: sizes are said: {got}");
+        assert!(*want != CW_CONFLICT || got == CW_CONFLICT, "refusal {at}: sizes: {got}");
     }
-    // SAFETY: likewise.
+    // SAFETY: as above.
     unsafe {
-        // One token of each of two sequences is not twelve.
+        // A decode takes one token of each of the two sequences, and the tensors have twelve.
         assert_eq!(cw_decode(&good, &memory.call()), CW_SHAPE);
         assert!(memory.written(CW_SHAPE) == before);
         assert_eq!(cw_forward(&good, &memory.call()), CW_OK);
     }
 }
 
-/// A decode is causal.
+/// Attention that is not causal can't be decoded.
 #[test]
 fn no_decode_of_what_is_not_causal() {
     let rule = Rule::linear(Normaliser::None).causal(false);
@@ -549,7 +553,7 @@ fn no_decode_of_what_is_not_causal() {
     assert!(memory.written(CW_CONFLICT) == before);
 }
 
-/// The structures as they were before there were gates, with other bytes behind them.
+/// The structures of the header before there were gates, with other bytes after them.
 #[test]
 fn structures_without_the_fields_of_the_family() {
     let sizes = [offset_of!(cw_attention, update), offset_of!(cw_call, g)];
@@ -562,7 +566,7 @@ fn structures_without_the_fields_of_the_family() {
         let attention = attention(&case.config);
         let (attention_then, _) = older(&attention, sizes[0]);
         let (call_then, _) = older(&got.call(), sizes[1]);
-        assert!(attention_then.gate != CW_GATE_NONE && call_then.g.rank != 0, "there are other bytes behind");
+        assert!(attention_then.gate != CW_GATE_NONE && call_then.g.rank != 0, "no other bytes follow");
         // SAFETY: the memory is this test's.
         unsafe {
             assert_eq!(cw_forward(&attention, &want.call()), CW_OK);
@@ -579,7 +583,7 @@ fn structures_without_the_fields_of_the_family() {
     }
 }
 
-/// Structures that end behind any field.
+/// Structures that end after any field are accepted, and those of other sizes are refused.
 #[test]
 fn structures_of_other_sizes() {
     let case = everything();
@@ -606,7 +610,8 @@ fn structures_of_other_sizes() {
     }
 }
 
-/// Sizes are asked before there is memory; those of a ragged batch are of its sequences.
+/// Sizes can be computed before memory is allocated. The size of the state of a ragged batch depends on the
+/// number of sequences.
 #[test]
 fn sizes_of_ragged_batches() {
     let case = everything();
@@ -618,7 +623,7 @@ fn sizes_of_ragged_batches() {
     call = cw_call { a_log: null(), dt_bias: null(), sequences: null(), state_in: null(), ..call };
     call = cw_call { state_out: null_mut(), scratch: null_mut(), sequence_count: 7, ..call };
     let mut sizes = cw_sizes::DEFAULT;
-    // SAFETY: structures of this test.
+    // SAFETY: the structures are this test's.
     assert_eq!(unsafe { cw_attention_sizes(&attention, &call, &mut sizes) }, CW_OK);
     assert_eq!(sizes.state_bytes, 7 * 2 * 5 * 6 * 4, "[N, H, K, V]");
     let rust = Attention::new(with(case.config, |c| c.shape = c.shape.with_sequences(7))).unwrap();
@@ -626,7 +631,7 @@ fn sizes_of_ragged_batches() {
     assert_eq!(sizes.decode_scratch_bytes, 4 * rust.decode_scratch_len() as u64);
 }
 
-/// `[.., K, V]` to `[.., V, K]` and back, as Rust does it.
+/// States are transposed from `[.., K, V]` to `[.., V, K]` and back as by the Rust calls.
 #[test]
 fn states_of_other_layouts() {
     let (key, value, heads) = (5, 6, 3);

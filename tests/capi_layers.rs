@@ -1,5 +1,5 @@
-//! The C ABI of the layers around attention: the bits of the Rust calls in every way of passing memory, and every refusal, with
-//! proof that nothing was written.
+//! The C ABI of the layers around attention: calls have the bits of the Rust calls with every way of passing
+//! memory, and a refused call writes nothing.
 #![allow(unsafe_code, reason = "the C ABI is called")]
 mod capi_common;
 mod common;
@@ -28,12 +28,13 @@ fn tensor<T>(data: *const T, dtype: u32, dims: &[usize], strides: &[usize]) -> c
     }
 }
 
-/// The bits of what may have been written.
+/// The bits of the memory that a call may write.
 fn bits(written: [&[f32]; 2]) -> Vec<u32> {
     written.into_iter().flatten().map(|x| x.to_bits()).collect()
 }
 
-/// 2 sequences of 7 tokens, 5 channels, 4 taps; x contiguous `[B, T, C]`, y channels first.
+/// A convolution of 2 sequences of 7 tokens with 5 channels and 4 taps; x is contiguous `[B, T, C]`, y has
+/// the channels first.
 struct Conv {
     x: Vec<f32>,
     weight: Vec<f32>,
@@ -82,14 +83,14 @@ impl Conv {
         }
     }
 
-    /// One token of each sequence, y contiguous.
+    /// A call of one token of each sequence, with a contiguous y.
     fn one(&mut self) -> cw_conv {
         let mut call = self.call();
         (call.x.dims[1], call.y.dims[1], call.y.strides) = (1, 1, [C as u64, 0, 1, 0]);
         call
     }
 
-    /// One batch row of two sequences.
+    /// A call of a ragged batch of two sequences.
     fn ragged(&mut self) -> cw_conv {
         let mut call = self.call();
         for tensor in [&mut call.x, &mut call.y] {
@@ -227,7 +228,7 @@ fn convolutions_that_are_refused_have_written_nothing() {
         for (at, (want, change)) in refusals.iter().enumerate() {
             let mut call = call(&mut conv);
             change(&mut call);
-            // SAFETY: refused before anything is touched.
+            // SAFETY: the call is refused before any memory is accessed.
             assert_eq!(unsafe { run(&call) }, *want, "{kind}, refusal {at}");
             assert!(conv.written() == before, "{kind}, refusal {at}");
         }
@@ -235,7 +236,7 @@ fn convolutions_that_are_refused_have_written_nothing() {
     check("forward", forward, Conv::call, cw_conv_forward);
     check("ragged", ragged, Conv::ragged, cw_conv_forward);
     check("decode", decode, Conv::one, cw_conv_decode);
-    // SAFETY: likewise.
+    // SAFETY: as above.
     unsafe {
         assert_eq!(cw_conv_forward(null()), CW_NULL);
         assert_eq!(cw_conv_sizes(&conv.call(), null_mut()), CW_NULL);
@@ -245,13 +246,13 @@ fn convolutions_that_are_refused_have_written_nothing() {
     }
     for size in refused::<cw_conv>() {
         let call = cw_conv { size: size as u32, ..conv.call() };
-        // SAFETY: likewise.
+        // SAFETY: as above.
         assert_eq!(unsafe { cw_conv_forward(&call) }, CW_SIZE, "{size} bytes");
     }
     assert!(conv.written() == before);
 }
 
-/// Rows of 20 elements, 2 sequences of 3 tokens and 2 heads; z in a wider row.
+/// A norm of rows of 20 elements, of 2 sequences of 3 tokens and 2 heads; z is a part of wider rows.
 struct Norm {
     x: Vec<f32>,
     z: Vec<f32>,
@@ -303,7 +304,7 @@ fn norms_are_those_of_the_rust_calls() {
         unsafe {
             assert_eq!(cw_gated_norm_forward(&call), CW_OK);
             assert!(untouched(&norm.y, &want), "{gate:?}");
-            // Where x lies.
+            // In place.
             call.y.data = call.x.data;
             assert_eq!(cw_gated_norm_forward(&call), CW_OK);
             assert!(untouched(&norm.x, &want), "{gate:?}, in place");
@@ -335,7 +336,7 @@ fn norms_that_are_refused_have_written_nothing() {
         (CW_MISALIGNED, |c| c.weight = c.weight.wrapping_byte_add(2)),
         (CW_OVERLAP, |c| c.z.data = c.y.data),
         (CW_OVERLAP, |c| c.weight = c.y.data.cast()),
-        // x in the place of y, but not element by element.
+        // y overlaps x, but its elements are not those of x.
         (CW_OVERLAP, |c| (c.y.data, c.y.strides[1]) = (c.x.data, 20 * 3)),
         (CW_OVERLAP, |c| c.y.data = c.x.data.wrapping_byte_add(4)),
     ];
@@ -344,10 +345,10 @@ fn norms_that_are_refused_have_written_nothing() {
     for (at, (want, change)) in refusals.iter().enumerate() {
         let mut call = norm.call();
         change(&mut call);
-        // SAFETY: refused before anything is touched.
+        // SAFETY: the call is refused before any memory is accessed.
         assert_eq!(unsafe { cw_gated_norm_forward(&call) }, *want, "refusal {at}");
         assert!(norm.written() == before, "refusal {at}");
     }
-    // SAFETY: likewise.
+    // SAFETY: as above.
     assert_eq!(unsafe { cw_gated_norm_forward(null()) }, CW_NULL);
 }

@@ -1,5 +1,5 @@
-//! Models through the C ABI, every way there is to have one: the golden files, refusals that write nothing, and threads that
-//! share a model.
+//! Models through the C ABI, with every way to create one: the golden files, calls that are refused and write
+//! nothing, and threads that share a model.
 #![allow(unsafe_code, reason = "the C ABI is called")]
 mod capi_common;
 mod common;
@@ -19,7 +19,8 @@ use chunkwise::files::{self, ModelFile, Options, Tensor, Tensors};
 use chunkwise::{Attention, Config, FeatureMap, Normaliser, Rule, Shape, State, Strides};
 use common::*;
 
-/// What the reference's outputs may differ by. Identity maps divide by sums that change sign; tests/golden.rs measures them.
+/// The allowed difference from the reference's outputs. Models with the identity map divide by sums that
+/// change sign, and are not compared here; `cli/tests/suite/golden.rs` compares them.
 const CLOSE: f32 = 1e-5;
 
 fn golden() -> Vec<PathBuf> {
@@ -31,7 +32,7 @@ fn golden() -> Vec<PathBuf> {
     files
 }
 
-/// Bytes, aligned as a file's must be.
+/// Bytes with the alignment that a file must have, and their number.
 struct Aligned(Vec<u64>, usize);
 
 impl Aligned {
@@ -57,28 +58,28 @@ impl Aligned {
 
 fn config_of(file: &cw_model_file) -> cw_model_config {
     let mut config = cw_model_config::DEFAULT;
-    // SAFETY: of this test.
+    // SAFETY: the memory is this test's.
     assert_eq!(unsafe { cw_model_file_config(file, &mut config) }, CW_OK);
     config
 }
 
 fn room(config: &cw_model_config) -> Vec<u64> {
     let (mut bytes, mut align) = (0, 0);
-    // SAFETY: of this test.
+    // SAFETY: the memory is this test's.
     assert_eq!(unsafe { cw_model_memory(config, &mut bytes, &mut align) }, CW_OK);
-    assert!(align <= 8, "as Vec<u64> has it");
+    assert!(align <= 8, "more than the alignment of Vec<u64>");
     vec![u64::MAX; (bytes as usize).div_ceil(8)]
 }
 
 fn load(file: &cw_model_file, memory: &mut [u64]) -> *const cw_model {
     let mut model = null();
     let bytes = size_of_val(memory) as u64;
-    // SAFETY: of this test.
+    // SAFETY: the memory is this test's.
     assert_eq!(unsafe { cw_model_load(file, memory.as_mut_ptr().cast(), bytes, &mut model) }, CW_OK);
     model
 }
 
-/// The parameters as a table, backwards, and the names that it points to.
+/// The table of the parameters, in reverse order. It points to the names and data of `tensors`.
 fn table(tensors: &[(CString, Tensor<'_>)]) -> Vec<cw_parameter> {
     let entry = |(name, tensor): &(CString, Tensor<'_>)| {
         let (mut dims, mut strides) = ([0; 4], [0; 4]);
@@ -101,12 +102,12 @@ fn parameters<'a>(tensors: &Tensors<'a>) -> Vec<(CString, Tensor<'a>)> {
 
 fn sizes_of(model: *const cw_model, batch: usize, len: usize) -> cw_model_sizes {
     let mut sizes = cw_model_sizes::DEFAULT;
-    // SAFETY: a model of this test.
+    // SAFETY: the model is this test's.
     assert_eq!(unsafe { cw_model_sizes_of(model, batch as u64, len as u64, &mut sizes) }, CW_OK);
     sizes
 }
 
-/// All memory of a call.
+/// The memory of a call.
 struct Memory {
     output: Vec<f32>,
     state: Vec<f32>,
@@ -142,12 +143,12 @@ fn forward(model: *const cw_model, input: &Tensor<'_>) -> Vec<f32> {
     let sizes = sizes_of(model, batch, len);
     let mut memory = Memory::new(&sizes, sizes.output_bytes as usize / 4);
     let call = memory.call(batch, len, &input.data);
-    // SAFETY: of this test.
+    // SAFETY: the memory is this test's.
     assert_eq!(unsafe { cw_model_forward(model, &call) }, CW_OK);
     memory.output
 }
 
-/// Token by token: the last answer.
+/// The output of the last of all steps.
 fn steps(model: *const cw_model, input: &Tensor<'_>) -> Vec<f32> {
     let [batch, len, embed] = input.shape[..] else { panic!("{:?}", input.shape) };
     let sizes = sizes_of(model, batch, 1);
@@ -156,7 +157,7 @@ fn steps(model: *const cw_model, input: &Tensor<'_>) -> Vec<f32> {
         let rows = (0..batch).flat_map(|b| &input.data[(b * len + t) * embed..][..embed]);
         let rows: Vec<f32> = rows.copied().collect();
         let call = memory.call(batch, 1, &rows);
-        // SAFETY: of this test.
+        // SAFETY: the memory is this test's.
         assert_eq!(unsafe { cw_model_step(model, &call) }, CW_OK);
     }
     memory.output
@@ -195,7 +196,7 @@ fn golden_models() {
         let (mut made, mut opened) = (null(), null());
         let (at, bytes_len) = (memory.as_mut_ptr().cast(), size_of_val(&memory[..]) as u64);
         let text = CString::new(path.to_str().unwrap()).unwrap();
-        // SAFETY: of this test.
+        // SAFETY: the memory is this test's.
         unsafe {
             let count = table.len() as u64;
             let status = cw_model_init(&config, table.as_ptr(), count, 0, 1, at, bytes_len, &mut made);
@@ -219,7 +220,7 @@ fn golden_models() {
                 assert!(untouched(row, &last.data[at * hidden..][..hidden]), "{name} {how}: step");
             }
         }
-        // SAFETY: each once.
+        // SAFETY: each model is closed once.
         unsafe {
             assert_eq!(cw_model_close(opened), CW_OK);
             assert_eq!(cw_model_close(loaded), CW_MODEL);
@@ -276,7 +277,7 @@ fn golden_kernels() {
             ..cw_call::DEFAULT
         };
         let mut sizes = cw_sizes::DEFAULT;
-        // SAFETY: of this test.
+        // SAFETY: the memory is this test's.
         unsafe {
             assert_eq!(cw_attention_sizes(&attention, &call, &mut sizes), CW_OK);
             let mut scratch = vec![SENTINEL; sizes.forward_scratch_bytes as usize / 4];
@@ -314,7 +315,7 @@ fn eight_threads_share_one_model() {
     let input = tensors.tensor("input").unwrap();
     let aligned = Aligned::new(&bytes);
     let mut memory = room(&config_of(&aligned.file()));
-    // As an address: a pointer is not sent to threads, and a model may be.
+    // Threads may share a model, but Rust does not send pointers to threads, so that this passes the address.
     let model = load(&aligned.file(), &mut memory).expose_provenance();
     let shared = || std::ptr::with_exposed_provenance(model);
     let (want, last) = (forward(shared(), &input), steps(shared(), &input));
@@ -363,13 +364,13 @@ fn calls_that_are_refused_have_written_nothing() {
     for (at, (want, change)) in refusals.iter().enumerate() {
         let mut call = memory.call(batch, len, &input.data);
         change(&mut call);
-        // SAFETY: refused before anything is touched.
+        // SAFETY: the call is refused before any memory is accessed.
         assert_eq!(unsafe { cw_model_forward(model, &call) }, *want, "refusal {at}");
         assert!(memory.output.iter().all(|x| x.to_bits() == SENTINEL.to_bits()), "refusal {at}");
         assert!(memory.scratch.iter().all(|x| x.to_bits() == SENTINEL.to_bits()), "refusal {at}");
     }
     let good = memory.call(batch, len, &input.data);
-    // SAFETY: of this test.
+    // SAFETY: the memory is this test's.
     unsafe {
         assert_eq!(cw_model_forward(null(), &good), CW_NULL);
         assert_eq!(cw_model_forward(room.as_ptr().wrapping_byte_add(2).cast(), &good), CW_MISALIGNED);
@@ -418,7 +419,7 @@ fn models_that_are_refused() {
         (CW_UNKNOWN, |c, _| c.attention = 0),
         (CW_UNKNOWN, |c, _| c.attention = 3),
         (CW_UNKNOWN, |c, _| c.reserved = 1),
-        // The blocks of the other attention have other names.
+        // The parameters of lightning attention have other names.
         (CW_PARAMETER, |c, _| c.attention = CW_LIGHTNING),
         (CW_RANGE, |c, _| c.layer_norm_eps = f32::NAN),
         (CW_PARAMETER, |c, _| c.hidden_size += 1),
@@ -437,7 +438,7 @@ fn models_that_are_refused() {
     for (i, (want, change)) in refusals.iter().enumerate() {
         let (mut config, mut table) = (good, table(&parameters));
         change(&mut config, &mut table);
-        // SAFETY: of this test.
+        // SAFETY: the memory is this test's.
         let got = unsafe {
             cw_model_init(&config, table.as_ptr(), table.len() as u64, 0, 1, at, 1 << 40, &mut model)
         };
@@ -448,7 +449,7 @@ fn models_that_are_refused() {
     let mut text = [b'#'; 40];
     let message = text.as_mut_ptr().cast();
     let file = cw_model_file { message, message_bytes: 40, ..aligned.file() };
-    // SAFETY: of this test.
+    // SAFETY: the memory is this test's.
     unsafe {
         let mut table = table(&parameters);
         let (start, count) = (table.as_ptr(), table.len() as u64);
@@ -482,7 +483,7 @@ fn models_that_are_refused() {
         let asked = cw_model_file { json: json.as_ptr().cast(), json_len: json.len() as u64, ..file };
         assert_eq!(cw_model_load(&asked, at, all, &mut model), CW_PARAMETER);
 
-        // Every tensor one byte from where it should be: only a copy can be used.
+        // Every tensor is misaligned by one byte, so that the model could not use the bytes in place.
         let mut moved = vec![0u8; bytes.len() + 8];
         let from = moved.as_ptr().align_offset(8) + 1;
         let from = if from + bytes.len() > moved.len() { from - 8 } else { from };
@@ -498,7 +499,8 @@ fn models_that_are_refused() {
     assert!(memory == before && model == mark);
 }
 
-/// Structures of programs that were compiled with an older header, and those that no header has.
+/// Structures of programs that were compiled with an older header are accepted, and those of sizes that no
+/// header has are refused.
 #[test]
 fn structures_of_other_sizes() {
     let bytes = small();
@@ -511,19 +513,19 @@ fn structures_of_other_sizes() {
     let mut memory = room(&config);
     let model = load(&file, &mut memory);
 
-    // SAFETY: of this test, as all that follow.
+    // SAFETY: the memory is this test's, here and below.
     fills_what_there_is(|config| unsafe { cw_model_file_config(&file, config) });
-    // SAFETY: likewise.
+    // SAFETY: as above.
     fills_what_there_is(|sizes| unsafe { cw_model_sizes_of(model, batch as u64, len as u64, sizes) });
     takes_what_there_is(&config, |config| {
         let (mut bytes, mut align) = (0, 0);
-        // SAFETY: likewise.
+        // SAFETY: as above.
         let status = unsafe { cw_model_memory(config, &mut bytes, &mut align) };
         (status, vec![bytes as u32, align as u32])
     });
     takes_what_there_is(&file, |file| {
         let mut config = cw_model_config::DEFAULT;
-        // SAFETY: likewise.
+        // SAFETY: as above.
         let status = unsafe { cw_model_file_config(file, &mut config) };
         (status, capi_common::bytes(&config).iter().map(|byte| u32::from(*byte)).collect())
     });
@@ -532,9 +534,9 @@ fn structures_of_other_sizes() {
     let forward = |change: &dyn Fn(cw_model_call) -> cw_model_call| {
         let mut memory = Memory::new(&sizes, sizes.output_bytes as usize / 4);
         let call = change(memory.call(batch, len, &input.data));
-        // SAFETY: likewise.
+        // SAFETY: as above.
         let status = unsafe { cw_model_forward(model, &call) };
-        // What a call that was run leaves in scratch is not specified.
+        // The contents of scratch after a call are not specified.
         let scratch = if status == CW_OK { &[][..] } else { &memory.scratch };
         (status, memory.output.iter().chain(scratch).map(|x| x.to_bits()).collect::<Vec<_>>())
     };
@@ -542,7 +544,7 @@ fn structures_of_other_sizes() {
         let (got, want) = (forward(&|call| older(&call, size).0), forward(&|call| older(&call, size).1));
         assert!(got == want, "of {size} bytes: {}, and as a whole {}", got.0, want.0);
     }
-    // The scratch's size is the last field: without it there is none.
+    // The size of scratch is the last field. Without it there is no scratch.
     assert_eq!(forward(&|call| older(&call, size_of::<cw_model_call>() - 8).0).0, CW_TOO_SMALL);
     let untouched = forward(&|call| cw_model_call { abi: 0, ..call }).1;
     for size in refused::<cw_model_call>() {

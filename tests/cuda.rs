@@ -1,7 +1,7 @@
-//! Attention on a GPU against the oracle, in every type, with every option: on the emulator, which runs the PTX that is
-//! shipped, and on a GPU where there is one.
+//! Attention on GPUs, compared with the oracle in every type and with every option: on the emulator, which
+//! runs the shipped PTX, and on a GPU where there is one.
 
-#![allow(unsafe_code, reason = "addresses of device memory")]
+#![allow(unsafe_code, reason = "slices of device memory are made from addresses")]
 mod common;
 mod cuda_common;
 
@@ -11,7 +11,7 @@ use common::*;
 use cuda_common::{Emulator, Target, config, devices, explained, precise, targets, with_emulator};
 use half::{bf16, f16};
 
-/// A case on a device, in a type.
+/// A case on a device, in one type.
 struct Run<E: Number> {
     target: Target,
     attention: cuda::Attention,
@@ -49,7 +49,7 @@ impl<E: Number> Run<E> {
         }
     }
 
-    /// All tokens from the zero state: o and the state after them.
+    /// Computes all tokens from a state of zeros; returns o and the last state.
     fn whole(mut self) -> (Vec<f32>, Vec<f32>) {
         let args = cuda::Forward {
             q: self.q.slice(),
@@ -71,7 +71,7 @@ impl<E: Number> Run<E> {
         explained(self.state.read(Stream::DEFAULT))
     }
 
-    /// Some of the tokens on the state as it is: at once, or one by one.
+    /// Computes some of the tokens on the current state, by forward or one by one.
     fn carry(&mut self, tokens: std::ops::Range<usize>, decode: bool) {
         let Shape { q_strides, k_strides, v_strides, o_strides, .. } = self.config.shape;
         let steps: Vec<_> = if decode { tokens.map(|t| t..t + 1).collect() } else { vec![tokens] };
@@ -95,34 +95,37 @@ impl<E: Number> Run<E> {
     }
 }
 
-/// What q, k and v hold in a type.
+/// The same case with q, k and v rounded to a type.
 fn rounded<E: Number>(case: &Case) -> Case {
     let round = |x: &[f32]| widen(&narrow::<E>(x));
     Case { q: round(&case.q), k: round(&case.k), v: round(&case.v), ..case.clone() }
 }
 
-/// The error that is allowed for outputs, as a part of what they would be if nothing cancelled: that of sums in f32, and the
-/// rounding of outputs; with dot products of bf16 phi, the scores and S are rounded for them besides, and so is v.
+/// The errors that are allowed for outputs and for states, relative to their sizes without cancellation. They
+/// consist of the error of sums in f32 and, for outputs, their rounding. With dot products of bf16, operands
+/// (phi, the scores, S and v) are rounded as well.
 fn allowed<E: Number>(config: &Config, precision: Precision) -> (f64, f64) {
     let unit = match E::NAME {
         "bf16" => 2f64.powi(-8),
         "f16" => 2f64.powi(-11),
         _ => 0.0,
     };
-    // Two terms of bf16 leave out what is below 2^-17; 2^-16 for products of two such numbers and for sums of them.
+    // A number that is represented by two terms of bf16 has an error of 2^-17; products of two such numbers,
+    // and sums of these, have 2^-16. The bound is twice that.
     let terms = if E::NAME == "f32" { 0.0 } else { 2f64.powi(-15) };
     let dot = if precision == Precision::Bf16Dot { 6.0 / 512.0 } else { 0.0 };
     let f32s = element_bound(config);
     (f32s + unit + terms + dot, f32s + terms + dot)
 }
 
-/// Sizes that errors are measured against: f16 has no numbers between multiples of 2^-24.
+/// The sizes with which errors are compared. They are limited from below for f16, whose numbers are multiples
+/// of 2^-24.
 fn sizes<E: Number>(size: Vec<f64>) -> Vec<f64> {
     let least = if E::NAME == "f16" { 2f64.powi(-14) } else { 0.0 };
     size.into_iter().map(|size| size.max(least)).collect()
 }
 
-/// Outputs and state against the oracle, element by element.
+/// Compares outputs and the state with the oracle, element by element.
 fn check<E: Number>(target: &Target, config: Config, seed: u64, segments: Option<usize>) {
     let case = rounded::<E>(&Case::new(config, seed));
     let (want, want_state) = case.oracle();
@@ -152,8 +155,8 @@ fn check_all_types(target: &Target, config: Config, seed: u64, segments: Option<
     check::<f16>(target, config, seed, segments);
 }
 
-/// Below, at and above a tile of each kernel (16, 32 and 64 tokens; K of 64, 128 and 256; panels of 16, 32 and 64 of V), aligned
-/// and not.
+/// Sizes below, at and above those of each kernel (tiles of 16, 32 and 64 tokens; K of 64, 128 and 256;
+/// panels of 16, 32 and 64 columns of V), with aligned rows and others.
 #[test]
 fn all_sizes() {
     for target in targets() {
@@ -197,14 +200,15 @@ fn layouts() {
                 check_all_types(&target, config, order as u64, None);
             }
         }
-        // Rows of q and k that are all the same one.
+        // All tokens, heads and sequences share one row of q.
         let mut config = config([2, 20, 2, 16, 16], Normaliser::None);
         config.shape.q_strides = Strides { batch: 0, token: 0, head: 0 };
         check_all_types(&target, config, 1, None);
     }
 }
 
-/// Segments that are computed at the same time: their sums, the scan, the outputs.
+/// Segments of a sequence that are computed at the same time: their sums, the scan over segments, and the
+/// outputs.
 #[test]
 fn segments() {
     for target in targets() {
@@ -218,7 +222,7 @@ fn segments() {
         }
     }
     for target in precise() {
-        // From a state, and to the same.
+        // The second piece is computed in segments on a carried state.
         for normaliser in normalisers(&[]) {
             let case = Case::new(config([1, 600, 1, 16, 80], normaliser), 5);
             let (o, state) = Run::<f32>::cut(&target, &case, Some(1)).whole();
@@ -246,14 +250,15 @@ fn segments() {
     }
 }
 
-/// Two results whose difference is that of sums in another order.
+/// Checks that two results differ by no more than sums in different orders may.
 fn close(a: &[f32], b: &[f32], most: f64, what: &str) {
     let b: Vec<f64> = b.iter().copied().map(f64::from).collect();
     let error = norm_error(a, &b);
     assert!(error <= most, "{what}: off by {error:e}");
 }
 
-/// Every way of giving a state and of asking for one: what is not asked for is not written, what is given is not changed.
+/// Every way of passing a state. An initial state is not changed, and a last state is only written where one
+/// is given.
 #[test]
 fn states() {
     for target in precise() {
@@ -296,7 +301,7 @@ fn states() {
     }
 }
 
-/// In pieces, at once and token by token, on one state, beside the whole.
+/// Streams in pieces, by forward and token by token, agree with the whole.
 #[test]
 fn streams() {
     let cuts: [(&[usize], _); 5] = [
@@ -307,7 +312,8 @@ fn streams() {
         (&[1, 2, 40, 41], 2),
     ];
     for target in targets() {
-        // Where operands are rounded to bf16, other tiles round others: less is seen, by the cuts that see most.
+        // With operands rounded to bf16, other tiles round other numbers, so that the bound is larger. Only
+        // the cuts that find most errors are used there.
         let (cuts, most) = match target.precision {
             Precision::F32 => (&cuts[..], 2.0 * NORM_ERROR),
             _ => (&cuts[4..], 6.0 / 512.0),
@@ -334,8 +340,9 @@ fn streams() {
     }
 }
 
-/// All tokens one by one, in every type, against the oracle: rows of S that are moved by 16 bytes and that are not, for all heads
-/// or, with a state of an odd length, for some; more than one panel of V and than what a block asks for at once of K.
+/// Decodes all tokens, in every type, and compares with the oracle. Rows of S are accessed by 16 bytes at a
+/// time, by 4, or, if the state of a head has an odd length, by 16 for some heads only. Some cases have
+/// several panels of V, or more rows than a block loads at once.
 #[test]
 fn decodes() {
     for target in precise() {
@@ -360,7 +367,7 @@ fn decode_in<E: Number>(target: &Target, config: Config) {
     let mut run = Run::<E>::new(target, &case);
     run.state = explained(Buffer::zeros(&target.device, run.attention.state_len()));
     run.carry(0..config.shape.len, true);
-    // No products are taken by tensor cores, whatever the precision.
+    // A decode does not use tensor cores, whatever the precision.
     let (most, _) = allowed::<E>(&config, Precision::F32);
     let worst = element_error(&run.outputs(), &want, &sizes::<E>(size));
     assert!(worst <= most, "an element is off by {worst:e}, allowed {most:e}: {} {config:?}", E::NAME);
@@ -368,7 +375,7 @@ fn decode_in<E: Number>(target: &Target, config: Config) {
     assert!(worst <= element_bound(&config), "the state is off by {worst:e}: {} {config:?}", E::NAME);
 }
 
-/// All tokens one by one, on a state that begins some elements after an aligned address: o and the state.
+/// Decodes all tokens on a state that begins some elements after an aligned address; returns o and the state.
 fn decode_at<E: Number>(
     Target { device, precision, .. }: &Target,
     case: &Case,
@@ -383,7 +390,7 @@ fn decode_at<E: Number>(
     let mut state = explained(Buffer::from_slice(device, &around(&vec![0.0; len])));
     let Shape { q_strides, k_strides, v_strides, o_strides, .. } = config.shape;
     for token in 0..case.config.shape.len {
-        // SAFETY: memory of `state`, which nothing else reads or writes meanwhile.
+        // SAFETY: this is memory of `state`, which nothing else accesses during the call.
         let state = unsafe { cuda::SliceMut::from_raw(state.slice_mut().address() + 4 * shift as u64, len) };
         let args = cuda::DecodeStep {
             q: q.slice().from(token * q_strides.token),
@@ -400,13 +407,13 @@ fn decode_at<E: Number>(
     (widen(&explained(o.read(Stream::DEFAULT))), states)
 }
 
-/// One head has the same bits whatever batch is around it, with any strides, and wherever its state lies: however V is split over
-/// blocks, and by how many bytes S is moved.
+/// A head has the same bits in any batch, with any strides and any alignment of its state, which determine
+/// how V is divided among blocks and by how many bytes S is accessed at a time.
 #[test]
 fn decode_bits() {
     for target in precise() {
-        // Rows of 16 bytes in states of which each lies otherwise; panels of 32 and 64 columns, of 64 and 128; a last panel of
-        // less.
+        // States of an odd length, so that the alignment differs between heads; panels of different widths,
+        // also with a last panel of fewer columns.
         for (key, value) in [(33, 72), (17, 128), (130, 40)] {
             for normaliser in normalisers(&[2]) {
                 let (batch, heads) = (target.device.multiprocessors().div_ceil(2) + 1, 2);
@@ -435,7 +442,8 @@ fn decode_bits() {
     }
 }
 
-/// The documented accuracy: f32 within 2e-6 by norm, bf16 and f16 within 1.5 times what rounding inputs and outputs costs.
+/// The documented accuracy: the norm error is at most 2e-6 in f32, and in bf16 and f16 at most 1.5 times the
+/// error of rounding the inputs and outputs.
 #[test]
 fn accuracy() {
     fn over_rounding<E: Number>(target: &Target, config: Config) {
@@ -480,18 +488,20 @@ fn accuracy() {
     }
 }
 
-/// A NaN or an infinity at a token leaves every output before it, and other columns, untouched.
+/// A NaN or an infinity at a token changes no bit of earlier outputs, of the other head and, for v, of other
+/// columns.
 #[test]
 fn nan_stays_in_its_future() {
     for target in targets() {
-        // The last is finite, but not in bf16.
+        // The last number is finite in f32, but not in bf16.
         for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
             for normaliser in normalisers(&[64, 20]) {
                 for (key, value) in [(64, 64), (128, 40)] {
                     let config = config([1, 100, 2, key, value], normaliser);
                     let case = Case::new(config, 2);
                     let (clean, _) = Run::<f32>::new(&target, &case).whole();
-                    // v's is the one that a mask must stop.
+                    // v is tried at more tokens than q and k, because its numbers reach earlier rows of a
+                    // tile unless they are masked.
                     for (tensor, tokens) in
                         [&[5, 64][..], &[0, 37], &[0, 5, 37, 64, 99]].into_iter().enumerate()
                     {
@@ -515,10 +525,11 @@ fn nan_stays_in_its_future() {
                                 let reached = h == 0 && if tensor == 0 { t == token } else { t >= token };
                                 for (column, (got, want)) in got.iter().zip(want).enumerate() {
                                     let mine = reached && (tensor < 2 || column == 3);
-                                    // phi maps what is far below zero, and so do sums that it vanishes in: only NaN must stay.
+                                    // phi may map an infinity to a finite number, and a sum may absorb
+                                    // f32::MAX. Only NaN must reach all outputs that depend on it.
                                     if mine && bad.is_nan() {
                                         let kept = normaliser == Normaliser::None || t == token;
-                                        assert!(got.is_nan() || !kept, "lost at {t}: {name}");
+                                        assert!(got.is_nan() || !kept, "not NaN at {t}: {name}");
                                     } else if !mine {
                                         assert_eq!(
                                             got.to_bits(),
@@ -536,7 +547,7 @@ fn nan_stays_in_its_future() {
     }
 }
 
-/// The same bits for any batch around a sequence, any strides and pieces cut at tiles.
+/// A sequence has the same bits in any batch, with any strides, and in pieces that are cut at tiles.
 #[test]
 fn bits() {
     for target in targets() {
@@ -561,7 +572,8 @@ fn bits() {
     }
 }
 
-/// Whatever order warps and blocks run in. Other tests run in it meanwhile, and must not notice either.
+/// Results have the same bits in whatever order warps and blocks run. The order is a setting of the process,
+/// so that other tests also run in it, and must pass as well.
 #[test]
 fn any_order_gives_the_same_bits() {
     if !with_emulator() {
@@ -577,7 +589,7 @@ fn any_order_gives_the_same_bits() {
     let normalisers = normalisers(&[30, 64, 100]);
     let all = targets().into_iter().flat_map(|target| normalisers.iter().map(move |n| (target.clone(), *n)));
     for (target, normaliser) in all {
-        // Two panels of V: both read a state that one of them overwrites.
+        // With two panels of V, two blocks read a state that one of them overwrites.
         let case = Case::new(config([1, 150, 2, 24, 70], normaliser), 11);
         let run = |policy: i32| {
             schedule(policy);
@@ -598,7 +610,7 @@ fn any_order_gives_the_same_bits() {
     schedule(0);
 }
 
-/// What is refused, and that nothing is written then.
+/// Errors; a refused call writes nothing.
 #[test]
 fn errors() {
     let target = Target { device: devices()[0].clone(), precision: Precision::F32 };
@@ -632,7 +644,7 @@ fn errors() {
     assert!(matches!(refused(too_wide), Some(cuda::Error::Unsupported { .. })));
     let huge = with(good, |c| (c.shape.batch, c.shape.len) = (1 << 31, 0));
     assert_eq!(refused(huge), Some(Error::Overflow { what: "batch x heads" }.into()));
-    // Each head is two blocks, and a grid has no more than 2^31 - 1.
+    // Each head takes two blocks, and a grid has at most 2^31 - 1.
     let blocks = config([1 << 30, 0, 1, 1, 65], Normaliser::None);
     assert_eq!(refused(blocks), Some(Error::Overflow { what: "batch x heads x panels of V" }.into()));
 
@@ -641,7 +653,7 @@ fn errors() {
     for (short, what) in ["q", "k", "v", "o"].into_iter().enumerate() {
         let mut run = Run::<f32>::new(&target, &case);
         let cut = |tensor: usize| if tensor == short { need - 1 } else { need };
-        // SAFETY: the same memory, said to be shorter.
+        // SAFETY: the slices are no longer than their buffers.
         let (q, k, v) = unsafe {
             let slice = |buffer: &Buffer, at| cuda::Slice::from_raw(buffer.slice().address(), cut(at));
             (slice(&run.q, 0), slice(&run.k, 1), slice(&run.v, 2))
@@ -683,7 +695,7 @@ fn errors() {
     assert!(untouched(&run.outputs(), &case.output()));
 }
 
-/// A model's chunk is part of it: the maps and their eps reach the kernels.
+/// The chunk length, the scale and all eps have an effect in the kernels.
 #[test]
 fn options_reach_the_kernels() {
     for target in targets() {

@@ -1,5 +1,6 @@
-//! What a prefill's kernel does, counted by the emulator: bytes that are moved, and the time that an H200 would need for its
-//! instructions if nothing else held it up. By themselves and one after the other, for the counts are the process's.
+//! The work of the kernels, counted by the emulator: the bytes that are moved, and the time that an H200
+//! would need for their instructions alone. The tests are a program of their own and run one after the other,
+//! because the counters belong to the process.
 
 mod common;
 mod cuda_common;
@@ -12,26 +13,28 @@ use common::*;
 use cuda_common::{Counters, Emulator, config, emulated, explained};
 use half::bf16;
 
-/// Multiprocessors of an H200 and their clock, in GHz.
+/// The number of multiprocessors of an H200, and their clock in GHz.
 const MULTIPROCESSORS: f64 = 132.0;
 const CLOCK: f64 = 1.755;
-/// Warp-instructions that one issues in a clock; products of 16 x 8 x 16 by wgmma, 2048 multiply-adds, and the part of that rate
-/// that mma.sync is known for.
+/// The number of warp instructions that a multiprocessor issues in a clock.
 const ISSUES: f64 = 4.0;
+/// The number of products of 16 x 8 x 16, which are 2048 multiply-adds, that wgmma computes in a clock; and
+/// the part of this rate that mma.sync is known to reach.
 const PRODUCTS: f64 = 1.0;
 const SYNC: f64 = 0.62;
-/// Clocks in which a warp that has a scheduler nearly for itself issues an instruction: an assumption, for most instructions
-/// wait for an earlier one, whose latency is four clocks or more.
+/// The number of clocks in which a warp issues an instruction if it has a scheduler nearly for itself. This
+/// is an assumption: most instructions wait for an earlier one, whose latency is four clocks or more.
 const PACE: f64 = 2.0;
-/// Bytes of shared memory that one reads or writes in a clock, as wavefronts.
+/// The number of wavefronts of shared memory that a multiprocessor reads or writes in a clock.
 const WAVEFRONTS: f64 = 1.0;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Tokens of a head that are counted: all heads do the same, and each token more costs the same.
+/// The number of tokens for which one head is counted. The work is the same for all heads, and
+/// proportional to the number of tokens.
 const LEN: usize = 1024;
 
-/// A head in bf16, without a state: what was counted.
+/// The counters of a forward of one head in bf16, without a state.
 fn count(
     device: &Device,
     precision: Precision,
@@ -59,12 +62,13 @@ fn count(
     emulator.counters()
 }
 
-/// Hopper's own kernels, and those of all GPUs as if they ran on the same one.
+/// The devices on which work is counted: one with the kernels of Hopper, and one with those of older GPUs.
 fn counted_on() -> impl Iterator<Item = Device> {
     emulated().iter().rev().cloned()
 }
 
-/// Microseconds of so many heads' work, each of `len` tokens, if nothing else took time.
+/// The microseconds that the counted work takes at this rate for some heads of `len` tokens, if nothing else
+/// takes time.
 fn time(count: u64, heads: f64, len: f64, rate: f64) -> f64 {
     count as f64 * heads * len / LEN as f64 / rate / MULTIPROCESSORS / CLOCK / 1e3
 }
@@ -78,11 +82,11 @@ fn report_times(what: &str, counted: &Counters, (heads, len): (f64, f64)) {
     ));
 }
 
-/// Microseconds of a Hopper kernel whose groups of warps each do one thing after the other: what a group issues, at a warp-
-/// instruction of each warp in `PACE` clocks, and the products that it waits for. The groups run beside one another: the
-/// slowest sets the pace.
+/// Reports the microseconds of each group of warps of a Hopper kernel. A group issues an instruction of each
+/// warp in `PACE` clocks, and waits for its products. The groups run at the same time, so that the slowest
+/// determines the time.
 fn report_phases(counted: &Counters, [of_outputs, of_state]: [u64; 2], (heads, len): (f64, f64)) {
-    // A group's four warps are on four schedulers.
+    // The four warps of a group are on four schedulers.
     let issued = |group: u64| time(group, heads, len, 4.0 / PACE);
     let products = |count: u64| time(count, heads, len, PRODUCTS);
     let groups = [
@@ -114,15 +118,16 @@ fn bytes_and_instructions() {
             (128, Normaliser::Global { eps: 1e-6 }, 125.0),
         ] {
             let counted = count(&device, Precision::Bf16Dot, (dim, normaliser), 1);
-            // Hopper's kernels take 128 columns of V at once where K is 128.
+            // With K = 128, a panel of Hopper's kernels has 128 columns of V.
             let panels = if hopper { 1 } else { dim.div_ceil(64) as u64 };
             let tensor = (2 * LEN * dim) as u64;
-            // Each panel reads q and k, and its columns of v; nothing else is read, and o alone is written.
+            // Each panel reads q, k and its columns of v, and nothing else. Only o is written.
             assert_eq!(counted.global_read, tensor * (2 * panels + 1), "bytes read, K = V = {dim}");
             assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
-            // Products of 16 x 8 x 16, a tile and panel: Q K^T and A V up to the diagonal, on Hopper all of them, the former by
-            // each of two groups elsewhere; Q S and K^T V of all rows. Sums for the normaliser: of A's rows, and of Q and K by
-            // each group.
+            // These are the products of 16 x 8 x 16 for each tile and panel. On Hopper, Q K^T and A V are
+            // computed completely; elsewhere only up to the diagonal, and Q K^T by each of two groups. Q S
+            // and K^T V are computed for all rows. With a normaliser there are also the sums of the rows of
+            // A, and those of Q and K by each group.
             let tiles = (LEN / 64) as u64;
             let (deep, wide) = (dim as u64 / 16, dim as u64 / panels / 8);
             let (of_scores, of_tril) = if hopper { (32, 16) } else { (2 * 20, 10) };
@@ -134,8 +139,8 @@ fn bytes_and_instructions() {
             let of_outputs = tiles * panels * (of_scores * deep + of_tril * wide + 4 * deep * wide + sums[0]);
             let of_state = tiles * panels * (4 * deep * wide + sums[1]);
             assert_eq!(counted.mma_k16 + counted.wgmma_k16, of_outputs + of_state, "products, K = V = {dim}");
-            assert_eq!(if hopper { counted.mma_k16 } else { counted.wgmma_k16 }, 0, "of the other kind");
-            // Elsewhere than on Hopper z is cleared by pairs, once.
+            assert_eq!(if hopper { counted.mma_k16 } else { counted.wgmma_k16 }, 0, "the other products");
+            // On GPUs other than Hopper, z is cleared once by stores of pairs, which conflict.
             let of_z = if normaliser == Normaliser::None || hopper { 0 } else { panels * dim as u64 / 16 };
             assert!(counted.shared_conflicts <= of_z, "bank conflicts, K = V = {dim}");
             let work = (128.0, 4096.0);
@@ -155,7 +160,7 @@ fn bytes_and_instructions() {
                 counted.global_sectors / tiles / panels,
             ));
             if hopper {
-                // Rows of o are written in whole sectors; cp.async is counted by pieces of 16 bytes.
+                // Rows of o are written in whole sectors. cp.async counts one sector for each 16 bytes.
                 assert_eq!(counted.global_sectors, tensor / 32 + 3 * tensor / 16, "sectors, K = V = {dim}");
                 report_phases(&counted, [of_outputs, of_state], work);
             }
@@ -163,14 +168,15 @@ fn bytes_and_instructions() {
     }
 }
 
-/// What `Precision::F32` costs: phi, scores and S as two bf16 each, and all GPUs' kernels on Hopper as well.
+/// The work of `Precision::F32` for tensors in bf16: phi, the scores and S are each represented by two
+/// numbers of bf16, and Hopper runs the kernels of older GPUs.
 #[test]
 fn precise() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let device = counted_on().next().expect("the emulator");
     for dim in [64, 128] {
         let counted = count(&device, Precision::F32, (dim, Normaliser::None), 1);
-        // Panels of 64 columns of V.
+        // A panel has 64 columns of V.
         let tensor = (2 * LEN * dim) as u64;
         assert_eq!(counted.global_read, tensor * (2 * dim as u64 / 64 + 1), "bytes read, K = V = {dim}");
         assert_eq!(counted.global_written, tensor, "bytes written, K = V = {dim}");
@@ -183,7 +189,7 @@ fn precise() {
     }
 }
 
-/// Sequences in segments: all but the last are read once more for their sums, k and v only.
+/// For a sequence in segments, k and v of all segments but the last are read once more, for their sums.
 #[test]
 fn segments() {
     const SEGMENTS: usize = 4;
@@ -193,10 +199,10 @@ fn segments() {
         let counted = count(&device, Precision::Bf16Dot, (dim, Normaliser::None), SEGMENTS);
         let (tensor, state) = ((2 * LEN * dim) as u64, (4 * dim * dim) as u64);
         let again = 2 * tensor / all * (all - 1);
-        // The sums are written, scanned in place, and read where outputs begin.
+        // The sums are written, scanned in place, and read where the outputs of a segment begin.
         assert_eq!(counted.global_read, 3 * tensor + again + state * (all - 1 + all), "bytes read");
         assert_eq!(counted.global_written, tensor + state * (all - 1 + all), "bytes written");
-        // Memory's floor is that of the tensors once, 4.3 TB/s.
+        // The lower bound is the time to move the tensors once, at 4.3 TB/s.
         let floor = 16.0 * 16384.0 * dim as f64 * 2.0 * 4.0 / 4.3e6;
         let moved = 16.0 * (16384.0 / LEN as f64) * (4 * tensor + again) as f64 / 4.3e6;
         report_times(
@@ -210,7 +216,7 @@ fn segments() {
     }
 }
 
-/// One token of heads in bf16: what was counted, and elements of the state.
+/// The counters of a decode of some heads in bf16, and the number of elements of the state.
 fn count_decode(device: &Device, heads: usize, dim: usize, normaliser: Normaliser) -> (Counters, u64) {
     let emulator = Emulator::get();
     let config = config([1, 1, heads, dim, dim], normaliser);
@@ -226,12 +232,13 @@ fn count_decode(device: &Device, heads: usize, dim: usize, normaliser: Normalise
     (emulator.counters(), attention.state_len() as u64)
 }
 
-/// One token reads the state once and writes it once, in whole sectors, by 16 bytes a thread; instructions take less time than
-/// memory by far.
+/// A decode reads and writes the state once, in whole sectors, 16 bytes for each thread. Its instructions
+/// take much less time than its accesses to memory.
 #[test]
 fn decode_passes_over_the_state_once() {
-    /// Fewer heads than multiprocessors, which are split where there is no normaliser, and more.
+    /// Fewer heads than multiprocessors, so that heads without a normaliser are divided among more blocks.
     const FEW: usize = 16;
+    /// More heads than multiprocessors.
     const MANY: usize = 136;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let device = Emulator::get().open().expect("the emulator's device");
@@ -257,10 +264,10 @@ fn decode_passes_over_the_state_once() {
         };
         let blocks = row / columns;
         assert_eq!(counted.blocks, rows * blocks, "blocks, {name}");
-        // Each block reads q and k, and its columns of v.
+        // Each block reads q, k and its columns of v.
         let (inputs, output) = (2 * (2 * blocks + 1) * row * rows, 2 * row * rows);
         if per_chunk {
-            // The sums of all tokens are not written within a chunk; each thread reads the count.
+            // Within a chunk, the sums of the finished chunks are not written. Each thread reads the count.
             let threads = counted.global_read - inputs - 4 * (state_len - rows);
             assert!([256, 512].map(|threads| 4 * threads * rows).contains(&threads), "bytes read, {name}");
             assert_eq!(counted.global_written, 2 * (state_len + rows) + output, "bytes written, {name}");

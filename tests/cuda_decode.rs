@@ -1,9 +1,9 @@
-//! Launches of decode.cu by themselves: the same bits however a head is cut, and whether the tests would notice a fault. The PTX
-//! that is shipped with one barrier taken away, one comparison off by one, or one number less in a sum must fault in the emulator
-//! or give another result.
+//! Launches of the kernels of decode.cu: the bits are the same however a head is divided, and mutations of
+//! the kernels are detected. If the shipped PTX lacks one barrier, has one comparison off by one, or leaves
+//! one number out of a sum, it must fault in the emulator or give another result.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#![allow(unsafe_code, reason = "a kernel runs on memory by its address")]
+#![allow(unsafe_code, reason = "a kernel accesses memory by its address")]
 #[path = "../src/cuda/args.rs"]
 #[allow(dead_code, reason = "the kernels of one source are launched")]
 mod args;
@@ -24,24 +24,24 @@ use cuda_emulator::parse;
 const HEADS: usize = 2;
 const ORDERS: [Policy; 3] = [Policy::Ascending, Policy::Descending, Policy::Random];
 
-/// What a kernel is given, as it lies in memory.
+/// The bytes of a kernel's arguments.
 fn bytes(args: &DecodeArgs) -> Vec<u8> {
     let len = offset_of!(DecodeArgs, scale) + size_of::<f32>();
-    // SAFETY: numbers without padding between them; what follows the last is left out.
+    // SAFETY: these bytes are numbers without padding between them; the padding at the end is not included.
     let mut bytes = unsafe { std::slice::from_raw_parts((&raw const *args).cast::<u8>(), len) }.to_vec();
     bytes.resize(size_of::<DecodeArgs>(), 0);
     bytes
 }
 
-/// The last token of two heads, from the state before it.
+/// A decode of the last token of two heads, from the state before it.
 struct Plan {
     normaliser: Normaliser,
     case: Case,
     before: Vec<f32>,
-    /// o and the state after it, and what they would be if nothing cancelled.
+    /// o and the last state, and their sizes without cancellation.
     want: Vec<f64>,
     size: Vec<f64>,
-    /// Threads of a block, and blocks of a head.
+    /// The number of threads of a block, and of blocks for each head.
     cut: (u32, u32),
 }
 
@@ -49,7 +49,8 @@ impl Plan {
     fn new(normaliser: Normaliser, [len, key, value]: [usize; 3], cut: (u32, u32)) -> Self {
         let config = Config::new(Rule::linear(normaliser), Shape::new(1, len, HEADS, key, value));
         let mut case = Case::new(config, 7);
-        // The first and last columns weigh, so that what is off by one is more than a rounding.
+        // The first and last columns are large, so that an index that is off by one has more effect than
+        // rounding.
         for row in case.q.chunks_exact_mut(key).chain(case.k.chunks_exact_mut(key)) {
             (row[0], row[key - 1]) = (row[0] + 3.0, row[key - 1] + 3.0);
         }
@@ -74,7 +75,7 @@ impl Plan {
         }
     }
 
-    /// o and the state after a launch of an entry.
+    /// Launches an entry; returns o and the state.
     fn launch(&self, entry: &Entry, policy: Policy) -> Result<Vec<f32>, String> {
         let Shape { len, key, value, .. } = self.case.config.shape;
         let (chunk, eps) = match self.normaliser {
@@ -125,7 +126,7 @@ impl Plan {
         let options = Options { policy, seed: 3, budget: 1 << 22, ..Options::default() };
         let buffers = tensors.iter().chain([&o, &state]);
         let map = Map::new(buffers.map(|buffer| (buffer.address(), buffer.len() as u64)));
-        // SAFETY: the map names these buffers, which only this launch has.
+        // SAFETY: the map contains these buffers, which only this launch accesses.
         let (_, result) = unsafe { launch(entry, &bytes(&args), map, grid, options) };
         result.map_err(|fault| fault.text)?;
         let numbers = [o, state].into_iter().flat_map(|buffer| {
@@ -142,8 +143,9 @@ impl Plan {
     }
 }
 
-/// Each normaliser, by 16 bytes and not, within a chunk and at its end, one and more panels, a part of a block's rows and more
-/// than it asks for at once. Plans of an entry that differ in their cuts alone stand side by side.
+/// Plans with each normaliser, accesses of 16 and of 4 bytes, tokens within a chunk and at its end, one and
+/// several panels, and fewer and more rows than a block loads at once. Plans that differ only in how a head
+/// is divided follow each other.
 fn plans() -> Vec<Plan> {
     let (none, global, per_chunk) =
         (Normaliser::None, Normaliser::Global { eps: 1e-6 }, Normaliser::per_chunk(3));
@@ -176,7 +178,7 @@ fn parsed(lines: &[String]) -> Result<Entry, String> {
     module.entries.into_iter().next().ok_or_else(|| "no entry".to_owned())
 }
 
-/// As shipped: right, in the same bits in every order and for every cut.
+/// The shipped PTX is right, and gives the same bits in every order and however a head is divided.
 #[test]
 fn cuts_give_the_same_bits() {
     let mut last: Option<(&str, Vec<f32>, Vec<f32>)> = None;
@@ -197,8 +199,8 @@ fn cuts_give_the_same_bits() {
     }
 }
 
-/// Plants what `change` makes of single lines. Each that changes a bit of a result must fault or be further off than sums in
-/// another order may be; so must all others where `all` have an effect.
+/// Runs the PTX with single lines replaced by what `change` returns. A mutation that changes a bit of a
+/// result must fault or exceed the bound of rounding errors; with `all`, every mutation must.
 fn faults(what: &str, all: bool, change: impl Fn(&str) -> Vec<String>) {
     let plans = plans();
     let (mut noticed, mut equal, mut missed) = (0, 0, Vec::new());
@@ -245,7 +247,7 @@ fn barriers() {
 #[test]
 fn sums() {
     let change = |line: &str| {
-        // A product that is not added, a number that is not, a part of a warp's sum that is not.
+        // A product is not added, or a number from shared memory is taken as 0.
         let fma = line.contains("fma.rn.f32").then(|| {
             let (before, sum) = line.rsplit_once(", ").expect("operands");
             let to = before.split_whitespace().nth(1).expect("a register").trim_end_matches(',');

@@ -1,5 +1,5 @@
-//! Every way in which a GPU's driver can fail, as the emulator plays it: what is returned, in whose words, and that nothing
-//! stays allocated, loaded, retained or current afterwards.
+//! Failures of a GPU's driver, which the emulator simulates: the errors that are returned, with the driver's
+//! or the loader's message, and that nothing remains allocated, loaded, retained or current afterwards.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(
@@ -23,7 +23,7 @@ use cuda_common::{Emulator, Live, config, emulator_path};
 use half::bf16;
 use libloading::Library;
 
-/// The emulator, as at its start, for one test at a time: its state is of the process.
+/// The emulator in its initial state, for one test at a time, because its state belongs to the process.
 struct Alone {
     emulator: &'static Emulator,
     _turn: MutexGuard<'static, ()>,
@@ -32,7 +32,7 @@ struct Alone {
 impl Alone {
     fn new() -> Self {
         static TURN: Mutex<()> = Mutex::new(());
-        // A test that fails leaves nothing that the reset does not undo.
+        // The reset also undoes everything that a failed test has left.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let emulator = Emulator::get();
         emulator.reset();
@@ -49,7 +49,7 @@ impl std::ops::Deref for Alone {
 
 /// Opens a library as the driver.
 fn open(path: impl AsRef<Path>, ordinal: usize) -> cuda::Result<Device> {
-    // SAFETY: the emulator, or libraries of the system whose initialisers do no harm.
+    // SAFETY: these are the emulator and libraries of the system, whose initialisers do no harm.
     unsafe { Device::open_with(path.as_ref(), ordinal) }
 }
 
@@ -57,7 +57,7 @@ fn refused(path: impl AsRef<Path>, ordinal: usize) -> Error {
     open(path, ordinal).expect_err("it must be refused")
 }
 
-/// The functions of the driver that the library uses: read from its source, so that none is forgotten.
+/// The functions of the driver that the library uses. They are read from its source, so that none is missing.
 fn functions() -> Vec<&'static str> {
     let source = include_str!("../src/cuda/driver.rs");
     let (_, list) = source.split_once("\nfunctions! {").expect("the list of functions");
@@ -67,12 +67,12 @@ fn functions() -> Vec<&'static str> {
     functions
 }
 
-/// A function as errors name it.
+/// The name of a function in errors.
 fn without_version(function: &str) -> &str {
     function.strip_suffix("_v2").unwrap_or(function)
 }
 
-/// One sentence, with the words it must have.
+/// Checks that an error is one sentence and contains these words.
 fn assert_says(error: &Error, words: &[&str]) {
     let text = error.to_string();
     assert!(words.iter().all(|word| text.contains(word)), "{text:?} lacks one of {words:?}");
@@ -91,12 +91,12 @@ fn no_driver() {
     let emulator = Alone::new();
     let error = refused("/nowhere/libcuda.so.1", 0);
     let Error::NoDriver { text } = &error else { panic!("{error:?}") };
-    assert!(text.contains("/nowhere/libcuda.so.1"), "the loader's words are lost: {text:?}");
+    assert!(text.contains("/nowhere/libcuda.so.1"), "without the loader's message: {text:?}");
     assert_says(&error, &["no CUDA driver", text]);
-    // A file that is no library.
+    // This file is not a library.
     let error = refused(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"), 0);
     let Error::NoDriver { text } = &error else { panic!("{error:?}") };
-    assert!(text.contains("Cargo.toml"), "the loader's words are lost: {text:?}");
+    assert!(text.contains("Cargo.toml"), "without the loader's message: {text:?}");
     assert_eq!(emulator.live(), Live::default());
 }
 
@@ -107,7 +107,7 @@ fn not_the_driver() {
         let error = refused(library, 0);
         let Error::MissingSymbol { symbol, text } = &error else { panic!("{error:?}") };
         assert_eq!(*symbol, functions()[0], "the first that is missing");
-        assert!(text.contains("cuInit"), "the loader's words are lost: {text:?}");
+        assert!(text.contains("cuInit"), "without the loader's message: {text:?}");
         assert_says(&error, &["cuInit", text]);
     }
 }
@@ -124,14 +124,14 @@ fn driver_too_old() {
     assert_says(&refused(emulator_path(), 0), &["CUDA 10.2", "CUDA 11.0"]);
     assert_eq!(emulator.calls("cuInit"), 0, "nothing was started");
     emulator.driver_version(11_000);
-    assert!(open(emulator_path(), 0).is_ok(), "the least that is needed is enough");
+    assert!(open(emulator_path(), 0).is_ok(), "the oldest supported version is refused");
 }
 
 #[test]
 fn no_device() {
     let emulator = Alone::new();
     let words = "no CUDA-capable device is detected";
-    // As NVIDIA's driver says it: already at its start.
+    // NVIDIA's driver returns this error already from cuInit.
     emulator.device(0, (9, 0), 132, 232_448);
     let error = refused(emulator_path(), 0);
     assert_eq!(error, Error::NoDevice { ordinal: 0, count: 0, text: words.into() });
@@ -140,7 +140,7 @@ fn no_device() {
     emulator.fail("cuInit", 100, 0);
     assert_eq!(refused(emulator_path(), 0), error);
 
-    // Fewer than asked for, after a start that went well.
+    // There are devices, but not the one with this ordinal.
     emulator.reset();
     drop(open(emulator_path(), 0).expect("there is one"));
     emulator.device(2, (9, 0), 132, 232_448);
@@ -190,16 +190,16 @@ fn out_of_memory() {
     }
     let error = Buffer::from_slice(&device, &[0f32; 501]).expect_err("more than there is");
     assert_eq!(error, Error::OutOfMemory { bytes: 2004, text: "out of memory".into() });
-    // More than can be said.
+    // The number of bytes overflows.
     let error = Buffer::<f32>::zeros(&device, usize::MAX / 2).expect_err("more than there is");
     assert_eq!(error, chunkwise::Error::Overflow { what: "the buffer" }.into());
     assert_says(&error, &["the buffer"]);
-    // What fits, still fits; what was held is unharmed.
+    // An allocation that fits still succeeds, and the first buffer is unchanged.
     let rest = Buffer::<f32>::zeros(&device, 500).expect("the rest");
     assert_eq!(held.read(Stream::DEFAULT), Ok(vec![1.0; 500]));
     assert_eq!(rest.read(Stream::DEFAULT), Ok(vec![0.0; 500]));
     drop(rest);
-    assert!(Buffer::<f32>::zeros(&device, 500).is_ok(), "what was freed can be had again");
+    assert!(Buffer::<f32>::zeros(&device, 500).is_ok(), "freed memory can't be allocated again");
     drop((held, device));
     assert_eq!(emulator.live(), Live::default());
 }
@@ -211,7 +211,7 @@ fn unsupported_ptx() {
         (209, "no kernel image is available for execution on the device"),
         (218, "a PTX JIT compilation failed"),
         (222, "the provided PTX was compiled with an unsupported toolchain."),
-        // The emulator has no words for it.
+        // The emulator has no message for this code.
         (221, "unknown error"),
     ];
     for (code, words) in codes {
@@ -229,12 +229,12 @@ fn unsupported_ptx() {
             }
         );
         assert_says(&error, &["sm_90a/prefill_bf16_dot/prefill_64_global", words]);
-        // The second module.
+        // Now the second module fails.
         emulator.fail("cuModuleLoadDataEx", 0, 0);
         emulator.fail("cuModuleLoadDataEx", code, 1);
         let error = things.all(&emulator).expect_err("no second module");
         assert_eq!(error, Error::UnsupportedPtx { module: "sm_80/decode/scan".into(), text: words.into() });
-        // It is tried again, and works once it can.
+        // The load is tried again, and succeeds when the driver no longer fails.
         emulator.fail("cuModuleLoadDataEx", 0, 0);
         assert!(things.all(&emulator).is_ok(), "{code} is remembered");
         drop(things);
@@ -252,10 +252,11 @@ fn compiling_is_disabled() {
     assert_eq!(error, Error::JitDisabled { text: "PTX JIT compilation was disabled".into() });
     assert_says(&error, &["CUDA_DISABLE_PTX_JIT", "CUDA_DISABLE_JIT", "PTX JIT compilation was disabled"]);
     emulator.fail("cuModuleLoadDataEx", 0, 0);
-    assert!(things.all(&emulator).is_ok(), "it is remembered");
+    assert!(things.all(&emulator).is_ok(), "the failure is remembered");
 }
 
-/// Hopper with a driver that is older than its own kernels runs those of all GPUs, as it does where a test asks for them.
+/// Hopper with a driver that is older than Hopper's kernels runs the kernels of older GPUs, as with
+/// `without_wgmma`.
 #[test]
 fn hopper_without_its_own_kernels() {
     let emulator = Alone::new();
@@ -280,7 +281,7 @@ fn hopper_without_its_own_kernels() {
     assert!(by_mma.windows(2).all(|two| two[0] == two[1]), "the same kernels");
 }
 
-/// The log of the driver's compiler is passed on: here that of a driver that became older than the kernels.
+/// Errors contain the log of the driver's compiler, here of a driver that is too old for the kernels.
 #[test]
 fn unsupported_ptx_log() {
     let emulator = Alone::new();
@@ -291,7 +292,7 @@ fn unsupported_ptx_log() {
     let Error::UnsupportedPtx { module, text } = &error else { panic!("{error:?}") };
     assert_eq!(module, "sm_90a/prefill_bf16_dot/prefill_64_global");
     assert!(text.starts_with("the provided PTX was compiled with an unsupported toolchain. "), "{text}");
-    assert!(text.ends_with("PTX ISA 8.0 is newer than the driver"), "the log is lost: {text}");
+    assert!(text.ends_with("PTX ISA 8.0 is newer than the driver"), "without the log: {text}");
     assert_says(&error, &[module, text]);
     drop(things);
     assert_eq!(emulator.live(), Live::default());
@@ -300,15 +301,16 @@ fn unsupported_ptx_log() {
 // --- each function, at each of its calls
 
 const KEY: usize = 8;
-/// Two panels of columns, so that a carried state's sums are copied before they are overwritten.
+/// V: two panels of columns, so that the sums of a carried state are copied before they are overwritten.
 const VALUE: usize = 72;
-/// Two segments' tokens.
+/// T: the tokens of two segments.
 const LEN: usize = 512;
 
-/// Modules of one kernel each: prefill, scan, snapshot, decode.
+/// The number of modules, each of one kernel: prefill, scan, snapshot and decode.
 const MODULES: u64 = 4;
 
-/// What a program holds of a device: filled step by step, so that what failed leaves the rest alive.
+/// The objects of a program on a device. They are made one after the other, so that those before a failure
+/// remain.
 #[derive(Default)]
 struct Things {
     device: Option<Device>,
@@ -334,8 +336,8 @@ impl Things {
         Ok(self.device.clone().expect("just opened"))
     }
 
-    /// Every call of the library, so that every function and every kernel of attention is used. Returns the outputs and the
-    /// state. May be called again after a failure.
+    /// Makes calls that use every function of the driver and every kernel of attention; returns the outputs
+    /// and the state. It can be called again after a failure.
     fn all(&mut self, emulator: &Emulator) -> cuda::Result<(Vec<f32>, Vec<f32>)> {
         let device = self.open(emulator)?;
         self.inputs.clear();
@@ -363,7 +365,8 @@ impl Things {
     }
 }
 
-/// What a clean run returns, and how often it calls each function, before and until the end of its drop.
+/// The results of a run without failures, and how often it calls each function: until the drop of its
+/// objects, and with the drop.
 struct Clean {
     results: (Vec<f32>, Vec<f32>),
     calls: Vec<(&'static str, u64, u64)>,
@@ -384,7 +387,8 @@ impl Clean {
     }
 }
 
-/// Functions whose failure can't be returned: those of drops, and the text of an error.
+/// Functions whose failures can't be returned: those that drops call, and the one that returns the text of an
+/// error.
 const SILENT: [&str; 6] = [
     "cuCtxSynchronize",
     "cuCtxPopCurrent_v2",
@@ -394,7 +398,8 @@ const SILENT: [&str; 6] = [
     "cuGetErrorString",
 ];
 
-/// From its k-th call on each function fails, for each k: the call that needed it says so, and what was made is let go.
+/// Each function fails from its k-th call on, for each k. The library's call returns the error, and all
+/// objects are released.
 #[test]
 fn every_call_fails() {
     let emulator = Alone::new();
@@ -407,7 +412,8 @@ fn every_call_fails() {
             (1, 1, "invalid argument"),
             (2, 700, "an illegal memory access was encountered"),
         ] {
-            // All codes are alike: one for each place, all at the first and the last.
+            // All codes are handled in the same way. Each is tried at the first and the last call, and at a
+            // third of the others.
             let places = (0..calls).filter(|k| *k == 0 || *k + 1 == calls || k % 3 == turn);
             for k in places {
                 tried += 1;
@@ -420,7 +426,7 @@ fn every_call_fails() {
                 assert_eq!(result, Err(Error::Driver { call, code, text: text.into() }), "{name}");
                 assert_says(&result.expect_err("as above"), &[call, &code.to_string(), text]);
                 emulator.fail(function, 0, 0);
-                // Of a buffer that could not be filled its context could not be entered to free it either.
+                // Where a context can't be entered, a buffer that could not be filled can't be freed either.
                 let lost = if function == "cuCtxPushCurrent_v2" { emulator.live().allocations } else { 0 };
                 let held = things.inputs.len() as u64
                     + u64::from(things.outputs.is_some())
@@ -444,7 +450,7 @@ fn every_call_fails() {
     assert!(tried >= places, "a place was left out");
 }
 
-/// After a failure that has passed the same objects work, and give the same.
+/// After a temporary failure, the same objects work and give the same results.
 #[test]
 fn failures_pass() {
     let emulator = Alone::new();
@@ -460,10 +466,10 @@ fn failures_pass() {
             emulator.reset();
             emulator.fail(function, 999, k);
             let mut things = Things::default();
-            // The attribute is set once.
+            // The attribute is set only once.
             assert_eq!(things.all(&emulator).is_err(), function != "cuFuncSetAttribute" || k == 0);
             emulator.fail(function, 0, 0);
-            let results = things.all(&emulator).expect("it has passed");
+            let results = things.all(&emulator).expect("no failure any more");
             assert_eq!(first_difference(&results.0, &clean.results.0), None, "{function} {k}");
             assert_eq!(first_difference(&results.1, &clean.results.1), None, "{function} {k}");
             drop(things);
@@ -472,7 +478,8 @@ fn failures_pass() {
     }
 }
 
-/// What fails in drops only: results are there, nothing panics, and what is left is what could not be let go.
+/// Functions that fail only in drops: results are returned, nothing panics, and only those objects remain
+/// that could not be released.
 #[test]
 fn drops_fail() {
     let emulator = Alone::new();
@@ -493,7 +500,7 @@ fn drops_fail() {
             let results = things.all(&emulator).expect("only drops fail");
             assert_eq!(first_difference(&results.0, &clean.results.0), None, "{function}");
             assert_eq!(first_difference(&results.1, &clean.results.1), None, "{function}");
-            // Those that failed, of the same number of calls as without failures.
+            // The number of calls is the same as without failures.
             drop(things);
             assert_eq!(emulator.calls(function), calls, "{function} was given up, or tried again");
             let failed = calls - k;
@@ -501,11 +508,12 @@ fn drops_fail() {
             let want = match function {
                 "cuCtxPopCurrent_v2" => Live { pushed: failed, ..Live::default() },
                 "cuMemFree_v2" => Live { allocations: failed, bytes: live.bytes, ..Live::default() },
-                // What may still run is not unloaded.
+                // A module whose kernels may still run is not unloaded.
                 "cuCtxSynchronize" => Live { modules: MODULES, ..Live::default() },
                 "cuModuleUnload" => Live { modules: failed, ..Live::default() },
                 "cuDevicePrimaryCtxRelease_v2" => Live { retained: failed, ..Live::default() },
-                // Six buffers are dropped before the device; without its context nothing can be freed.
+                // Six buffers are dropped before the device. If its context can't be entered, nothing can be
+                // freed.
                 _ => Live { allocations: failed - 1, bytes: live.bytes, modules: MODULES, ..Live::default() },
             };
             assert_eq!(live, want, "{function} from call {k} on");
@@ -513,7 +521,7 @@ fn drops_fail() {
     }
 }
 
-/// A driver that can't even say what is wrong.
+/// The driver has no text for an error.
 #[test]
 fn no_words() {
     let emulator = Alone::new();
@@ -522,7 +530,7 @@ fn no_words() {
     let mut things = Things::default();
     let error = things.all(&emulator).expect_err("no launch");
     assert_eq!(error, Error::Driver { call: "cuLaunchKernel", code: 999, text: "unknown error".into() });
-    // A number that the driver does not know.
+    // The driver does not know this code.
     emulator.fail("cuGetErrorString", 0, 0);
     emulator.fail("cuLaunchKernel", 123_456, 0);
     let error = things.all(&emulator).expect_err("no launch");
@@ -530,7 +538,7 @@ fn no_words() {
     assert_says(&error, &["cuLaunchKernel", "123456", "unknown error"]);
 }
 
-/// The variants that no driver is needed for.
+/// The messages of errors that do not come from a driver.
 #[test]
 fn own_words() {
     let _alone = Alone::new();
@@ -540,9 +548,10 @@ fn own_words() {
     assert_says(&Error::NoDevice { ordinal: 3, count: 1, text: String::new() }, &["device 3", "there are 1"]);
 }
 
-// --- kernels that go wrong
+// --- faults of kernels
 
-/// A kernel's fault is said by the next call that waits, and by all after it; a device that is opened anew works.
+/// A kernel's fault is returned by the next call that waits and by all later calls. A device that is opened
+/// again works.
 #[test]
 fn kernel_faults() {
     let emulator = Alone::new();
@@ -563,7 +572,7 @@ fn kernel_faults() {
             "longer than the memory" => short.slice().address(),
             _ => 4096,
         };
-        // SAFETY: it is not: the emulator finds out.
+        // SAFETY: this is wrong on purpose; the emulator must detect the access.
         let q = unsafe { Slice::from_raw(address, LEN * KEY) };
         let (k, v) = (things.inputs[1].slice(), things.inputs[2].slice());
         let (o, workspace) =
@@ -572,17 +581,17 @@ fn kernel_faults() {
             Forward { q, k, v, state: State::Zero, o: o.slice_mut(), workspace: workspace.slice_mut() };
         assert_eq!(attention.forward(args, Stream::DEFAULT), Ok(()), "launches do not wait");
         let words = emulator.fault();
-        assert!(words.contains("prefill_64"), "the emulator says: {words}");
+        assert!(words.contains("prefill_64"), "another kernel than expected: {words}");
 
         let failed = |call| Error::Driver { call, code, text: text.into() };
-        let error = device.synchronize(Stream::DEFAULT).expect_err("the kernel went wrong");
+        let error = device.synchronize(Stream::DEFAULT).expect_err("the kernel's fault");
         assert_eq!(error, failed("cuStreamSynchronize"));
         assert_says(&error, &["cuStreamSynchronize", &code.to_string(), text]);
         assert_eq!(o.read(Stream::DEFAULT), Err(failed("cuMemcpyDtoHAsync")));
         assert_eq!(short.read(Stream::DEFAULT), Err(failed("cuMemcpyDtoHAsync")));
         assert_eq!(Buffer::<f32>::zeros(&device, 1).err(), Some(failed("cuMemAlloc")));
         drop((short, attention, device, things));
-        // A context that is broken can't be waited for: its modules go with it.
+        // Nothing can wait for a broken context, so that its modules are not unloaded.
         let lost = Live { modules: MODULES, ..Live::default() };
         assert_eq!(emulator.live(), lost, "{bad}: after {words}");
 
@@ -594,21 +603,21 @@ fn kernel_faults() {
     }
 }
 
-// --- the program around
+// --- other users of the driver in the same program
 
-/// The driver's own functions, as another library of the same program calls them.
+/// The functions of the driver, as another library in the same program calls them.
 struct Host(Library);
 
 impl Host {
     fn new() -> Self {
-        // SAFETY: the emulator.
+        // SAFETY: this is the emulator.
         Self(unsafe { Library::new(emulator_path()) }.expect("the emulator's library"))
     }
 
-    /// A context of its own, of another device, kept.
+    /// Retains the context of another device, which is then the program's.
     fn retain(&self, device: c_int) -> usize {
         let mut context = 0;
-        // SAFETY: the functions' types, and a pointer to a handle.
+        // SAFETY: this is the function's type, and the pointer is to a handle.
         unsafe {
             let retain = self.0.get::<extern "C" fn(&mut usize, c_int) -> c_int>(b"cuDevicePrimaryCtxRetain");
             assert_eq!(retain.expect("it has it")(&mut context, device), 0);
@@ -617,21 +626,21 @@ impl Host {
     }
 
     fn set(&self, context: usize) {
-        // SAFETY: the function's type.
+        // SAFETY: this is the function's type.
         let set = unsafe { self.0.get::<extern "C" fn(usize) -> c_int>(b"cuCtxSetCurrent") };
         assert_eq!(set.expect("it has it")(context), 0);
     }
 
     fn current(&self) -> usize {
         let mut context = usize::MAX;
-        // SAFETY: the function's type, and a pointer to a handle.
+        // SAFETY: this is the function's type, and the pointer is to a handle.
         let get = unsafe { self.0.get::<extern "C" fn(&mut usize) -> c_int>(b"cuCtxGetCurrent") };
         assert_eq!(get.expect("it has it")(&mut context), 0);
         context
     }
 }
 
-/// The context that the program had current is current after every call, whether it failed or not.
+/// The program's current context is current again after every call, whether the call failed or not.
 #[test]
 fn contexts_are_left_alone() {
     let emulator = Alone::new();
@@ -644,7 +653,7 @@ fn contexts_are_left_alone() {
         host.set(context);
         let mut things = Things::default();
         assert!(things.all(&emulator).is_ok());
-        assert_eq!(host.current(), context, "after all that went well");
+        assert_eq!(host.current(), context, "after calls that succeeded");
         for function in [
             "cuMemAlloc_v2",
             "cuLaunchKernel",
@@ -658,19 +667,20 @@ fn contexts_are_left_alone() {
             emulator.fail(function, 0, 0);
             assert_eq!(host.current(), context, "after {function} failed");
             drop(fresh);
-            assert_eq!(host.current(), context, "after the drop of what was there when {function} failed");
+            assert_eq!(host.current(), context, "after the drops that followed a failure of {function}");
         }
         drop(things);
         assert_eq!(host.current(), context, "after drops");
     }
     drop(device);
     assert_eq!(host.current(), theirs);
-    // The program's own context, and nothing of ours.
+    // Only the program's own context is retained.
     assert_eq!(emulator.live(), Live { retained: 1, ..Live::default() });
     emulator.reset();
 }
 
-/// One device on four threads at once, which let it go in every order; each module is loaded once.
+/// Four threads use one device at the same time and release it in different orders. Each module is loaded
+/// once.
 #[test]
 fn threads() {
     let emulator = Alone::new();
@@ -689,11 +699,11 @@ fn threads() {
                         things.all(emulator).unwrap_or_else(|e| panic!("{e}: {}", emulator.fault()));
                     assert_eq!(first_difference(&results.0, &clean.results.0), None, "thread {number}");
                     assert_eq!(first_difference(&results.1, &clean.results.1), None, "thread {number}");
-                    // Threads end one after the other, from one end or from the other.
+                    // The threads end in ascending or in descending order.
                     let turn = if order < 2 { number } else { 3 - number };
                     std::thread::sleep(std::time::Duration::from_millis(5 * turn as u64));
                     if number % 2 == 0 {
-                        // The device before its buffers, which keep it.
+                        // The device is dropped before its buffers, which keep it alive.
                         things.device = None;
                     }
                 });
@@ -706,7 +716,8 @@ fn threads() {
     }
 }
 
-/// A buffer of one device is refused by what is on another, by the argument's name; a device that is opened twice is one.
+/// A buffer of another device is refused, and the error names the argument. A device that is opened twice is
+/// the same device.
 #[test]
 fn other_devices_memory() {
     let emulator = Alone::new();
@@ -737,7 +748,7 @@ fn other_devices_memory() {
         let want = if wrong == 4 { Ok(()) } else { want };
         let args = DecodeStep { q, k, v, state: to.slice_mut(), o: o.slice_mut() };
         assert_eq!(attention.decode(args, Stream::DEFAULT), want);
-        // What a slice is made into is of the same device.
+        // Slices that are made from a slice belong to the same device.
         let (mut first, _) = o.slice_mut().split_at(VALUE);
         let o = first.reborrow();
         let args = DecodeStep { q: q.from(0), k, v, state: to.slice_mut(), o };
@@ -764,9 +775,9 @@ fn other_devices_memory() {
     }
 }
 
-// --- the GPUs that there are
+// --- differences between GPUs
 
-/// Outputs and state of a case on a device.
+/// The outputs and the state of a case on a device.
 fn on<E: Number>(
     (device, precision): &(Device, Precision),
     case: &Case,
@@ -789,8 +800,8 @@ fn on<E: Number>(
     Ok((widen(&o.read(Stream::DEFAULT)?), state.read(Stream::DEFAULT)?))
 }
 
-/// Each GPU that is supported has shared memory enough for every kernel; how many tiles are copied ahead in it is not seen in
-/// the results.
+/// Every supported GPU has enough shared memory for every kernel. The number of tiles that are copied ahead
+/// does not change the results.
 #[test]
 fn shared_memory_of_gpus() {
     fn of<E: Number>(emulator: &Emulator, key: usize, precision: Precision) {
@@ -811,7 +822,8 @@ fn shared_memory_of_gpus() {
             copied.push(emulator.counters().cp_async > 0);
             let (first_o, first_state) = first.get_or_insert_with(|| (o.clone(), state.clone()));
             if capability == (9, 0) && precision == Precision::Bf16Dot {
-                // Kernels of its own, whose sums are in another order; the emulator's oracle tests are of both.
+                // Hopper has its own kernels, whose sums are in another order. tests/cuda.rs compares both
+                // with the oracle.
                 let wide: Vec<f64> = first_o.iter().copied().map(f64::from).collect();
                 assert!(norm_error(&o, &wide) < 2f64.powi(-8), "{name}");
                 continue;
@@ -834,7 +846,8 @@ fn shared_memory_of_gpus() {
     }
 }
 
-/// Where there are more blocks than multiprocessors two of them share one, and each has a stage less: the bits are the same.
+/// If there are more blocks than multiprocessors, two blocks share a multiprocessor and have fewer stages
+/// each. The bits are the same.
 #[test]
 fn blocks_that_share_a_multiprocessor() {
     let emulator = Alone::new();

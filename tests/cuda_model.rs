@@ -1,4 +1,4 @@
-//! The model on a GPU: the reference's own answers and the CPU's. On the emulator, and on a GPU
+//! The model on GPUs, compared with the reference's outputs and with the CPU's: on the emulator, and on a GPU
 //! where there is one.
 
 mod common;
@@ -15,43 +15,36 @@ use common::*;
 use cuda_common::{devices, explained};
 use half::{bf16, f16};
 
-/// The golden files that hold a whole model.
-const FILES: [&str; 14] = [
-    "fla_all_elu",
-    "fla_chunk1_elu",
-    "fla_hd128_elu",
-    "fla_heads3_of_32",
-    "fla_longer_than_built",
-    "fla_manychunks_elu",
-    "fla_odd_elu",
-    "fla_odd_identity",
-    "fla_rawinit_elu",
-    "fla_single_chunk_patched_elu",
-    "fla_small_elu",
-    "fla_small_relu",
-    "fla_tinyvar_elu",
-    "fla_tinyvar_elu_axon081",
-];
+/// The number of golden files that hold a whole model.
+const FILES: usize = 14;
 
-fn golden(name: &str) -> PathBuf {
-    let name = format!("golden/{name}.safetensors");
-    test_file(&name, Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(&name))
+/// The golden files that hold a whole model of FlashLinearAttention.
+fn files() -> Vec<PathBuf> {
+    let folder = test_file("golden", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
+    let entries = std::fs::read_dir(folder).expect("the folder of golden files");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a file").path()).collect();
+    files.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("fla_")));
+    files.sort();
+    assert_eq!(files.len(), FILES);
+    files
 }
 
-/// How far the GPU may be from the reference, as a part of the output's norm: what the CPU's tests allow, or twice what the CPU
-/// is off where the model itself is ill-conditioned.
+/// The norm error that is allowed against the reference. Where the model is ill-conditioned, twice the CPU's
+/// error is allowed.
 const ALLOWED: f64 = 2e-5;
 
 #[test]
 fn the_references_answers() {
     for device in devices() {
-        for name in FILES {
-            let bytes = files::read(golden(name)).expect("a golden file");
+        for path in files() {
+            let name = path.file_stem().expect("a name").to_string_lossy();
+            let bytes = files::read(&path).expect("a golden file");
             let tensors = Tensors::parse(&bytes).expect("safetensors");
             let options = tensors.options().expect("options");
-            let other = options.weights_from.as_ref().map(|file| {
-                files::read(golden(name).with_file_name(file)).expect("the file with the parameters")
-            });
+            let other = options
+                .weights_from
+                .as_ref()
+                .map(|file| files::read(path.with_file_name(file)).expect("the file with the parameters"));
             let file = ModelFile::parse(other.as_ref().unwrap_or(&bytes), &options).expect("a model");
             let mut blocks = Vec::new();
             let model = file.model(&mut blocks, None, 1).expect("a model");
@@ -69,7 +62,7 @@ fn the_references_answers() {
     }
 }
 
-/// A model of random weights in a type.
+/// Calls `run` with a model of random weights in a type.
 fn with_model<E: Number, R>(config: &ModelConfig, run: impl FnOnce(&Model<'_>) -> R) -> R {
     let mut flat = vec![0.0; config.parameters_len()];
     init::init(config, 3, &mut flat).expect("a configuration");
@@ -79,7 +72,7 @@ fn with_model<E: Number, R>(config: &ModelConfig, run: impl FnOnce(&Model<'_>) -
     run(&Model::new(*config, weights, None, 1).expect("a model"))
 }
 
-/// Beside the CPU, whose types and options have their own tests.
+/// Compares a model with the CPU's, whose types and options have tests of their own.
 fn beside_the_cpu<E: Number>(device: &Device, config: &ModelConfig, batch: usize, len: usize) {
     with_model::<E, _>(config, |model| {
         let input = normals(1, batch * len * config.embed_dim);
@@ -109,7 +102,7 @@ fn options_types_and_sizes() {
                 config.feature_map = if final_norm { FeatureMap::Elu } else { FeatureMap::RELU };
                 (config.chunk_size, config.layer_norm_clip) = (16 + 48 * at, final_norm);
                 beside_the_cpu::<f32>(&device, &config, 2, 33);
-                // No projection; a remainder of hidden that no head has.
+                // There is no projection, and the heads do not use all columns of hidden_size.
                 let config = ModelConfig { embed_dim: 48, num_heads: 5, ..config };
                 beside_the_cpu::<bf16>(&device, &config, 1, 70);
                 beside_the_cpu::<f16>(&device, &config, 3, 1);

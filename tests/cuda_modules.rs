@@ -1,4 +1,5 @@
-//! When kernels are compiled: each by itself, at its first launch or by `prepare`, and never in the way of those that have been.
+//! The compilation of kernels: each is compiled separately, at its first launch or by `prepare`, and does not
+//! delay launches of kernels that are compiled already.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod common;
@@ -18,10 +19,10 @@ use cuda_common::{Emulator, config, explained};
 use half::{bf16, f16};
 
 const LOAD: &str = "cuModuleLoadDataEx";
-/// What a driver says of a load while a stream is captured.
+/// The driver's error for a load while a stream is captured.
 const CAPTURING: i32 = 900;
 
-/// The emulator as at its start, for one test at a time.
+/// The emulator in its initial state, for one test at a time.
 fn alone() -> (MutexGuard<'static, ()>, &'static Emulator) {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -31,7 +32,7 @@ fn alone() -> (MutexGuard<'static, ()>, &'static Emulator) {
     (turn, emulator)
 }
 
-/// A configuration of more than one panel of V and, if asked for, of two segments.
+/// Attention with more than one panel of V and, if `cut` is set, with two segments.
 fn attention(
     device: &Device,
     key: usize,
@@ -47,7 +48,7 @@ fn attention(
     attention
 }
 
-/// Every kernel that an attention launches: from no state, from one that is carried, and of one token.
+/// Launches every kernel of an attention: forwards without a state and on a carried state, and a decode.
 fn launch_all<E: Number>(device: &Device, attention: &Attention) -> cuda::Result<()> {
     let shape = attention.config().shape;
     let rows = Buffer::<E>::zeros(device, shape.len * shape.key.max(shape.value))?;
@@ -128,7 +129,7 @@ fn models_are_prepared() {
     of::<f16>(emulator, &small, Precision::Bf16Dot);
 }
 
-/// A load that fails is tried again, and what was loaded before it stays.
+/// A load that has failed is tried again, and kernels that were loaded before it stay loaded.
 #[test]
 fn failures_are_not_kept() {
     let (_turn, emulator) = alone();
@@ -146,12 +147,13 @@ fn failures_are_not_kept() {
     }
 }
 
-/// Threads that want different kernels load each once; those who want the same wait for it.
+/// Threads that use different kernels load each of them once, and threads that use the same kernel wait for
+/// it.
 #[test]
 fn each_kernel_is_loaded_once() {
     let (_turn, emulator) = alone();
     let device = &emulator.open().expect("a device");
-    // Long enough for all threads to come while one loads.
+    // This is long enough for all threads to arrive during one load.
     emulator.hold_loads(50);
     let keys = [64, 128, 256];
     thread::scope(|scope| {
@@ -165,7 +167,7 @@ fn each_kernel_is_loaded_once() {
     assert_eq!(emulator.calls(LOAD), keys.len() as u64 + 1, "a prefill for each K, and decode");
 }
 
-/// While one thread compiles a kernel, another launches one that is there.
+/// While one thread compiles a kernel, another thread launches a kernel that is compiled already.
 #[test]
 fn compiling_holds_up_no_other_call() {
     let (_turn, emulator) = alone();
@@ -173,7 +175,7 @@ fn compiling_holds_up_no_other_call() {
     let there = attention(device, 64, Normaliser::None, Precision::F32, false);
     there.prepare::<f32>().expect("nothing is wrong");
     let other = attention(device, 128, Normaliser::None, Precision::F32, false);
-    // Far longer than the launches take, so that they end first unless they wait.
+    // This is much longer than the launches take, so that they end first unless they wait.
     emulator.hold_loads(20_000);
     let loads = || emulator.calls("emulator_hold_loads");
     let (before, ended) = (loads(), &AtomicBool::new(false));

@@ -1,8 +1,9 @@
-//! Whether the tests would notice: the PTX that is shipped with one fault planted in it, a barrier or a wait taken away, a
-//! mask or an operand turned, must fault in the emulator or give another result. Which faults do neither is listed, with why.
+//! Mutations of the kernels: if the shipped PTX lacks a barrier or a wait, or has a changed mask or operand,
+//! it must fault in the emulator or give another result. The mutations that do neither are listed with the
+//! reason.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#![allow(unsafe_code, reason = "a kernel runs on memory by its address")]
+#![allow(unsafe_code, reason = "a kernel accesses memory by its address")]
 #[path = "../src/cuda/args.rs"]
 #[allow(dead_code, reason = "the kernels of one source are launched")]
 mod args;
@@ -21,33 +22,35 @@ use cuda_emulator::memory::{Buffer, Map};
 use cuda_emulator::parse;
 use half::bf16;
 
-/// Orders in which a fault may show: a race that one hides, another may not.
+/// The orders in which warps and blocks run. A race that has no effect in one order may have one in another.
 const ORDERS: [Policy; 3] = [Policy::Ascending, Policy::Descending, Policy::Random];
 
-/// Columns of K and V. Those of V leave a part of the panel empty, or not.
 const KEY: usize = 64;
+/// A V that leaves a part of the panel empty.
 const VALUE: usize = 40;
+/// A V that fills the panel.
 const WHOLE: usize = 64;
 
-/// Plans that are told from the others.
+/// The names of plans that are treated differently from the others.
 const THREE_TERMS: &str = "three terms";
 const INFINITY: &str = "an infinity";
 const TWO_PASSES: &str = "two passes";
 
-/// The error of a kernel of f32 where all numbers are positive and all cuts of tensor cores, as the emulator makes them, add up:
-/// as large as a product of third terms, so that one that is lacking shows only beside the kernel's own result.
+/// The error of a kernel of f32 where all numbers are positive, so that all errors of tensor cores, which
+/// truncate in the emulator, add up. It is as large as a product of third terms, so that a missing product is
+/// only visible in comparison with the shipped kernel's result.
 const CUTS: f64 = 1e-5;
 
-/// What a kernel is given, as it lies in memory.
+/// The bytes of a kernel's arguments.
 fn bytes(args: &PrefillArgs) -> Vec<u8> {
     let len = offset_of!(PrefillArgs, scale) + size_of::<f32>();
-    // SAFETY: numbers without padding between them; what follows the last is left out.
+    // SAFETY: these bytes are numbers without padding between them; the padding at the end is not included.
     let mut bytes = unsafe { std::slice::from_raw_parts((&raw const *args).cast::<u8>(), len) }.to_vec();
     bytes.resize(size_of::<PrefillArgs>(), 0);
     bytes
 }
 
-/// By what a kernel divides: each has an entry of its own.
+/// The divisor of a kernel's outputs; each has an entry of its own.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Division {
     None,
@@ -66,16 +69,17 @@ impl Division {
     }
 }
 
-/// A kernel for K of 64, and how variant.rs cuts it.
+/// A kernel for K = 64, with its parameters in src/cuda/variant.rs.
 #[derive(Clone, Copy)]
 struct Kernel {
     text: &'static str,
     division: Division,
-    /// Whether q, k, v and o are of bf16, with dot products of bf16; f32 otherwise, three terms to each number.
+    /// Whether tensors and dot products are bf16. Otherwise they are f32, and each number is represented by
+    /// three terms.
     narrow: bool,
-    /// Whether three groups of warps hand tiles to one another, which are copied where they are read.
+    /// Whether the kernel is one of Hopper's, in which three groups of warps pass tiles to each other.
     hopper: bool,
-    /// Tokens in a tile.
+    /// The number of tokens in a tile.
     tokens: usize,
     shared: usize,
     stage: usize,
@@ -91,11 +95,11 @@ const BF16_DOT: Kernel = Kernel {
     stage: 64 * 3 * 64 * 2,
 };
 
-/// The same by wgmma, on Hopper. Without stages rows are not copied ahead.
+/// The same kernel with wgmma, on Hopper. Without stages, rows are not copied ahead.
 const WGMMA: Kernel = Kernel {
     text: "sm_90a/prefill_bf16_dot",
     hopper: true,
-    // Four tiles with their rows of columns and flags, S, z and ones; with PerChunk S and z twice.
+    // Four tiles with their rows of columns and their flags; S and z, twice for PerChunk; and ones.
     shared: 4 * (64 * 3 * 64 * 2 + 4 * 64 * 4 + 16) + 2 * (64 * 64 * 2 + 64 * 16) + 256,
     stage: 0,
     ..BF16_DOT
@@ -111,7 +115,7 @@ const F32: Kernel = Kernel {
 };
 
 impl Kernel {
-    /// One for each of its entries.
+    /// A kernel for each of its entries.
     fn entries(self) -> [Self; 3] {
         [Division::None, Division::Global, Division::PerChunk].map(|division| Self { division, ..self })
     }
@@ -128,45 +132,45 @@ impl Kernel {
         format!("{}, {}", self.text, self.entry())
     }
 
-    /// The lines of its text, without other entries.
+    /// The lines of the text, without other entries.
     fn lines(&self) -> Vec<String> {
         ptx::entry(self.text, self.entry()).lines().map(str::to_owned).collect()
     }
 }
 
-/// What of a sequence a launch computes.
+/// The part of a sequence that a launch computes.
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Whole,
-    /// What comes after so many tokens, from the state that they leave.
+    /// The tokens after this number of tokens, from the state after these.
     After(usize),
-    /// The first segment's sums, not outputs.
+    /// The sums of the first segment, without outputs.
     Sums,
 }
 
-/// What a launch is given, and what it must give.
+/// The inputs of a launch, and its expected results.
 struct Plan {
     kernel: Kernel,
     name: &'static str,
     case: Case,
     stages: usize,
     part: Part,
-    /// The state that it begins from.
+    /// The state before the first token.
     initial: Vec<f32>,
     want: Vec<f64>,
     size: Vec<f64>,
 }
 
-/// Tokens of the segment whose sums are asked for.
+/// The number of tokens in the segment whose sums are computed.
 fn segment_len(kernel: &Kernel) -> usize {
     2 * kernel.tokens
 }
 
-/// What became of a launch.
+/// The outcome of a launch.
 enum Verdict {
     Fault(String),
     Wrong(f64),
-    /// As good as it should be; the numbers.
+    /// The results are within the bound; these are the numbers.
     Right(Vec<f32>),
 }
 
@@ -178,7 +182,7 @@ impl Verdict {
 
 impl Plan {
     fn new(kernel: Kernel, name: &'static str, normaliser: Normaliser, stages: usize) -> Self {
-        // So many whole tiles that stages are used again, and a part of one.
+        // There are so many whole tiles that stages are used again, and a part of one.
         let tiles = if kernel.hopper && stages > 0 { 6 } else { 3 };
         let len = tiles * kernel.tokens + kernel.tokens / 2 + 3;
         let case = edges_weigh(Case::new(
@@ -233,7 +237,7 @@ impl Plan {
         }
     }
 
-    /// A launch of an entry: o and the state, or the segment's sums.
+    /// Launches an entry; returns o and the state, or the sums of the segment.
     fn launch(&self, entry: &Entry, policy: Policy) -> Result<Vec<f32>, String> {
         let Config { rule, shape: Shape { len, value, .. }, .. } = self.case.config;
         assert_eq!(Division::of(rule.normaliser), self.kernel.division, "the entry for {}", self.name);
@@ -292,7 +296,7 @@ impl Plan {
         let options = Options { policy, seed: 3, budget: 1 << 24, ..Options::default() };
         let map =
             Map::new([&q, &k, &v, &o, &initial, &last, &segments].map(|b| (b.address(), b.len() as u64)));
-        // SAFETY: the map names these buffers, which only this launch has.
+        // SAFETY: the map contains these buffers, which only this launch accesses.
         let (_, result) = unsafe { launch(entry, &bytes(&args), map, grid, options) };
         result.map_err(|fault| fault.text)?;
         if sums {
@@ -303,7 +307,8 @@ impl Plan {
         Ok([o[from * value..].to_vec(), self.numbers(&last, false)].concat())
     }
 
-    /// The worst element beside the oracle's; what is not finite there must not be finite here, and the other way round.
+    /// The error of the worst element against the oracle; infinity if an element is finite in only one of the
+    /// two.
     fn error(&self, got: &[f32]) -> f64 {
         let (mut numbers, mut want, mut size) = (Vec::new(), Vec::new(), Vec::new());
         for (i, number) in got.iter().enumerate() {
@@ -319,12 +324,12 @@ impl Plan {
         element_error(&numbers, &want, &size)
     }
 
-    /// What the rounding of operands and of outputs may cost: as `allowed` in cuda.rs.
+    /// The error that is allowed for the rounding of operands and outputs, as `allowed` in cuda.rs.
     fn allowed(&self) -> f64 {
         let bound = element_bound(&self.case.config);
         match self.kernel.narrow {
             true => bound + 1.0 / 256.0 + 6.0 / 512.0,
-            // Beside the kernel as it is shipped.
+            // These results are compared with the shipped kernel's.
             false if self.name == THREE_TERMS => 2f64.powi(-22),
             false => bound,
         }
@@ -341,7 +346,8 @@ impl Plan {
     }
 }
 
-/// The first and last columns of q and k are large, so that what is off by one is more than a rounding.
+/// Makes the first and last columns of q and k large, so that an index that is off by one has more effect
+/// than rounding.
 fn edges_weigh(mut case: Case) -> Case {
     for row in case.q.chunks_exact_mut(KEY).chain(case.k.chunks_exact_mut(KEY)) {
         (row[0], row[KEY - 1]) = (row[0] + 3.0, row[KEY - 1] + 3.0);
@@ -349,12 +355,12 @@ fn edges_weigh(mut case: Case) -> Case {
     case
 }
 
-/// Launches that between them reach every barrier and wait of a kernel, with what each is for.
+/// Launches that together reach every barrier and wait of a kernel.
 fn plans(kernel: Kernel) -> Vec<Plan> {
     let normaliser = match kernel.division {
         Division::None => Normaliser::None,
         Division::Global => Normaliser::Global { eps: 1e-6 },
-        // Chunks that are tiles.
+        // Each chunk is a tile.
         Division::PerChunk => Normaliser::per_chunk(kernel.tokens),
     };
     let mut plans = vec![
@@ -364,26 +370,28 @@ fn plans(kernel: Kernel) -> Vec<Plan> {
     ];
     let mut case = plans[2].case.clone();
     if kernel.division == Division::PerChunk {
-        // Chunks that are not tiles: outputs take a second pass, through S of the finished chunks; and from within a chunk.
+        // Where chunks are not tiles, outputs take a second pass over S of the finished chunks. The second
+        // plan begins within a chunk.
         plans.push(Plan::new(kernel, TWO_PASSES, Normaliser::per_chunk(100), 2));
         let case = Plan::new(kernel, TWO_PASSES, Normaliser::per_chunk(100), 0).case;
         plans.push(Plan::of(kernel, "a chunk that has begun", case, 2, Part::After(110)));
     }
     if kernel.narrow {
-        // Whole tiles have a path of their own.
+        // Whole tiles have a separate path.
         let shape = Shape::new(1, plans[0].case.config.shape.len, 1, KEY, WHOLE);
         let whole = edges_weigh(Case::new(Config::new(Rule::linear(normaliser), shape), 12));
         plans.push(Plan::of(kernel, "whole tiles", whole, 2, Part::Whole));
     }
-    // Sums alone have a barrier of their own.
+    // The computation of sums without outputs has a separate barrier.
     plans.push(Plan::of(kernel, "sums", case.clone(), 2, Part::Sums));
-    // Rows that are not finite, which some warps find and all must hear of: in both halves of a 16 x 16 on the diagonal.
+    // Rows that are not finite, in both halves of a 16 x 16 block on the diagonal. Only some warps read them,
+    // and all warps must be informed.
     case.v[(kernel.tokens + 5) * VALUE + 3] = f32::INFINITY;
     case.v[(kernel.tokens + 12) * VALUE + 6] = f32::INFINITY;
     plans.push(Plan::of(kernel, INFINITY, case, 2, Part::Whole));
     if !kernel.narrow {
-        // With a normaliser what the scores lack is lacking in their sum too: an eps as large as the sums keeps the two from
-        // cancelling. Two passes take place where a chunk is more than a tile.
+        // With a normaliser, an error in the scores is also in their sum. An eps as large as the sums
+        // prevents the two from cancelling. There are two passes, because a chunk is longer than a tile.
         let normaliser = match kernel.division {
             Division::None => Normaliser::None,
             Division::Global => Normaliser::Global { eps: 1e10 },
@@ -401,8 +409,8 @@ fn plans(kernel: Kernel) -> Vec<Plan> {
     plans
 }
 
-/// Whether all three bf16 whose sum a number is are large and positive, so that a product without one is off by more than is
-/// allowed, on the side to which the cuts of tensor cores go.
+/// Whether the three numbers of bf16 whose sum is x are all positive and large enough. A product without one
+/// of them is then off by more than is allowed, in the direction in which tensor cores truncate.
 fn has_three_terms(x: f32) -> bool {
     let first = bf16::from_f32(x).to_f32();
     let second = bf16::from_f32(x - first).to_f32();
@@ -410,15 +418,16 @@ fn has_three_terms(x: f32) -> bool {
     second / x >= 1.7e-3 && third / x >= 3e-6
 }
 
-/// Tensors whose third terms do not cancel in sums, nor do those of the scores, of S and of z: of three numbers and powers of
-/// two, which differ from token to token in q and k, and from column to column in v, so that a transposed one shows.
+/// A case in which third terms do not cancel in any sums: those of the tensors, of the scores, of S and of z.
+/// It consists of three numbers times powers of two, which differ between tokens in q and k and between
+/// columns in v, so that a transposed operand has an effect.
 fn of_three_terms(config: Config) -> Case {
     let config = with(config, |c| c.rule.feature_map = FeatureMap::Identity);
     let find = |fits: &dyn Fn(f32) -> bool| {
         let mut numbers = (0..1 << 23).map(|i| 1.0 + i as f32 / (1 << 23) as f32);
         numbers.find(|x| has_three_terms(*x) && fits(*x)).expect("such a number")
     };
-    // The sum of k's powers over eight tokens.
+    // The sum of the powers in k over eight tokens.
     let eight = 21845.0;
     let q = find(&|_| true);
     let k = find(&|k| has_three_terms(q * k) && has_three_terms(eight * k));
@@ -438,7 +447,7 @@ fn of_three_terms(config: Config) -> Case {
     case
 }
 
-/// A fault to plant: a line, and what it becomes.
+/// A mutation: a line of the text, and its replacement.
 struct Mutation {
     line: usize,
     old: String,
@@ -446,7 +455,7 @@ struct Mutation {
 }
 
 impl Mutation {
-    /// All of a kernel that `change` makes of single lines.
+    /// All mutations of a kernel that `change` makes from single lines.
     fn all(kernel: Kernel, change: impl Fn(&str) -> Vec<String>) -> Vec<Self> {
         let of_line = |(line, old): (usize, String)| {
             let made: Vec<_> =
@@ -475,7 +484,7 @@ fn entry(lines: &[String]) -> Result<Entry, String> {
     module.entries.into_iter().next().ok_or_else(|| "no entry".to_owned())
 }
 
-/// Plants each fault; those that neither fault nor differ in any plan under any order.
+/// Runs each mutation; returns those that neither fault nor give another result with any plan in any order.
 fn missed(kernel: Kernel, plans: &[Plan], mutations: &[Mutation], what: &str) -> Vec<String> {
     assert!(!mutations.is_empty(), "no {what} in {}", kernel.name());
     let (mut missed, mut faults, mut wrong) = (Vec::new(), 0, 0);
@@ -497,13 +506,13 @@ fn missed(kernel: Kernel, plans: &[Plan], mutations: &[Mutation], what: &str) ->
     missed
 }
 
-/// What was missed is what may be, no more and no less.
+/// Checks that exactly the allowed mutations were missed.
 fn assert_missed(missed: &[String], allowed: &[&str]) {
     let fits = missed.len() == allowed.len() && missed.iter().zip(allowed).all(|(m, a)| m.contains(a));
     assert!(fits, "missed: {missed:#?}, but may be: {allowed:#?}");
 }
 
-/// As shipped, in every order: right, in the same bits.
+/// The shipped kernels are right, and give the same bits in every order.
 #[test]
 fn unharmed() {
     for kernel in [BF16_DOT, WGMMA, F32].into_iter().flat_map(Kernel::entries) {
@@ -536,7 +545,8 @@ fn unharmed() {
     }
 }
 
-/// Every barrier is needed, and every arrival. That of the votes goes in two ways: with the barrier, and the vote alone.
+/// Every barrier and every arrival is needed. The barrier that also combines votes is removed in two ways:
+/// completely, or only the vote.
 fn barriers(kernel: Kernel) {
     let change = |line: &str| {
         if line.contains("bar.red.or.pred") {
@@ -566,7 +576,7 @@ fn barriers_of_f32() {
     barriers(F32);
 }
 
-/// Every wait for copies is needed, and for as many as it says.
+/// Every wait for copies is needed, and so is the number of copies for which it waits.
 fn waits(kernel: Kernel) {
     let change = |line: &str| {
         let Some((before, count)) = line.split_once("cp.async.wait_group") else { return Vec::new() };
@@ -576,8 +586,9 @@ fn waits(kernel: Kernel) {
     for kernel in kernel.entries() {
         let mutations = Mutation::all(kernel, change);
         let missed = missed(kernel, &plans(kernel), &mutations, "waits");
-        // The last one is after the last tile, when the tiles ahead had no rows: nothing is on its way. It is there for the
-        // rule that a block does not end before its copies, should the tiles ahead ever be others.
+        // The last wait is after the last tile, when no copy is pending, because the tiles ahead had no rows.
+        // It exists because a block must not end before its copies, in case the order of the tiles ever
+        // changes.
         let last = format!("line {}", mutations.last().expect("a wait").line + 1);
         assert_missed(&missed, &[&last, &last]);
     }
@@ -593,7 +604,7 @@ fn waits_of_wgmma() {
     waits(WGMMA);
 }
 
-/// Every fence before products, of memory and of registers, and every wait for them.
+/// Every fence of memory and of registers before products is needed, and so is every wait for products.
 #[test]
 fn fences_of_wgmma() {
     let change = |line: &str| {
@@ -613,20 +624,20 @@ fn waits_of_f32() {
     waits(F32);
 }
 
-/// A product that is left out, one whose operand is read the other way round.
+/// Every product is needed, and so is the order in which its operands are read.
 fn products(kernel: Kernel) {
     let change = |line: &str| {
         if let Some((product, flags)) = line.split_once(", add, 1, 1, ") {
-            // Left out, and each of its operands in shared memory the other way round.
+            // The product is left out, or one of its operands in shared memory is transposed.
             let flags: Vec<_> = flags.trim_end_matches([';', '}']).split(", ").collect();
-            // Eight columns that are all alike are also their own transposed where they are ones.
+            // An operand of ones, whose eight columns are equal, is its own transpose.
             let sums = line.contains("m64n8k16");
             let turned = (0..flags.len() - usize::from(sums)).map(|at| {
                 let mut flags = flags.clone();
                 flags[at] = if flags[at] == "0" { "1" } else { "0" };
                 format!("{product}, add, 1, 1, {};}}", flags.join(", "))
             });
-            // Sums that begin anew would go on, and the other way round.
+            // A sum that should begin at zero continues another, and the reverse.
             let adds = line.replace("setp.ne.b32 add", "setp.eq.b32 add");
             [String::new(), adds].into_iter().chain(turned).collect()
         } else if line.contains("mma.sync") {
@@ -661,7 +672,8 @@ fn products_of_f32() {
     products(F32);
 }
 
-/// The words by which pairs are masked: one that lets through the number above the diagonal, one that stops that on it.
+/// Every mask of a pair of numbers is needed: one mutation keeps the number above the diagonal, the other
+/// drops the number on it.
 fn masks(kernel: Kernel) {
     const ON_IT: &str = "65535, 0, %p";
     let change = |line: &str| {
@@ -691,9 +703,10 @@ fn masks_of_f32() {
     masks(F32);
 }
 
-/// Comparisons that are off by one: of a tile's rows, of the tensor's ends, of the diagonal. Each that changes a bit of a result
-/// must be noticed. Those of no effect are of what these launches do not reach, stop loops whose steps are larger than one, or
-/// compare what is never equal: half of a fragment's rows and columns.
+/// Comparisons that are off by one, of the rows of a tile, the ends of a tensor and the diagonal. Each that
+/// changes a bit of a result must be noticed. The others have no effect: these launches do not reach them,
+/// they end loops whose steps are larger than one, or they compare numbers that are never equal, such as half
+/// of the rows and columns of a fragment.
 fn comparisons(kernel: Kernel) {
     let change = |line: &str| {
         let moved = |(old, new): (&str, &str)| line.contains(old).then(|| line.replace(old, new));

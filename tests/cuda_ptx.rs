@@ -1,7 +1,8 @@
-//! What is shipped, as text: that the kernels take the structures that the library fills, and that each can be compiled alone.
+//! The text of the shipped PTX: kernels take structures of the sizes that the library passes, and each kernel
+//! can be compiled separately.
 
 #[path = "../src/cuda/args.rs"]
-#[allow(dead_code, reason = "only their sizes are asked for")]
+#[allow(dead_code, reason = "only the sizes of the structures are used")]
 mod args;
 
 #[path = "cuda_common/ptx.rs"]
@@ -9,7 +10,7 @@ mod ptx;
 
 use args::{DecodeArgs, DenseArgs, PrefillArgs};
 
-/// Names and bytes of the structures that a module's kernels take by value.
+/// The names of a module's kernels that take a structure by value, and its number of bytes.
 fn structures(text: &str) -> impl Iterator<Item = (&str, usize)> {
     text.lines().filter_map(|line| {
         let (name, bytes) = line.trim().strip_prefix(".param .align 8 .b8 ")?.split_once("_param_0[")?;
@@ -29,19 +30,20 @@ fn structures_have_the_size_that_kernels_take() {
                 Some("prefill") => (0, size_of::<PrefillArgs>()),
                 Some("decode") => (1, size_of::<DecodeArgs>()),
                 Some("dense") => (2, size_of::<DenseArgs>()),
-                _ => panic!("what {kernel} of {module} takes is not known"),
+                _ => panic!("unknown structure of {kernel} of {module}"),
             };
             assert_eq!(bytes, size, "{kernel} of {module}");
             seen[which] += 1;
             by_value += 1;
         }
         let params = text.lines().filter(|line| line.contains(".param") && line.contains(".b8"));
-        assert_eq!(params.count(), by_value, "a structure of {module} is written otherwise");
+        assert_eq!(params.count(), by_value, "a structure of {module} has another form");
     }
     assert!(seen.iter().all(|kernels| *kernels > 0), "{seen:?}");
 }
 
-/// The library gives the driver one kernel at a time: what precedes the first and the kernel itself must be all that it needs.
+/// The library passes one kernel at a time to the driver, so that the head of the text and the kernel must be
+/// sufficient.
 #[test]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn each_kernel_is_whole_without_the_others() {

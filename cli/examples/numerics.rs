@@ -1,5 +1,5 @@
-//! Measures how far outputs are from the recurrence in f64 for every feature map, normaliser, type and length, prints
-//! tables and draws a plot. docs/numerics.md was made with it:
+//! Measures how far outputs are from the recurrence in f64 for every feature map, normaliser, type and
+//! length, prints tables and draws a plot. docs/numerics.md has the output of this command:
 //!
 //! ```sh
 //! cargo run --release -p chunkwise-cli --example numerics -- --long --plot docs/numerics.svg
@@ -15,13 +15,15 @@ mod stream;
 use std::error::Error;
 
 use chunkwise::{Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
+use chunkwise_cli::plot_style::{COLOURS, INK, PALE, font, styled};
 use common::{Case, Number, element_error, first_difference, narrow, norm_error, widen};
 use half::{bf16, f16};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
 const DIM: usize = 64;
-/// The lengths in the table. Outputs do not depend on later tokens, so one run of the longest serves all of them.
+/// The lengths in the table. Outputs do not depend on later tokens, so one run of the longest sequence has
+/// the outputs for all lengths.
 const LENGTHS: [usize; 6] = [16, 64, 256, 1024, 4096, 16384];
 const LEN: usize = LENGTHS[LENGTHS.len() - 1];
 const MAPS: [(&str, FeatureMap); 3] =
@@ -36,7 +38,7 @@ const BOUND: (f64, usize) = (common::NORM_ERROR, 4096);
 
 /// A type of q, k, v and o: f32, bf16 or f16.
 struct Dtype {
-    /// A number stored in it and read again.
+    /// Rounds a number to this type.
     round: fn(f32) -> f32,
     outputs: fn(&Case) -> Vec<f32>,
 }
@@ -47,7 +49,7 @@ const fn dtype<E: Number>() -> Dtype {
     Dtype { round: |x| E::narrow(x).widen(), outputs: outputs::<E> }
 }
 
-/// Outputs of `forward`, which are checked to be those of `decode` bit for bit.
+/// Outputs of `forward`. Checks that `decode` gives the same bits.
 fn outputs<E: Number>(case: &Case) -> Vec<f32> {
     let attention = case.attention();
     let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| narrow::<E>(x));
@@ -61,7 +63,7 @@ fn outputs<E: Number>(case: &Case) -> Vec<f32> {
         attention.decode(Tensors::new(q, k, v, o), state, scratch).expect("legal arguments");
     }
     let [forward, decoded] = [forward, decoded].map(|o| widen(&o));
-    assert_eq!(first_difference(&forward, &decoded), None, "decode is forward: {:?}", case.config);
+    assert_eq!(first_difference(&forward, &decoded), None, "decode differs from forward: {:?}", case.config);
     forward
 }
 
@@ -82,11 +84,11 @@ struct Measured {
     dtypes: Vec<Of>,
 }
 
-/// Of one type.
+/// The errors of one type.
 struct Of {
-    /// What rounding the inputs and the outputs costs if everything between them is exact.
+    /// The errors of rounding the inputs and the outputs, with exact arithmetic between them.
     rounding: Errors,
-    /// Of each instruction set.
+    /// The errors of each instruction set.
     kernels: Vec<(Isa, Errors)>,
 }
 
@@ -94,7 +96,7 @@ fn measure(
     (map, feature_map): (&'static str, FeatureMap),
     (name, normaliser): (&'static str, Normaliser),
 ) -> Measured {
-    // fla's scale where nothing divides the outputs, which f16 could not hold otherwise.
+    // Without a normaliser the scale is fla's, because the outputs would otherwise be too large for f16.
     let scale = if normaliser == Normaliser::None { (DIM as f32).sqrt().recip() } else { 1.0 };
     let rule = Rule::linear(normaliser).feature_map(feature_map).scale(scale);
     let case = Case::new(Config::new(rule, Shape::new(1, LEN, 1, DIM, DIM)), 1);
@@ -119,7 +121,7 @@ impl Of {
     }
 }
 
-/// Short, for a column of many: 1.2e-7.
+/// A number in a short form for tables, such as 1.2e-7.
 fn number(x: f64) -> String {
     format!("{x:.1e}")
 }
@@ -174,19 +176,13 @@ fn print_streams() {
                 of.map(|stream| stream.error).fold(0.0, f64::max)
             };
             let [plain, decoded] = [true, false].map(|forward| worst("plain", forward));
-            assert_eq!(plain, decoded, "decode is forward: {tokens:?}, {name}");
+            assert_eq!(plain, decoded, "decode differs from forward: {tokens:?}, {name}");
             let [forward, decoded] = [true, false].map(|forward| number(worst("compensated", forward)));
             println!("| {tokens:?} | {name} | {} | {forward} | {decoded} |", number(plain));
         }
     }
 }
 
-const INK: RGBColor = RGBColor(40, 44, 52);
-const PALE: RGBColor = RGBColor(120, 126, 138);
-const GRID: RGBColor = RGBColor(226, 229, 234);
-/// Of the maps; they can be told apart without seeing red and green.
-const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115)];
-const FONT: &str = "DejaVu Sans, Helvetica, Arial, sans-serif";
 /// The ranges of the axes, both logarithmic: tokens, and errors in a unit that gives short labels.
 const X: (f64, f64) = (12.0, 22_000.0);
 const Y: (f64, f64) = (0.45, 45.0);
@@ -194,10 +190,6 @@ const UNIT: f64 = 1e-7;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
-
-fn font(size: i32, colour: RGBColor) -> TextStyle<'static> {
-    (FONT, size).into_font().color(&colour)
-}
 
 fn plot(path: &str, measured: &[Measured], isa: Isa) -> Drawn {
     let root = SVGBackend::new(path, (1200, 560)).into_drawing_area();
@@ -224,20 +216,17 @@ fn panel(area: &Area<'_>, name: &str, measured: &[&Measured], isa: Isa) -> Drawn
         .x_label_area_size(52)
         .y_label_area_size(72)
         .build_cartesian_2d((X.0..X.1).log_scale().base(4.0), (Y.0..Y.1).log_scale().base(2.0))?;
-    chart
-        .configure_mesh()
-        .x_desc("T (tokens)")
-        .y_desc(format!("norm error (in {UNIT:e})"))
-        .x_labels(8)
-        .y_labels(10)
-        .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| y.to_string())
-        .label_style(font(13, INK))
-        .axis_desc_style(font(14, INK))
-        .axis_style(PALE)
-        .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
-        .draw()?;
+    styled(
+        chart
+            .configure_mesh()
+            .x_desc("T (tokens)")
+            .y_desc(format!("norm error (in {UNIT:e})"))
+            .x_labels(8)
+            .y_labels(10)
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| y.to_string()),
+    )
+    .draw()?;
 
     let (bound, end) = (BOUND.0 / UNIT, BOUND.1 as f64);
     chart.draw_series(DashedLineSeries::new([(X.0, bound), (end, bound)], 2, 3, PALE.stroke_width(1)))?;
@@ -252,7 +241,7 @@ fn panel(area: &Area<'_>, name: &str, measured: &[&Measured], isa: Isa) -> Drawn
     Ok(())
 }
 
-/// One line for all panels, with the colours of the maps.
+/// Draws one legend for all panels, with the colours of the maps.
 fn draw_legend(area: &Area<'_>) -> Drawn {
     const Y: i32 = 24;
     let mut x = 84;
@@ -271,7 +260,7 @@ fn main() -> Drawn {
         match arg.as_str() {
             "--long" => long = true,
             "--plot" => path = Some(args.next().ok_or("--plot takes a path")?),
-            _ => return Err(format!("unknown option {arg}; there are --long and --plot PATH").into()),
+            _ => return Err(format!("unknown option {arg}; the options are --long and --plot PATH").into()),
         }
     }
     let isa = Isa::choose()?;

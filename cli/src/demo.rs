@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use chunkwise::files::{self, ModelFile, Options, Tensor};
-use chunkwise::nn::Model;
+use chunkwise::nn::{Model, ModelConfig};
 
 use super::compare::Distance;
 use super::gpu::on_gpu;
@@ -36,12 +36,7 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
 
     let gpu = match device {
         Device::Cpu => None,
-        Device::Cuda(number) => {
-            let (output, time, name) = on_gpu(&model, &input, number)?;
-            let logits = files::logits(&model, &output)?.ok_or("the built-in model has no head")?;
-            let distance = Distance::new(&logits.data, &want.data).max_abs;
-            Some((self::answers(&logits), distance, time, name))
-        }
+        Device::Cuda(number) => Some(by_gpu(&model, &input, &want, number)?),
     };
 
     let digits = answers.len();
@@ -55,19 +50,9 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
         && [&self::answers(&want), &by_forward.answers, &by_step.answers]
             .iter()
             .all(|others| **others == answers)
-        && gpu.iter().all(|(others, distance, ..)| *others == answers && *distance <= ALLOWED);
+        && gpu.iter().all(|gpu| gpu.answers == answers && gpu.distance <= ALLOWED);
 
-    let config = model.config();
-    writeln!(
-        out,
-        "A model with {} parameters (hidden {}, {} heads, {} layers, chunk {}) classifies handwritten digits, \
-         one pixel per token.\n",
-        config.parameters_len(),
-        config.hidden_size,
-        config.num_heads,
-        config.num_layers,
-        config.chunk()
-    )?;
+    writeln!(out, "{} classifies handwritten digits, one pixel per token.\n", described(model.config()))?;
     draw(out, &input, &shown, &answers, &labels.data)?;
     let each = |time: Duration| pretty(time / digits.max(1) as u32);
     writeln!(out, "accuracy   {count} of {digits} right, {:.2} %", 100.0 * count as f64 / digits as f64)?;
@@ -92,8 +77,8 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
         pretty(pixel),
         same(&by_step.answers)
     )?;
-    if let Some((others, distance, time, name)) = &gpu {
-        let (time, same) = (each(*time), same(others));
+    if let Some(ByGpu { answers, distance, time, name }) = &gpu {
+        let (time, same) = (each(*time), same(answers));
         writeln!(
             out,
             "GPU        {time} per digit in one batch, logits within {distance:.1e}; {same}; {name}"
@@ -102,6 +87,34 @@ pub(crate) fn run(machine: &Machine, device: Device, out: &mut Out) -> Outcome {
     writeln!(out, "runs on    {}", model.isa())?;
     writeln!(out, "{}", if all_well { "pass" } else { "FAIL" })?;
     Ok(if all_well { Verdict::Pass } else { Verdict::Fail })
+}
+
+fn described(config: &ModelConfig) -> String {
+    let (parameters, chunk) = (config.parameters_len(), config.chunk());
+    let ModelConfig { hidden_size, num_heads, num_layers, .. } = config;
+    format!(
+        "A model with {parameters} parameters (hidden {hidden_size}, {num_heads} heads, {num_layers} layers, chunk {chunk})"
+    )
+}
+
+struct ByGpu {
+    answers: Vec<usize>,
+    /// The largest distance of a logit to the stored one.
+    distance: f64,
+    time: Duration,
+    name: String,
+}
+
+fn by_gpu(
+    model: &Model<'_>,
+    input: &Tensor<'_>,
+    want: &Tensor<'_>,
+    number: usize,
+) -> Result<ByGpu, Box<dyn std::error::Error>> {
+    let (output, time, name) = on_gpu(model, input, number)?;
+    let logits = files::logits(model, &output)?.ok_or("the built-in model has no head")?;
+    let distance = Distance::new(&logits.data, &want.data).max_abs;
+    Ok(ByGpu { answers: answers(&logits), distance, time, name })
 }
 
 struct OneByOne {

@@ -14,6 +14,7 @@ mod load;
 mod machine;
 mod memory;
 mod out;
+pub mod plot_style;
 mod recompute;
 mod run;
 mod target;

@@ -1,4 +1,5 @@
-/* Attention on arrays: no allocation, sizes known when this is compiled, and the answer compared with the definition. */
+/* Attention on arrays without allocations: sizes are known at compile time, and the outputs are compared with the
+ * definition. */
 #include <chunkwise.h>
 #include <math.h>
 #include <stdio.h>
@@ -22,7 +23,7 @@ static float noise(void) {
 
 static double elu(double x) { return x > 0 ? 1 + x : exp(x); }
 
-/* The recurrence in double, for one head. */
+/* The largest error of a head, compared with the recurrence in double. */
 static double worst_of(int b, int h, double eps) {
     static double S[K][V], z[K];
     double worst = 0;
@@ -65,7 +66,7 @@ int main(void) {
         sizes.decode_scratch_bytes > CW_DECODE_SCRATCH_BYTES_MAX(K, V))
         return fprintf(stderr, "the header's sizes are wrong\n"), 1;
 
-    /* From zeros, the state after the last token kept: the next call may go on from there. */
+    /* The call begins at zero and writes the last state, on which another call could continue. */
     call.state_out = state;
     call.state_bytes = sizeof state;
     call.scratch = scratch;
@@ -74,7 +75,7 @@ int main(void) {
     for (int b = 0; b < B; b++)
         for (int h = 0; h < H; h++) worst = fmax(worst, worst_of(b, h, 1e-6));
 
-    /* The same in two ranges of heads, as a pool of threads would. */
+    /* The same call in two ranges of heads, as for a pool of threads. */
     float first = o[0][0][0][0], last = o[B - 1][T - 1][H - 1][V - 1];
     o[0][0][0][0] = o[B - 1][T - 1][H - 1][V - 1] = 0;
     if (failed("range", cw_forward_range(&attention, &call, 0, 3))) return 1;

@@ -14,7 +14,7 @@ class Tensor(ctypes.Structure):
 
     @classmethod
     def of(cls, array):
-        """Any view of f32 whose innermost stride is one element: transposed and sliced arrays are not copied."""
+        """A view of f32 whose innermost stride is one element. Transposed and sliced arrays are not copied."""
         assert array.ndim == 4 and array.dtype == np.float32 and min(array.strides) >= 0
         strides = [stride // array.itemsize for stride in array.strides]
         return cls(array.ctypes.data, F32, 4, (u64 * 4)(*array.shape), (u64 * 4)(*strides))
@@ -26,7 +26,7 @@ class Headed(ctypes.Structure):
 
 
 class Attention(Headed):
-    """Fields of the header from `update` on are left out, as are those of a call from `g` on: they have their defaults."""
+    """The fields of the header from `update` on, and those of a call from `g` on, are left out: they have defaults."""
 
     _fields_ = [("size", u32), ("abi", u32), ("feature_map", u32), ("normaliser", u32), ("feature_eps", f32),
                 ("normaliser_eps", f32), ("chunk", u64), ("scale", f32), ("compensated", u32), ("products", u32),
@@ -55,7 +55,7 @@ def check(status):
 
 
 def attention(q, k, v, eps=1e-6, threads=1):
-    """q, k [B, T, H, K] and v [B, T, H, V] to o [B, T, H, V]."""
+    """Returns o [B, T, H, V] for q, k [B, T, H, K] and v [B, T, H, V]."""
     o = np.empty(v.shape, np.float32)
     what = Attention(feature_map=ELU, normaliser=GLOBAL, normaliser_eps=eps, scale=1, products=1,
                      threads=threads)

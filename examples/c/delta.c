@@ -1,6 +1,6 @@
-/* A layer of the gated delta rule, as Qwen3-Next and Qwen3.5 have it: two heads of v share one of q and k, and gates and betas
- * are given as a layer computes them, before their maps. A prompt, a draft of which a part is accepted, then tokens one by one,
- * compared with the definition. */
+/* A layer with the gated delta rule, as in Qwen3-Next and Qwen3.5: two heads of v share a head of q and k, and gates
+ * and betas are passed as the layer computes them, before their maps. The program computes a prompt, a draft of which
+ * some tokens are accepted, and then single tokens, and compares the outputs with the definition. */
 #include <chunkwise.h>
 #include <math.h>
 #include <stdio.h>
@@ -26,8 +26,8 @@ static void check(const char *what, cw_status status) {
     exit(1);
 }
 
-/* Some tokens of the layer, on a state that is carried. A draft is verified, and its first `accepted` tokens are taken into the
- * state; the others were wrong, and their outputs are computed again. */
+/* Computes some tokens of the layer on a carried state. If only some of them are accepted, they are verified as a
+ * draft, and only the first `accepted` tokens are committed to the state. */
 static void layer(int first, int count, int accepted, float *state, uint64_t state_bytes) {
     cw_attention attention = CW_DELTA(CW_GATE_SCALAR);
     cw_call call = CW_CALL;
@@ -70,14 +70,14 @@ static void layer(int first, int count, int accepted, float *state, uint64_t sta
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
-/* 1 / the length of a row. */
+/* 1 divided by the length of a row. */
 static double inverse_length(const float *row) {
     double sum = 1e-6;
     for (int i = 0; i < K; i++) sum += (double)row[i] * row[i];
     return 1 / sqrt(sum);
 }
 
-/* The recurrence in double, for one head: how far the outputs are off, and the state. */
+/* The largest error of a head's outputs, compared with the recurrence in double; S becomes the last state. */
 static double worst_of(int h, double (*S)[V]) {
     double worst = 0;
     int shared = h / (H / HK);
@@ -117,7 +117,7 @@ int main(void) {
     for (int t = PROMPT + ACCEPTED; t < T; t++) layer(t, 1, 1, &state[0][0][0], sizeof state);
     for (int h = 0; h < H; h++) worst = fmax(worst, worst_of(h, S[h]));
 
-    /* The state as ONNX Runtime, ggml and vLLM hold it. */
+    /* The state in the layout of ONNX Runtime, ggml and vLLM. */
     check("state", cw_state_to_value_major(K, V, &state[0][0][0], &value_major[0][0][0], sizeof state));
     for (int h = 0; h < H; h++)
         for (int i = 0; i < K; i++)

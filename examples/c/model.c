@@ -1,4 +1,4 @@
-/* A model from a file: cw_model_open for those who may allocate, cw_model_load for those who bring the memory. */
+/* A model from a file: cw_model_open allocates memory, and cw_model_load uses the caller's. */
 #include <chunkwise.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +31,7 @@ static void *whole_file(const char *path, uint64_t *bytes) {
     return memory;
 }
 
-/* The model's answer to an input that is the same each time; to be freed. */
+/* The model's output for a fixed input. The caller must free it. */
 static float *answer(const cw_model *model, uint64_t *bytes) {
     cw_model_sizes sizes = CW_MODEL_SIZES;
     check("sizes", cw_model_sizes_of(model, B, T, &sizes));
@@ -66,7 +66,8 @@ int main(int argc, char **argv) {
     float *output = answer(model, &bytes);
     check("close", cw_model_close(model));
 
-    /* The same in memory of our own: it is borrowed, with the file's bytes, as long as the model is used. */
+    /* The same model in the caller's memory. This memory and the bytes of the file must exist as long as the model is
+     * used. */
     void *weights = whole_file(argv[1], &file.bytes_len);
     file.bytes = weights;
     cw_model_config config = CW_MODEL_CONFIG(1);

@@ -1,4 +1,4 @@
-/* A stream, one token at a time, and a snapshot: tokens are tried, taken back and tried again. */
+/* A stream of single tokens, with a snapshot of the state that is restored. */
 #include <chunkwise.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@ static void check(const char *what, cw_status status) {
     exit(1);
 }
 
-/* A token's rows: anything, but always the same ones. */
+/* Fills the rows of a token with numbers that depend only on the token. */
 static void rows_of(int token) {
     for (int i = 0; i < H * K; i++) {
         q[i] = (float)((token * 31 + i * 7) % 23) / 11 - 1;
@@ -37,7 +37,7 @@ int main(void) {
     void *memory = malloc((size_t)sizes.state_bytes + 63), *snapshot = malloc((size_t)sizes.state_bytes);
     void *scratch = malloc((size_t)sizes.decode_scratch_bytes);
     if (!memory || !snapshot || !scratch) return 1;
-    /* Any address that is aligned for a float will do; on a boundary of 64 bytes a state is updated fastest. */
+    /* A state may be at any address that is aligned for a float. It is updated fastest at a multiple of 64 bytes. */
     float *state = (float *)(((uintptr_t)memory + 63) / 64 * 64);
     check("state", cw_state_init(state, sizes.state_bytes));
     call.state_in = call.state_out = state;
@@ -50,7 +50,8 @@ int main(void) {
         check("decode", cw_decode(&attention, &call));
     }
 
-    /* Five tokens are guessed; the guess is refused; five others come. Then the guess again, from the same place. */
+    /* Five guessed tokens are computed, then the snapshot is restored and five other tokens are computed. After the
+     * snapshot is restored again, the five guessed tokens must have the same outputs as before. */
     memcpy(snapshot, state, (size_t)sizes.state_bytes);
     for (int token = 1000; token < 1005; token++) {
         rows_of(token);

@@ -1,4 +1,5 @@
-// C++11: the same header, errors as exceptions, memory as vectors; a sequence by one forward and token by token.
+// The same header in C++11, with errors as exceptions and memory in vectors: a sequence is computed by one forward and
+// token by token.
 #include <chunkwise.h>
 
 #include <algorithm>
@@ -21,7 +22,7 @@ struct Attention {
     cw_sizes sizes = CW_SIZES;
     std::vector<float> state, scratch;
 
-    // Tensors of `len` tokens; nothing is read yet.
+    // A call for tensors of `len` tokens, with memory for its state and scratch. The tensors are not read.
     cw_call call(const float *q, const float *k, const float *v, float *o, uint64_t len) {
         cw_call call = CW_CALL;
         call.q = cw_bthd(q, CW_F32, 1, len, H, K);

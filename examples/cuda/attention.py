@@ -1,4 +1,4 @@
-"""Attention on torch's tensors where they lie on the GPU, through ctypes: python3 attention.py libchunkwise.so
+"""Attention on torch's tensors on a GPU, without copies, through ctypes: python3 attention.py libchunkwise.so
 
 The library is built with the feature cuda: cargo rustc --release --features cdylib,cuda --crate-type cdylib
 """
@@ -16,7 +16,7 @@ class Tensor(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor):
-        """Any view whose innermost stride is one element: transposed and sliced tensors are not copied."""
+        """A view whose innermost stride is one element. Transposed and sliced tensors are not copied."""
         return cls(tensor.data_ptr(), DTYPES[str(tensor.dtype)], 4, (u64 * 4)(*tensor.shape), (u64 * 4)(*tensor.stride()))
 
 
@@ -55,31 +55,32 @@ class Gpu:
             raise RuntimeError((self.words.value or self.lib.cw_status_string(status)).decode())
 
     def describe(self, q, k, v, o, products=None, eps=1e-6):
-        """What all functions take. products: PRODUCTS_F32 or PRODUCTS_BF16, by default as precise as the tensors are."""
+        """The arguments of all functions. products is PRODUCTS_F32 or PRODUCTS_BF16, by default as precise as the tensors."""
         if products is None:
             products = PRODUCTS_F32 if str(q.dtype) == "torch.float32" else PRODUCTS_BF16
         what = Attention(feature_map=ELU, normaliser=GLOBAL, normaliser_eps=eps, scale=1, products=products, threads=1)
         return what, Call(q=Tensor.of(q), k=Tensor.of(k), v=Tensor.of(v), o=Tensor.of(o))
 
     def prepare(self, q, k, v, o, **options):
-        """Compiles the kernels for such tensors: before a capture into a graph, or for the first call to be as fast as others."""
+        """Compiles the kernels for such tensors, before a capture into a graph or to make the first call as fast as others."""
         what, call = self.describe(q, k, v, o, **options)
         self.call("cw_cuda_prepare", self.handle, ctypes.byref(what), ctypes.byref(call))
 
     def attention(self, q, k, v, o, stream=None, **options):
-        """q, k [B, T, H, K] and v [B, T, H, V] into o [B, T, H, V], queued on a stream of torch: by default the current one."""
+        """Computes o [B, T, H, V] from q, k [B, T, H, K] and v [B, T, H, V] on a stream, by default torch's current one."""
         import torch
 
         stream = stream or torch.cuda.current_stream(q.device)
         what, call = self.describe(q, k, v, o, **options)
         what_and_call, sizes = (self.handle, ctypes.byref(what), ctypes.byref(call)), Sizes()
         self.call("cw_cuda_sizes", *what_and_call, ctypes.byref(sizes))
-        # Allocated for that stream: it is freed before the work is done, and then only later work of the same stream gets it.
+        # The scratch is allocated for that stream. It is freed before the work is done, but only later work of the same
+        # stream can get its memory then.
         with torch.cuda.stream(stream):
             scratch = torch.empty(sizes.forward_scratch_bytes, device=q.device, dtype=torch.uint8)
         call.scratch, call.scratch_bytes = scratch.data_ptr(), sizes.forward_scratch_bytes
         self.call("cw_cuda_forward", *what_and_call, pointer(stream.cuda_stream))
-        # The tensors may be of another stream, whose later work must not get their memory before this work is done.
+        # The tensors may belong to another stream, whose later work must not get their memory before this work is done.
         for tensor in (q, k, v, o):
             tensor.record_stream(stream)
         return o

@@ -1,14 +1,14 @@
-"""How fast attention is on a GPU, beside copies, targets and fla: python3 bench.py libchunkwise.so
+"""The speed of attention on a GPU, compared with copies, targets and fla: python3 bench.py libchunkwise.so
 
-All lines take turns, round by round. A time is that of one launch among many in a CUDA graph that is replayed between two
-events; each launch has tensors of its own, until they exceed the caches several times. Outputs are NaN before a launch and
-are compared with f64 before and after the timing: the exit status is 1 where one is wrong, not where one is slow.
+All lines are measured in turn, in rounds. A time is that of one of many launches in a CUDA graph, which is replayed between
+two events. The launches have different tensors, until these exceed the caches several times. Outputs are NaN before a launch
+and are compared with f64 before and after the measurement; the exit status is 1 if one is wrong, not if one is slow.
 
-TB/s are of the bytes that must be moved at least: q, k, v and o, and a decode's state there and back. "of copy" is that
-speed beside a copy's: of 1 GiB, and for decode of as many bytes. fla gets q and k with the feature map applied already.
+TB/s count the bytes that must at least be moved: q, k, v and o, and for decode the state, read and written. "of copy" is this
+speed divided by that of a copy of 1 GiB or, for decode, of as many bytes. fla gets q and k with the feature map applied.
 
---emulator is for tests: tiny shapes, numpy and the driver that the loader finds instead of torch, no fla; its times mean
-nothing. --warm compiles fla's kernels on several cores and ends. attention.py says how the library is built.
+--emulator is for tests: shapes are tiny, numpy and the driver that the loader finds replace torch, fla is left out, and the
+times mean nothing. --warm compiles fla's kernels on several cores and exits. attention.py describes how to build the library.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from attention import ELU, GLOBAL, PRODUCTS_BF16, PRODUCTS_F32, Attention, Call,
 from bench_line import DOT, EPS, ROUNDED, Line, copy, elu, error, identity, measure, prepare, sets
 from bench_machine import F32, Emulated, Torch
 
-NONE, IDENTITY = 1, 3  # of chunkwise.h
+NONE, IDENTITY = 1, 3  # constants of chunkwise.h
 NORMALISERS, MAPS = {NONE: "none", GLOBAL: "global"}, {ELU: "elu", IDENTITY: "identity"}
 PHI = {ELU: elu, IDENTITY: identity}
-# The targets, in microseconds on an H200, and for decode as a part of a copy's speed.
+# The targets: microseconds on an H200 and, for decode, a part of a copy's speed.
 TARGETS = {(8, 4096, 64): 87, (8, 4096, 128): 212, (1, 16384, 64): 62}
 OF_COPY, OF_FLA = 0.85, 1.5
 
@@ -41,7 +41,7 @@ class Ours:
         self.machine, self.gpu, self.quick, self.only = machine, Gpu(library), quick, only
 
     def lines(self, shape, normaliser, map, products=PRODUCTS_BF16, decode=False, beside=None):
-        """One line, if it is asked for."""
+        """Yields the line of these options if `only` matches its name."""
         machine, (batch, tokens, heads, dim) = self.machine, shape
         dot = products == PRODUCTS_BF16 and not decode
         title = f"{'decode' if decode else 'prefill'} {NORMALISERS[normaliser]} {MAPS[map]}"
@@ -80,7 +80,7 @@ class Ours:
             _, tensors, state = calls[index]
             machine.poison(tensors[3])
             before = machine.clone(state) if decode else None
-            # A run of all takes more than one token.
+            # A run of all launches would decode more than one token on each state.
             (launches[index] if decode or run is None else run)()
             machine.wait()
             return error(machine, tensors, PHI[map], normaliser == GLOBAL, before, state)
@@ -116,7 +116,7 @@ def our_lines(machine, library, quick, only):
 
 
 def table(machine, lines):
-    """One line for each; a target beside it where there is one."""
+    """Prints a row for each line, with its target if it has one."""
     print(f"{machine.name}: medians of {len(lines[0].times)} rounds")
     print(f"{'median us':>10} {'least us':>9} {'TB/s':>5} {'of copy':>7} {'error':>7}")
     speed = lambda line: line.bytes / line.median / 1e6
@@ -152,7 +152,7 @@ def main():
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     begin = time.monotonic()
-    # What is tuned here is not to be found in the next run: processes that only compile would leave nonsense.
+    # fla must not keep the results of its autotuning, because processes that only compile have no valid ones.
     os.environ["FLA_CACHE_RESULTS"] = "0"
     if args.fla:
         sys.path.insert(0, args.fla)
@@ -172,7 +172,7 @@ def main():
     deadline = begin + args.seconds
     lines = list(prepare(machine, wanted, deadline))
     if not args.emulator:
-        # Told before anything of fla's is waited for.
+        # The table is printed before fla is run, which takes long.
         measure(lines, 3, deadline)
         table(machine, lines)
         try:

@@ -1,4 +1,4 @@
-"""fla beside bench.py's lines: its functions for many tokens, on q and k that a feature map was applied to."""
+"""Lines of bench.py for fla: its functions for many tokens, on q and k to which the feature map is applied already."""
 
 import functools
 import math
@@ -8,13 +8,13 @@ import sys
 from bench_line import Line, elu, error, identity
 from bench_machine import Torch
 
-# Its functions, and what each process of --warm compiles: of which function, for K = V of so many, normalised or not.
+# fla's functions, and what each process of --warm compiles: a function, K = V, and whether it is normalised.
 FUNCTIONS = ("chunk_linear_attn", "fused_chunk_linear_attn")
 WARM = [(FUNCTIONS[0], 64, False), (FUNCTIONS[0], 128, False), (FUNCTIONS[1], 64, True), (FUNCTIONS[1], 128, False)]
 
 
 def lines(machine, ours):
-    """Beside our lines of the same shape, B = 8, T = 4096, H = 16, and map, which is not in fla's time."""
+    """Lines for B = 8, T = 4096, H = 16, each with our line of the same shape. fla's time does not include the map."""
     import fla.ops.linear_attn as fla
 
     for dim in (64, 128):
@@ -47,12 +47,12 @@ def timed(machine, function, shape, normaliser, beside=None):
     batch, tokens, heads, dim = shape
     name = f"fla {function.__name__} {normaliser} B={batch} T={tokens} H={heads} D={dim} bf16"
     bytes = 2 * 4 * math.prod(shape)
-    # Its errors are told, not judged: what it sums in bf16 is its own business.
+    # fla's errors are printed but not limited, because fla may sum in bf16.
     return Line(name, bytes, [functools.partial(launch, index) for index in range(2)], check, beside=beside)
 
 
 def warm():
-    """Compiles what fla's autotuning tries, without timing it, in processes beside each other."""
+    """Compiles what fla's autotuning tries, without timing it, in several processes at the same time."""
     me = [sys.executable, *sys.argv, "--warm-one"]
     running = [subprocess.Popen([*me, str(index)]) for index in range(len(WARM))]
     return max(process.wait() for process in running)

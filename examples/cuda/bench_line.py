@@ -1,21 +1,21 @@
-"""What bench.py measures: launches that take turns, and the comparison of their outputs with f64."""
+"""The lines that bench.py measures: their launches, and the comparison of their outputs with f64."""
 
 import functools
 import math
 import statistics
 import time
 
-EPS = 1e-6  # of the global normaliser
-# What the tensors of all launches of a line exceed: several times the 50 or 60 MB of a Hopper's cache.
+EPS = 1e-6  # eps of the global normaliser
+# The least bytes of the tensors of all launches of a line: several times the 50 or 60 MB of a Hopper's cache.
 SPREAD = 300e6
-# Errors by norm. Outputs are rounded to bf16; with Bf16Dot phi, v, scores and the state are as well, by at most 2^-9 each.
-# States stay f32.
+# The norm errors that are allowed. Outputs are rounded to bf16; with Bf16Dot phi, v, scores and the state are as well, each
+# with an error of at most 2^-9. States are stored in f32.
 ROUNDED, DOT, STATE = 2**-9 + 1e-5, 5 * 2**-9, 2e-6
 
 
 def error(machine, tensors, phi, normalised, state=None, after=None):
-    """||o - exact|| / ||exact|| of outputs o [B, T, H, V], computed in f64 in pieces of 64 tokens; NaN where there is a NaN.
-    Where a state is given before and after, it is compared as well: a wrong one makes the error infinite."""
+    """||o - exact|| / ||exact|| of outputs o [B, T, H, V], computed in f64 in pieces of 64 tokens; NaN if anything is NaN.
+    If a state before and after the call is given, it is compared as well, and the error is infinite if it is wrong."""
     xp = machine.xp
     q, k, v, o = (machine.double(tensor) for tensor in tensors)
     (batch, tokens, heads, key), value = q.shape, v.shape[3]
@@ -51,8 +51,8 @@ def identity(xp, x):
 
 
 class Line:
-    """What is timed: launches on tensors of their own, the bytes that one must move, and the check of one's outputs with
-    the error that is allowed."""
+    """A line: launches on different tensors, the bytes that each must move, the check of their outputs, and the error that
+    is allowed."""
 
     def __init__(self, name, bytes, launches, check=None, allowed=math.inf, target=None, beside=None):
         self.name, self.bytes, self.launches, self.check, self.allowed = name, bytes, launches, check, allowed
@@ -60,7 +60,7 @@ class Line:
         self.times, self.error, self.take = [], None, None
 
     def verify(self, index, run=None):
-        """Compares the outputs of one launch, or of a run of all; the worst so far is kept, and NaN is."""
+        """Compares the outputs of one launch, or of a run of all launches; keeps the largest error so far, or NaN."""
         if self.check:
             found = self.check(index, run)
             self.error = found if self.error is None or not found <= self.error else self.error
@@ -79,13 +79,13 @@ def sets(bytes, quick):
 
 
 def copy(machine, name, bytes, quick):
-    """Half of the bytes read, half of them written."""
+    """A line of copies, which read half of the bytes and write the other half."""
     pairs = [[machine.normal((bytes // 4,)) for _ in range(2)] for _ in range(sets(bytes, quick))]
     return Line(name, bytes, [functools.partial(machine.copy, *pair) for pair in pairs])
 
 
 def prepare(machine, lines, deadline):
-    """Lines that were compared with f64 and can be timed; says which can't. What is not ours may fail."""
+    """Yields the lines that were compared with f64 and can be timed, and prints the others. Lines of fla may fail."""
     for line in lines:
         if time.monotonic() > deadline:
             print(f"NOT measured, for want of time: {line.name}", flush=True)

@@ -1,4 +1,4 @@
-"""Where bench.py measures: memory, random numbers, f64 and time, of a GPU by torch and of an emulated one by numpy."""
+"""The machines on which bench.py runs: a GPU with torch, and an emulated GPU with numpy."""
 
 import ctypes
 import math
@@ -8,7 +8,7 @@ BF16, F32 = "torch.bfloat16", "torch.float32"
 
 
 class Torch:
-    """A GPU by torch: memory, random numbers, f64, and time by graphs and events."""
+    """Memory, random numbers, f64 and time on a GPU, with torch."""
 
     def __init__(self):
         import torch
@@ -43,8 +43,8 @@ class Torch:
         self.xp.cuda.synchronize()
 
     def timer(self, launches):
-        """A function that takes the microseconds of one launch."""
-        for launch in launches:  # what is compiled at a first launch can't be while a graph is made
+        """Returns a function that measures the microseconds of one launch."""
+        for launch in launches:  # the first launch compiles kernels, which is not possible during a capture
             launch()
         self.wait()
         launches = launches * math.ceil(20 / len(launches))
@@ -66,7 +66,7 @@ class Torch:
 
 
 class Emulated:
-    """The same by numpy and the driver's functions."""
+    """The same with numpy and the driver's functions."""
 
     def __init__(self):
         import numpy

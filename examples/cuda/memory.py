@@ -1,5 +1,5 @@
-"""Tensors in a GPU's memory without torch: numpy, and the driver where the loader finds it. They answer what attention.py asks of
-a tensor."""
+"""Tensors in a GPU's memory without torch, with numpy and the driver that the loader finds. They have the methods of a
+tensor that attention.py uses."""
 
 import ctypes
 
@@ -9,7 +9,7 @@ SIZES = {"torch.float32": 4, "torch.bfloat16": 2}
 
 
 class Driver:
-    """The driver, with the first GPU's primary context current: the one that chunkwise uses."""
+    """The driver. The current context is the primary one of the first GPU, which chunkwise uses as well."""
 
     def __init__(self):
         self.library = ctypes.CDLL("libcuda.so.1")
@@ -27,18 +27,18 @@ class Driver:
         return Memory(self, shape, dtype)
 
     def bytes(self, size):
-        """Memory of any content, all that attention.py asks for its scratch."""
+        """Memory for scratch, whose contents are not initialised."""
         return Memory(self, (max(size, 4) // 4,), "torch.float32")
 
     def put(self, array, dtype="torch.float32"):
-        """A copy of numbers of f32, rounded to the type."""
+        """A tensor with a copy of numbers in f32, rounded to the type."""
         memory = Memory(self, array.shape, dtype)
         memory.write(array)
         return memory
 
 
 class Memory:
-    """A contiguous tensor. It is never freed: for programs that end soon."""
+    """A contiguous tensor. It is never freed, because its programs end soon."""
 
     def __init__(self, driver, shape, dtype):
         self.driver, self.shape, self.dtype = driver, tuple(shape), dtype
@@ -56,7 +56,7 @@ class Memory:
         array = np.ascontiguousarray(array, np.float32)
         if self.dtype == "torch.bfloat16":
             bits = array.view(np.uint32)
-            # To the nearest, halves to even; a NaN that is cut stays one.
+            # Numbers are rounded to the nearest, ties to even. A NaN is truncated, and remains NaN.
             rounded = bits + 0x7FFF + (bits >> 16 & 1)
             array = (np.where(np.isnan(array), bits, rounded) >> 16).astype(np.uint16)
         pointer = array.ctypes.data_as(ctypes.c_void_p)

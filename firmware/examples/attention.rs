@@ -1,5 +1,6 @@
-//! The smallest image that is of use: attention in f32 on a Cortex-M, one token at a time; with the feature `forward` many
-//! tokens before. `tools/sizes/run` counts its code; it runs, too, and exits with 0 if the outputs are what they should be.
+//! A small image: attention in f32 on a Cortex-M, one token at a time and, with the feature `forward`, many
+//! tokens before. `tools/sizes/run` reports the size of its code. The image can also be run, and exits with 0
+//! if the outputs are right.
 #![no_std]
 #![no_main]
 
@@ -11,7 +12,7 @@ use semihosting::process;
 const HEADS: usize = 2;
 const DIM: usize = 16;
 const ROWS: usize = TOKENS * HEADS * DIM;
-/// S and z of each head.
+/// The length of the state: S and z of each head.
 const STATE: usize = HEADS * (DIM + 1) * DIM;
 const TOKENS: usize = if cfg!(feature = "forward") { 20 } else { 1 };
 const SCRATCH: usize = if cfg!(feature = "forward") { 4096 } else { 256 };
@@ -41,7 +42,7 @@ fn run() -> Option<bool> {
         let scratch = scratch.get_mut(..attention.decode_scratch_len())?;
         attention.decode(Tensors::new(&q, &k, &v, &mut o), &mut state, scratch).ok()?;
     }
-    // Every value was 2, so their weighted mean is.
+    // All values are 2, and so is their weighted mean.
     Some(o[..HEADS * DIM].iter().all(|o| (o - 2.0).abs() < 1e-5))
 }
 

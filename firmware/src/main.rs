@@ -1,8 +1,8 @@
-//! A reference model without an operating system: weights in flash, state and scratch in static arrays, no allocator.
-//! Runs it over all tokens at once and token by token, compares each with what the reference stored, says how far off it
-//! was, and exits with 0 only if both are close enough.
+//! A model of the reference without an operating system: weights in flash, state and scratch in static
+//! arrays, no allocator. The image runs the model by forward and token by token, compares both with the
+//! reference's stored output, prints the errors, and exits with 0 only if both are small enough.
 //!
-//! What depends on the machine is in `start/`: from the first instruction to [`main`].
+//! The code that depends on the machine, from the first instruction to [`main`], is in `start/`.
 #![no_std]
 #![no_main]
 
@@ -17,14 +17,15 @@ use semihosting::{println, process};
 
 include!(concat!(env!("OUT_DIR"), "/model.rs"));
 
-/// As for the golden files everywhere.
+/// The tolerance of the golden files.
 const TOLERANCE: f32 = 1e-5;
 
-/// The build script knows what scalar code needs. Vectors round sizes up, to no more than so many times as much.
+/// The build script computes the scratch that scalar code needs. Vectors need at most this many times as
+/// much, because they round sizes up.
 const LANES: usize = if cfg!(target_arch = "aarch64") { 4 } else { 1 };
 const ROOM: usize = LANES * if SCRATCH > STEP_SCRATCH { SCRATCH } else { STEP_SCRATCH };
 
-/// What the start-up calls, once.
+/// The entry point, which the start-up code calls once.
 extern "C" fn main() -> ! {
     static mut BLOCKS: [BlockWeights<'static>; CONFIG.num_layers] = [BlockWeights::EMPTY; CONFIG.num_layers];
     static mut MEMORY: Memory =
@@ -48,7 +49,7 @@ struct Memory {
 
 fn run(blocks: &'static mut [BlockWeights<'static>], memory: &mut Memory) -> Result<bool> {
     let model = Model::new(CONFIG, Weights::from_flat(&CONFIG, &WEIGHTS, blocks)?, None, 1)?;
-    // The build script asked the library on another machine.
+    // The build script computed this length on another machine.
     assert_eq!(model.state_len(BATCH)?, STATE);
     let (scratch_len, step_scratch_len) = (model.scratch_len(BATCH, LEN)?, model.step_scratch_len(BATCH)?);
     if model.isa().lanes() == 1 {
@@ -91,7 +92,7 @@ fn run(blocks: &'static mut [BlockWeights<'static>], memory: &mut Memory) -> Res
     Ok(forward && step)
 }
 
-/// Whether every element is close to the reference's; NaN is not.
+/// Whether every element is close to the reference's, which a NaN is not; prints the largest error.
 fn report(what: &str, output: &[f32]) -> bool {
     let mut worst = 0.0_f32;
     for (got, want) in output.iter().zip(&OUTPUT) {

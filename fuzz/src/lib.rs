@@ -1,4 +1,4 @@
-//! What the targets call: the checks of the library's own tests.
+//! The checks that the fuzz targets call, which are those of the library's tests.
 
 #[path = "../../tests/checks/mod.rs"]
 pub mod checks;

@@ -136,10 +136,7 @@ impl Attention {
     /// is not finite; a chunk of 0 or more than 2^24 tokens; an instruction set that is not available.
     pub fn new(config: Config) -> Result<Self> {
         let layout = config.check()?;
-        let isa = match config.execution.isa {
-            Some(isa) => isa,
-            None => Isa::choose()?,
-        };
+        let isa = Isa::resolve(config.execution.isa)?;
         Ok(Self::planned(config, isa, layout))
     }
 

@@ -275,6 +275,17 @@ impl<T: Headed> Output<T> {
     }
 }
 
+/// The variant of an enum over element types that is the tensor's, made of its address and `len`.
+macro_rules! by_type {
+    ($tensor:ident, $len:ident, $elements:ident, $make:path) => {
+        match $tensor.dtype {
+            CW_BF16 => $elements::Bf16($make($tensor.data.cast(), $len)),
+            CW_F16 => $elements::F16($make($tensor.data.cast(), $len)),
+            _ => $elements::F32($make($tensor.data.cast(), $len)),
+        }
+    };
+}
+
 impl cw_tensor {
     /// Whether the tensor is `CW_NO_TENSOR`, whose dims and strides are ignored.
     pub(super) fn is_none(&self) -> bool {
@@ -304,13 +315,7 @@ impl cw_tensor {
     /// meanwhile.
     pub(super) unsafe fn elements<'a>(&self, len: usize) -> Elements<'a> {
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.dtype {
-                CW_BF16 => Elements::Bf16(slice(self.data.cast(), len)),
-                CW_F16 => Elements::F16(slice(self.data.cast(), len)),
-                _ => Elements::F32(slice(self.data.cast(), len)),
-            }
-        }
+        unsafe { by_type!(self, len, Elements, slice) }
     }
 
     /// The tensor's first `len` elements, to be written by this call alone.
@@ -319,13 +324,7 @@ impl cw_tensor {
     /// [`cw_tensor::span`] has succeeded for `len`, and these bytes can be written for 'a by nothing else.
     pub(super) unsafe fn elements_mut<'a>(&self, len: usize) -> ElementsMut<'a> {
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.dtype {
-                CW_BF16 => ElementsMut::Bf16(slice_mut(self.data.cast(), len)),
-                CW_F16 => ElementsMut::F16(slice_mut(self.data.cast(), len)),
-                _ => ElementsMut::F32(slice_mut(self.data.cast(), len)),
-            }
-        }
+        unsafe { by_type!(self, len, ElementsMut, slice_mut) }
     }
 
     /// The tensor's first `len` elements, to be written row by row.
@@ -335,13 +334,7 @@ impl cw_tensor {
     /// nothing else.
     pub(super) unsafe fn outputs<'a>(&self, len: usize) -> Outputs<'a> {
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.dtype {
-                CW_BF16 => Outputs::Bf16(Disjoint::from_raw(self.data.cast(), len)),
-                CW_F16 => Outputs::F16(Disjoint::from_raw(self.data.cast(), len)),
-                _ => Outputs::F32(Disjoint::from_raw(self.data.cast(), len)),
-            }
-        }
+        unsafe { by_type!(self, len, Outputs, Disjoint::from_raw) }
     }
 }
 

@@ -98,13 +98,7 @@ pub(super) unsafe fn run(
         }
     }
     let record = draft.map(|draft| draft.check(&call, &whole)).transpose()?.unwrap_or_default();
-    let heads = match range {
-        Some((first, count)) => {
-            let end = first.checked_add(count).filter(|end| *end <= whole.all_heads() as u64);
-            size(first)?..size(end.ok_or(Status(CW_RANGE))?)?
-        }
-        None => 0..whole.all_heads(),
-    };
+    let heads = heads(range, whole.all_heads())?;
     let attention = if range.is_some() { whole.on_one_thread() } else { whole };
     let scratch_len = match op {
         Op::Forward => attention.scratch_len(),
@@ -140,6 +134,13 @@ pub(super) unsafe fn run(
         (None, Op::Decode) => attention.run::<true>(&tensors, states, scratch),
     }
     Ok(())
+}
+
+/// The heads of a range, which are all of them where there is no range.
+fn heads(range: Option<(u64, u64)>, all: usize) -> Result<Range<usize>> {
+    let Some((first, count)) = range else { return Ok(0..all) };
+    let end = first.checked_add(count).filter(|end| *end <= all as u64);
+    Ok(size(first)?..size(end.ok_or(Status(CW_RANGE))?)?)
 }
 
 /// The numbers of elements of each array of a call.

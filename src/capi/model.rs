@@ -331,10 +331,7 @@ pub(super) fn run_on(number: u32, threads: u32) -> Result<(Option<Isa>, usize)> 
     if threads == 0 {
         return Err(Status(CW_ZERO));
     }
-    let isa = match isa(number)? {
-        Some(isa) => isa,
-        None => Isa::choose()?,
-    };
+    let isa = Isa::resolve(isa(number)?)?;
     Ok((Some(isa), threads as usize))
 }
 

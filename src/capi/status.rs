@@ -26,27 +26,27 @@ macro_rules! statuses {
 
 statuses! {
     CW_OK = 0, "done";
-    CW_NULL = 1, "a pointer is null that must not be";
+    CW_NULL = 1, "a pointer is null that must not be null";
     CW_MISALIGNED = 2, "a pointer is not aligned to its type";
-    CW_OVERLAP = 3, "what is written overlaps something else, or itself by its strides";
+    CW_OVERLAP = 3, "memory that is written overlaps other memory of the call, or itself by its strides";
     CW_TOO_SMALL = 4, "fewer bytes were given than are needed";
     CW_OVERFLOW = 5, "sizes or strides reach beyond the address space";
     CW_ZERO = 6, "a size is zero that must be at least one";
-    CW_RANGE = 7, "a number is not finite, negative, or out of its range";
-    CW_UNKNOWN = 8, "a choice has a value that is none of its constants";
+    CW_RANGE = 7, "a number is not finite, is negative, or is out of its range";
+    CW_UNKNOWN = 8, "the value of a field is none of its constants, or a reserved field is not 0";
     CW_SIZE = 9, "a structure is larger than this library knows, or its size ends within a field";
     CW_ABI = 10, "a structure was filled by a header of another ABI version";
     CW_SHAPE = 11, "the dimensions or strides of tensors, or the sequences, do not fit together";
     CW_STATE = 12, "the state was not made by this configuration";
-    CW_UNAVAILABLE = 13, "this machine, or this build, does not have what was asked for";
-    CW_PARAMETER = 14, "a parameter of the model is missing, misshapen or has no place";
-    CW_FILE = 15, "the bytes are not a safetensors file, or not all of one";
-    CW_OPTION = 16, "an option of the model is needed and not given, or makes no sense";
-    CW_IO = 17, "the file can not be read";
-    CW_MODEL = 18, "the pointer is not to a model, or not to one that can be closed";
-    CW_PANIC = 19, "a bug of the library: outputs and states are not to be used";
-    CW_GPU = 20, "the GPU or its driver refused";
-    CW_CONFLICT = 21, "options or tensors that do not go together";
+    CW_UNAVAILABLE = 13, "this machine or this build does not support the request";
+    CW_PARAMETER = 14, "a parameter of the model is missing, misshapen or unexpected";
+    CW_FILE = 15, "the bytes are not a safetensors file, or not a complete one";
+    CW_OPTION = 16, "a required option of the model is missing, or an option is invalid";
+    CW_IO = 17, "the file cannot be read";
+    CW_MODEL = 18, "the pointer is not to a model, or not to a model that can be closed";
+    CW_PANIC = 19, "a bug in the library: outputs and states must not be used";
+    CW_GPU = 20, "the GPU or its driver returned an error, see chunkwise_cuda.h";
+    CW_CONFLICT = 21, "options or tensors cannot be combined";
 }
 
 macro_rules! choices {

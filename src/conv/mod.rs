@@ -232,10 +232,7 @@ impl CausalConv {
         }
         check_most("taps of a convolution", MAX_WIDTH, config.width)?;
         let state_len = config.checked_state_len()?;
-        let isa = match config.isa {
-            Some(isa) => isa,
-            None => Isa::choose()?,
-        };
+        let isa = Isa::resolve(config.isa)?;
         let conv = Self { config, isa, state_len };
         // This checks one sequence: only with the tensors of a call is it known whether the batch's strides
         // are used.

@@ -245,25 +245,13 @@ impl Model {
         let (x, rest) = workspace.split_at(sizes.x);
         let (normed, rest) = rest.split_at(sizes.normed);
         let (mut wide, mut rest) = rest.split_at(sizes.wide);
-        let (x, normed, inner) = (x.address(), normed.address(), wide.address());
+        let (x, normed) = (x.address(), normed.address());
         match &self.input_projection {
             Some(layer) => self.dense(layer, rows, input.address(), x, Epilogue::Store, stream)?,
             None => self.mean(input.address(), x, hidden_size, rows, 1, stream)?,
         }
         for block in &self.blocks {
-            self.norm(&block.attn_norm, rows, x, hidden_size, normed, stream)?;
-            self.dense(&block.attn_qkv, rows, normed, inner, Epilogue::Store, stream)?;
-            let width = self.config.attention_width();
-            let (qkv, mixed) = wide.reborrow().split_at(rows * 3 * hidden_size);
-            let mixed_at = mixed.address();
-            let q = qkv.as_slice();
-            let (k, v) = (q.from(width), q.from(2 * width));
-            let (state, workspace) = (State::Zero, rest.reborrow());
-            attention.forward(Forward { q, k, v, state, o: mixed, workspace }, stream)?;
-            self.dense(&block.attn_out, rows, mixed_at, x, Epilogue::Add, stream)?;
-            self.norm(&block.ffn_norm, rows, x, hidden_size, normed, stream)?;
-            self.dense(&block.ffn_up, rows, normed, inner, Epilogue::Gelu, stream)?;
-            self.dense(&block.ffn_down, rows, inner, x, Epilogue::Add, stream)?;
+            self.block(block, &attention, rows, [x, normed], wide.reborrow(), rest.reborrow(), stream)?;
         }
         // The rows that are returned: how many, where the first is, and how far apart they are.
         let row = (hidden_size * size_of::<f32>()) as u64;
@@ -280,6 +268,34 @@ impl Model {
             self.mean(to, output.address(), len * hidden_size, batch, len, stream)?;
         }
         Ok(())
+    }
+
+    /// Runs a block on rows of x in place. `normed` holds its normalised rows; `wide` holds q, k, v and the
+    /// output of attention, and later the inner rows of the feed-forward network.
+    #[allow(clippy::too_many_arguments, reason = "the pieces of one workspace")]
+    fn block(
+        &self,
+        block: &Block,
+        attention: &Attention,
+        rows: usize,
+        [x, normed]: [u64; 2],
+        wide: SliceMut<'_>,
+        workspace: SliceMut<'_>,
+        stream: Stream,
+    ) -> Result<()> {
+        let (hidden, width) = (self.config.hidden_size, self.config.attention_width());
+        let inner = wide.address();
+        self.norm(&block.attn_norm, rows, x, hidden, normed, stream)?;
+        self.dense(&block.attn_qkv, rows, normed, inner, Epilogue::Store, stream)?;
+        let (qkv, mixed) = wide.split_at(rows * 3 * hidden);
+        let mixed_at = mixed.address();
+        let q = qkv.as_slice();
+        let (k, v) = (q.from(width), q.from(2 * width));
+        attention.forward(Forward { q, k, v, state: State::Zero, o: mixed, workspace }, stream)?;
+        self.dense(&block.attn_out, rows, mixed_at, x, Epilogue::Add, stream)?;
+        self.norm(&block.ffn_norm, rows, x, hidden, normed, stream)?;
+        self.dense(&block.ffn_up, rows, normed, inner, Epilogue::Gelu, stream)?;
+        self.dense(&block.ffn_down, rows, inner, x, Epilogue::Add, stream)
     }
 
     /// [`Model::forward`] with input and output in host memory. It allocates what [`Model::forward`] takes

@@ -150,10 +150,7 @@ impl Lightning {
     /// or more than 2^24 tokens; an instruction set that is not available.
     pub fn new(config: Config) -> Result<Self> {
         let layout = config.check()?;
-        let isa = match config.execution.isa {
-            Some(isa) => isa,
-            None => Isa::choose()?,
-        };
+        let isa = Isa::resolve(config.execution.isa)?;
         Ok(Self { config, isa, layout })
     }
 

@@ -115,25 +115,8 @@ impl<'w> Block<'w> {
         let (qkv, mixed) = wide.split_at_mut(sizes.qkv);
         let mixed = &mut mixed[..sizes.mixed];
         weights.attn_norm.forward(isa, x, normed)?;
+        self.project(Tile { batch, len }, normed, qkv, wanted, rest);
         let width = self.config.attention_width();
-        if wanted == Wanted::All {
-            let product = Product::new(normed, qkv, Epilogue::Store);
-            weights.attn_qkv.run(isa, threads, product, rest);
-        } else {
-            let product = Product::new(normed, qkv, Epilogue::Store).columns(width..3 * width);
-            weights.attn_qkv.run(isa, threads, product, rest);
-            // The values of the other queries make no difference, but they are read.
-            for row in qkv.chunks_exact_mut(3 * hidden) {
-                row[..width].fill(0.0);
-            }
-        }
-        if wanted == Wanted::Last {
-            for row in (0..batch).map(|sequence| sequence * len + len - 1) {
-                let (x, y) = (&normed[row * hidden..][..hidden], &mut qkv[row * 3 * hidden..][..3 * hidden]);
-                let product = Product::new(x, y, Epilogue::Store).columns(0..width);
-                weights.attn_qkv.run(isa, threads, product, rest);
-            }
-        }
         let (q, k, v) = (&qkv[..], &qkv[width.min(qkv.len())..], &qkv[(2 * width).min(qkv.len())..]);
         mixer.run(Tensors::new(q, k, v, &mut *mixed), pass, rest)?;
         let rows = match wanted {
@@ -156,6 +139,30 @@ impl<'w> Block<'w> {
         weights.ffn_up.run(isa, threads, Product::new(normed, inner, Epilogue::Gelu), rest);
         weights.ffn_down.run(isa, threads, Product::new(inner, x, Epilogue::Add), rest);
         Ok(())
+    }
+
+    /// Computes the rows of q, k and v that are wanted, `[B, T, 3 hidden]`, from normalised rows
+    /// `[B, T, hidden]`.
+    fn project(&self, tile: Tile, normed: &[f32], qkv: &mut [f32], wanted: Wanted, scratch: &mut [f32]) {
+        let (hidden, width) = (self.config.hidden_size, self.config.attention_width());
+        let (dense, isa, threads) = (&self.weights.attn_qkv, self.isa, self.threads);
+        if wanted == Wanted::All {
+            dense.run(isa, threads, Product::new(normed, qkv, Epilogue::Store), scratch);
+            return;
+        }
+        let product = Product::new(normed, &mut *qkv, Epilogue::Store).columns(width..3 * width);
+        dense.run(isa, threads, product, scratch);
+        // The values of the other queries make no difference, but they are read.
+        for row in qkv.chunks_exact_mut(3 * hidden) {
+            row[..width].fill(0.0);
+        }
+        if wanted == Wanted::Last {
+            for row in (0..tile.batch).map(|sequence| sequence * tile.len + tile.len - 1) {
+                let (x, y) = (&normed[row * hidden..][..hidden], &mut qkv[row * 3 * hidden..][..3 * hidden]);
+                let product = Product::new(x, y, Epilogue::Store).columns(0..width);
+                dense.run(isa, threads, product, scratch);
+            }
+        }
     }
 }
 

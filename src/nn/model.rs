@@ -51,10 +51,7 @@ impl<'w> Model<'w> {
         if threads == 0 {
             return Err(Error::Zero { what: "threads" });
         }
-        let isa = match isa {
-            Some(isa) => isa,
-            None => Isa::choose()?,
-        };
+        let isa = Isa::resolve(isa)?;
         Ok(Self { config, weights, isa, threads })
     }
 
@@ -159,31 +156,21 @@ impl<'w> Model<'w> {
         output: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<()> {
-        self.for_len(len).run(batch, len, input, output, scratch)
-    }
-
-    fn run(
-        &self,
-        batch: usize,
-        len: usize,
-        input: &[f32],
-        output: &mut [f32],
-        scratch: &mut [f32],
-    ) -> Result<()> {
-        let ModelConfig { embed_dim, hidden_size, num_layers, output_mode, .. } = self.config;
+        let this = self.for_len(len);
+        let ModelConfig { embed_dim, hidden_size, num_layers, output_mode, .. } = this.config;
         if len == 0 && output_mode != OutputMode::All {
             return Err(Error::Zero { what: "T, for an output of one row" });
         }
         let rows = batch.checked_mul(len).ok_or(Error::Overflow { what: "input" })?;
         let input_len = rows.checked_mul(embed_dim).ok_or(Error::Overflow { what: "input" })?;
         check_len("input", input_len, input.len())?;
-        check_len("output", self.output_len(batch, len), output.len())?;
-        scratch::check(scratch, self.forward_scratch_len(batch, len)?)?;
+        check_len("output", this.output_len(batch, len), output.len())?;
+        scratch::check(scratch, this.forward_scratch_len(batch, len)?)?;
 
         let tile = Tile::new(batch, len);
-        let carried = len > tile.len;
-        let layer = if carried { self.layer_state_len(tile.batch)? } else { 0 };
+        let layer = if len > tile.len { this.layer_state_len(tile.batch)? } else { 0 };
         let (states, scratch) = scratch.split_at_mut(padded(layer * num_layers));
+        let states = &mut states[..layer * num_layers];
         if rows == 0 {
             return Ok(());
         }
@@ -198,46 +185,31 @@ impl<'w> Model<'w> {
                 let input = &input[at * embed_dim..][..tile.rows() * embed_dim];
                 let (x, scratch) = scratch.split_at_mut(padded(tile.rows() * hidden_size));
                 let x = &mut x[..tile.rows() * hidden_size];
-                self.project(input, x, scratch);
-                let mut wanted = Wanted::All;
-                for (i, weights) in self.weights.blocks.iter().enumerate() {
-                    let pass =
-                        if carried { Pass::Carried(&mut states[i * layer..][..layer]) } else { Pass::Whole };
-                    let block = Block::unchecked(&self.config, *weights, self.isa, self.threads);
-                    let last = output_mode == OutputMode::LastTimestep
-                        && i + 1 == num_layers
-                        && tile.len >= Wanted::MIN_LEN;
-                    wanted = match last {
-                        true if begin + tile.len == len => Wanted::Last,
-                        true => Wanted::State,
-                        false => Wanted::All,
-                    };
-                    block.run(tile, x, pass, wanted, scratch)?;
-                }
+                this.project(input, x, scratch);
+                let ends = begin + tile.len == len;
+                let wanted = this.blocks(tile, x, states, ends, scratch)?;
+                let (row, rows) = match output_mode {
+                    OutputMode::All => (at, tile.rows()),
+                    OutputMode::LastTimestep if !ends => continue,
+                    OutputMode::LastTimestep | OutputMode::Mean => (first, sequences),
+                };
+                let output = &mut output[row * hidden_size..][..rows * hidden_size];
                 match output_mode {
-                    OutputMode::All => {
-                        let output = &mut output[at * hidden_size..][..x.len()];
-                        self.finish(x, output)?;
-                    }
-                    OutputMode::LastTimestep if begin + tile.len == len => {
-                        let output = &mut output[first * hidden_size..][..sequences * hidden_size];
+                    OutputMode::All => this.finish(x, output)?,
+                    OutputMode::LastTimestep => {
                         // x contains the last row of each sequence, or all of its rows.
                         let rows = if wanted == Wanted::Last { 1 } else { tile.len };
                         let sequence = rows * hidden_size;
                         for (x, output) in x.chunks_exact(sequence).zip(output.chunks_exact_mut(hidden_size))
                         {
-                            self.finish(&x[sequence - hidden_size..], output)?;
+                            this.finish(&x[sequence - hidden_size..], output)?;
                         }
                     }
-                    OutputMode::LastTimestep => {}
                     OutputMode::Mean => {
                         let normed = &mut scratch[..x.len()];
-                        self.finish(x, normed)?;
-                        let output = &mut output[first * hidden_size..][..sequences * hidden_size];
-                        let sequence = tile.len * hidden_size;
-                        for (normed, mean) in
-                            normed.chunks_exact(sequence).zip(output.chunks_exact_mut(hidden_size))
-                        {
+                        this.finish(x, normed)?;
+                        let sequences = normed.chunks_exact(tile.len * hidden_size);
+                        for (normed, mean) in sequences.zip(output.chunks_exact_mut(hidden_size)) {
                             add_mean(normed, mean, len, begin == 0);
                         }
                     }
@@ -245,6 +217,42 @@ impl<'w> Model<'w> {
             }
         }
         Ok(())
+    }
+
+    /// Runs all blocks on the rows of a tile, in place. `states` holds the states of all layers, or nothing
+    /// where the tile is a whole sequence; `ends` is true for the last tile of a sequence. Returns what the
+    /// last block computed.
+    fn blocks(
+        &self,
+        tile: Tile,
+        x: &mut [f32],
+        states: &mut [f32],
+        ends: bool,
+        scratch: &mut [f32],
+    ) -> Result<Wanted> {
+        let ModelConfig { num_layers, output_mode, .. } = self.config;
+        let layer = states.len() / num_layers;
+        let mut wanted = Wanted::All;
+        for (i, weights) in self.weights.blocks.iter().enumerate() {
+            let is_last = i + 1 == num_layers;
+            wanted = match output_mode {
+                OutputMode::LastTimestep if is_last && tile.len >= Wanted::MIN_LEN => {
+                    if ends {
+                        Wanted::Last
+                    } else {
+                        Wanted::State
+                    }
+                }
+                _ => Wanted::All,
+            };
+            let pass = match &mut states[i * layer..][..layer] {
+                [] => Pass::Whole,
+                state => Pass::Carried(state),
+            };
+            let block = Block::unchecked(&self.config, *weights, self.isa, self.threads);
+            block.run(tile, x, pass, wanted, scratch)?;
+        }
+        Ok(wanted)
     }
 
     /// Runs one time step of each sequence: input `[B, embed]` into output `[B, hidden]`, on a state that is

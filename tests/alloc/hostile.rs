@@ -1,5 +1,5 @@
-//! Hostile files: each is an error, in a time and in memory that its length bounds. What the calling thread holds is
-//! counted.
+//! Hostile files: each returns an error, within a time and an amount of memory that the length of the file
+//! bounds. The bytes that the calling thread has allocated are counted.
 
 use std::time::{Duration, Instant};
 
@@ -8,17 +8,21 @@ use chunkwise::files::{self, ModelFile, Options, Tensor};
 use crate::weights::{File, JSON};
 use crate::{HOLDS, MOST};
 
-/// Bytes that reading may hold at once, for each byte of the file: its tensors' names, shapes and places, twice while they
-/// are sorted.
+/// The bytes that reading may hold at once for each byte of the file: the names, shapes and offsets of its
+/// tensors, twice while they are sorted.
 const HELD: usize = 24;
+/// The bytes that reading may hold in addition, whatever the length of the file.
 const HELD_BESIDE: usize = 1 << 16;
-/// JSON that becomes values, for a configuration or to explain an error, takes more for each byte, of 1 MiB at most.
+/// The bytes for each byte of JSON that is parsed into values, for a configuration or to explain an error.
 const VALUES: usize = 100;
+/// The same for all JSON that is parsed into values, which is at most 1 MiB.
 const MOST_VALUES: usize = VALUES << 20;
-/// Reading runs at some 50 MB/s here and in a debug build of the parsers; this is for a busy machine.
+/// The longest time that reading may take. A debug build of the parsers reads some 50 MB/s, so that this
+/// leaves room for a busy machine.
 const TIME: Duration = Duration::from_secs(20);
 
-/// What `run` returns, and the bytes it held at most beyond what was held before.
+/// The result of `run`, and the largest number of bytes that it held at once, in addition to those held
+/// before.
 fn measured<R>(what: &str, run: impl FnOnce() -> R) -> (R, usize) {
     let before = HOLDS.get();
     MOST.set(before);
@@ -33,7 +37,7 @@ fn bound(len: usize) -> usize {
     HELD * len + MOST_VALUES.min(VALUES * len) + HELD_BESIDE
 }
 
-/// An error, in memory that the file's length bounds.
+/// Checks that a file returns an error, within the bound of memory.
 fn refused(what: &str, bytes: &[u8]) {
     let (result, most) = measured(what, || ModelFile::parse(bytes, &Options::default()).map(|_| ()));
     let error = result.expect_err(what).to_string();
@@ -45,7 +49,7 @@ fn file(header: &str, data: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
 }
 
-/// `item` for each number, joined, between the ends.
+/// `item` for each number below `count`, joined with commas, between `open` and `close`.
 fn many(open: &str, count: usize, item: impl Fn(usize) -> String, close: &str) -> String {
     format!("{open}{}{close}", (0..count).map(item).collect::<Vec<_>>().join(","))
 }
@@ -56,7 +60,8 @@ fn the_allocator_counts() {
     assert_eq!((held, most), ((), 1000));
 }
 
-/// As long as they are worth, and long enough that no constant hides what grows: beyond what is explained in errors, too.
+/// Headers of different lengths. The longest ones are so long that constants are negligible, and longer than
+/// the JSON that is parsed to explain errors.
 #[test]
 fn huge_headers() {
     for count in [1000, 40_000, 400_000] {
@@ -107,7 +112,7 @@ fn headers_that_are_not_there() {
     for len in [1 << 20, 100_000_000, 100_000_001, u64::MAX / 2, u64::MAX - 8, u64::MAX] {
         refused("a length", &[&len.to_le_bytes()[..], b"{}"].concat());
     }
-    // Beyond what the format allows, and there.
+    // This header is longer than the format allows, and the file contains it.
     refused("a long header", &file(&" ".repeat(100_000_001), 0));
 }
 
@@ -137,7 +142,7 @@ fn places_that_can_not_be() {
     }
 }
 
-/// A size of a parameter that is zero, or whose product with the other is.
+/// Parameters with a size of zero.
 #[test]
 fn sizes_of_zero() {
     for at in 0..File::good().tensors.len() - 1 {
@@ -145,7 +150,7 @@ fn sizes_of_zero() {
         for dim in 0..dims {
             let mut file = File::good();
             file.tensors[at].3.clear();
-            // Zero, and zero times what would overflow.
+            // The other size is valid, or so large that their product could overflow.
             file.tensors[at].2[dim] = 0;
             refused(&format!("{:?}", file.tensors[at]), &file.bytes());
             if dims == 2 {
@@ -185,7 +190,7 @@ fn configurations() {
     }
     for size in ["num_heads", "chunk_size", "seq_len", "hidden_size", "num_layers", "embed_dim"] {
         for number in ["18446744073709551615", "9223372036854775808", "4611686018427387904", "4294967296"] {
-            // What the shapes don't tell may be large without harm.
+            // Options that do not contradict a shape may be large.
             let mut json: serde_json::Value = serde_json::from_str(JSON).expect("JSON");
             json[size] = number.parse::<u64>().expect("a number").into();
             let bytes = File::good().config(&json.to_string()).bytes();
@@ -196,7 +201,8 @@ fn configurations() {
     }
 }
 
-/// An input without elements may claim any number of sequences or steps: nothing is brought or done for them.
+/// An input without elements may have a shape of any number of sequences or steps, which takes neither memory
+/// nor time.
 #[test]
 fn inputs_that_claim() {
     for mode in ["last_timestep", "all", "mean"] {
@@ -225,7 +231,8 @@ fn inputs_that_claim() {
     }
 }
 
-/// Lightning attention keeps the tokens of a chunk: room is made for those that there are, however long a chunk is said to be.
+/// Lightning attention keeps the tokens of a chunk. Memory is allocated for the tokens of the input, however
+/// long the chunk is.
 #[test]
 fn a_chunk_that_claims() {
     let file = File::lightning();

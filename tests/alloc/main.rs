@@ -1,5 +1,6 @@
-//! What the library asks of the allocator: the core and the model nothing, the readers of files no more than the file's
-//! length bounds. A global allocator counts, for each thread by itself, so that tests may run side by side.
+//! Allocations: the core and the model allocate nothing, and readers of files allocate no more than the
+//! length of the file bounds. A global allocator counts for each thread separately, so that tests may run at
+//! the same time.
 #![allow(unsafe_code, reason = "a global allocator is unsafe to implement")]
 
 #[path = "../common/mod.rs"]
@@ -15,11 +16,12 @@ mod no_alloc;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// The system's allocator, how often this thread has called it, and the bytes that the thread holds and has held at most.
+/// The system's allocator, which counts the calls of each thread, the bytes that it holds, and the most that
+/// it has held.
 struct Counting;
 
 thread_local! {
-    // Initialised at compile time and without a destructor: reading them allocates nothing.
+    // These are initialised at compile time and have no destructor, so that access to them allocates nothing.
     static CALLS: Cell<usize> = const { Cell::new(0) };
     static HOLDS: Cell<isize> = const { Cell::new(0) };
     static MOST: Cell<isize> = const { Cell::new(0) };
@@ -34,12 +36,12 @@ fn holds(more: isize) {
     MOST.set(MOST.get().max(HOLDS.get()));
 }
 
-// SAFETY: every call is passed on to the system's allocator as it came.
+// SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
         holds(layout.size() as isize);
-        // SAFETY: the caller's promises are those asked for.
+        // SAFETY: the caller guarantees what the system's allocator requires.
         unsafe { System.alloc(layout) }
     }
 
@@ -52,7 +54,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn realloc(&self, from: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
-        // Both, while one is copied to the other.
+        // Both blocks exist while one is copied to the other.
         holds(size as isize);
         holds(-(layout.size() as isize));
         // SAFETY: as above.

@@ -1,5 +1,6 @@
-//! The core and the model allocate nothing: not when configured, not in `forward`, `decode` or `step`, and not when they
-//! refuse. Calls of the allocator are counted on the calling thread; with one thread that is all there is.
+//! The core and the model allocate nothing: neither their constructors nor `forward`, `decode` and `step`,
+//! also where these return errors. Calls of the allocator are counted on the calling thread, which is the
+//! only one here.
 
 mod family;
 
@@ -11,7 +12,7 @@ use chunkwise::{Attention, Config, Isa, Lightning, Rule, Shape, State, Tensors, 
 use crate::CALLS;
 use crate::common::*;
 
-/// What `run` returns; it must not have called the allocator, not even to give something back.
+/// The result of `run`, after a check that it has not called the allocator, not even to free memory.
 #[track_caller]
 fn without_allocating<R>(what: &str, run: impl FnOnce() -> R) -> R {
     let before = CALLS.get();
@@ -30,7 +31,7 @@ fn the_allocator_counts() {
 
 #[test]
 fn attention() {
-    // What is asked of the CPU is asked once.
+    // The CPU is detected once, by the first of these calls.
     without_allocating("Isa::available", || assert!(Isa::available().count() > 0));
     without_allocating("Isa::best", Isa::best);
     for isa in Isa::available() {
@@ -145,8 +146,8 @@ fn model() {
             let weights = weights.expect("a flat model");
             let model = without_allocating("Model::new", || Model::new(config, weights, Some(isa), 1));
             let model = model.expect("a legal model");
-            // The second is carried from tile to tile.
-            for (batch, len) in [(3, 20), (1, 150)] {
+            // Several sequences in a tile, and one sequence of more than a tile (256 rows).
+            for (batch, len) in [(3, 20), (1, 300)] {
                 let scratch_len = without_allocating("scratch_len", || model.scratch_len(batch, len));
                 let scratch = &mut vec![0.0; scratch_len.expect("a legal size")];
                 let (input, output) =

@@ -1,5 +1,6 @@
-/* Calls on several threads: in a process that was forked after one, and in another rounding mode than the default, they have
- * the bits of a call on one thread in the same mode. A child that waits for ever is ended by SIGALRM. */
+/* Calls on several threads have the bits of a call on one thread, also in a process that was forked after
+ * such a
+ * call, and in another rounding mode than the default. SIGALRM ends a child that waits for ever. */
 #define _POSIX_C_SOURCE 200809L
 #include <chunkwise.h>
 #include <fenv.h>
@@ -12,7 +13,7 @@
 enum { T = 800, H = 6, D = 64, LIMIT = 60 };
 
 static float q[T][H][D], k[T][H][D], v[T][H][D], want[T][H][D], got[T][H][D], g[T][H], beta[T][H];
-static int delta; /* whether it is the gated delta rule */
+static int delta; /* whether the rule is the gated delta rule */
 
 static void run(uint32_t threads, void *o) {
     cw_attention linear = CW_ATTENTION(CW_GLOBAL, 1e-6f, 0), gated_delta = CW_DELTA(CW_GATE_SCALAR);

@@ -1,4 +1,4 @@
-"""Calls on several threads before and in processes of multiprocessing's fork: python3 threads.py libchunkwise.so"""
+"""Calls on several threads, before and in processes that multiprocessing forks: python3 threads.py libchunkwise.so"""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ import numpy as np
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../examples/c"))
 from attention import attention  # noqa: E402
 
-LIMIT = 60  # seconds after which a child is taken to wait for ever
+LIMIT = 60  # seconds after which a child is considered to wait for ever
 
 rng = np.random.default_rng(0)
 q, k, v = rng.standard_normal((3, 1, 800, 6, 64), np.float32)

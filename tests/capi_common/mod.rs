@@ -1,5 +1,5 @@
-//! Structures of C as headers of other versions have them.
-#![allow(unsafe_code, reason = "structures are taken as bytes")]
+//! Structures of C in the sizes of other versions of the header.
+#![allow(unsafe_code, reason = "structures are read and written as bytes")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::mem::MaybeUninit;
@@ -7,13 +7,14 @@ use std::mem::MaybeUninit;
 use chunkwise::capi::args::Headed;
 use chunkwise::capi::status::{CW_ABI, CW_OK, CW_SIZE};
 
-/// What the bytes hold that the library must neither read nor write.
+/// The value of bytes that the library must neither read nor write.
 pub(crate) const BEHIND: u8 = 0xa5;
 
-/// A structure of which the caller has so many bytes, with others behind them, and what the library must take it for.
+/// A structure of which only the first `size` bytes are the caller's and others follow, and the structure as
+/// which the library must treat it.
 pub(crate) fn older<T: Headed>(whole: &T, size: usize) -> (T, T) {
     let mut behind = MaybeUninit::<T>::uninit();
-    // SAFETY: by its trait, every bit pattern is a value, and the first field is its size.
+    // SAFETY: the trait requires that every bit pattern is a value and that the first field is the size.
     unsafe {
         behind.as_mut_ptr().write_bytes(BEHIND, 1);
         let (mut short, mut long) = (behind.assume_init(), T::DEFAULT);
@@ -27,14 +28,14 @@ pub(crate) fn older<T: Headed>(whole: &T, size: usize) -> (T, T) {
     }
 }
 
-/// Sizes at which a structure may end: behind its head, and before and behind each field.
+/// The sizes at which a structure may end: after its head, and before and after each field.
 pub(crate) fn ends<T: Headed>() -> Vec<usize> {
     let mut ends: Vec<usize> = T::FIELDS.iter().flatten().copied().collect();
     ends.dedup();
     ends
 }
 
-/// Sizes that are refused, up to some that are too large.
+/// The sizes that are refused, including some that are too large.
 pub(crate) fn refused<T: Headed>() -> impl Iterator<Item = usize> {
     let ends = ends::<T>();
     (0..size_of::<T>() + 20).filter(move |size| !ends.contains(size))
@@ -42,11 +43,12 @@ pub(crate) fn refused<T: Headed>() -> impl Iterator<Item = usize> {
 
 /// The bytes of a structure.
 pub(crate) fn bytes<T: Headed>(of: &T) -> &[u8] {
-    // SAFETY: there is no padding: a structure that has any is not asked about here.
+    // SAFETY: the structures for which this is called have no padding.
     unsafe { std::slice::from_raw_parts((&raw const *of).cast(), size_of::<T>()) }
 }
 
-/// That the library fills structures of every size with what it fills the whole one with, and writes nothing else.
+/// Checks that the library writes the same fields to a structure of any size as to the whole structure, and
+/// nothing else.
 pub(crate) fn fills_what_there_is<T: Headed>(fill: impl Fn(&mut T) -> i32) {
     let mut whole = T::DEFAULT;
     assert_eq!(fill(&mut whole), CW_OK);
@@ -60,7 +62,7 @@ pub(crate) fn fills_what_there_is<T: Headed>(fill: impl Fn(&mut T) -> i32) {
     }
     for size in refused::<T>() {
         let (mut got, _) = older(&T::DEFAULT, size.clamp(8, size_of::<T>()));
-        // SAFETY: the first field, as above.
+        // SAFETY: this is the first field, as above.
         unsafe { (&raw mut got).cast::<u32>().write(size as u32) };
         let before = got;
         assert_eq!(fill(&mut got), CW_SIZE, "of {size} bytes");
@@ -68,8 +70,8 @@ pub(crate) fn fills_what_there_is<T: Headed>(fill: impl Fn(&mut T) -> i32) {
     }
 }
 
-/// That the library takes structures of every size for what they say, with defaults behind that. `answer` is a status
-/// and the bits of all that was written.
+/// Checks that the library reads the fields of a structure of any size, and takes defaults for the others.
+/// `answer` returns the status and the bits of what was written.
 pub(crate) fn takes_what_there_is<T: Headed>(whole: &T, mut answer: impl FnMut(&T) -> (i32, Vec<u32>)) {
     for size in ends::<T>() {
         let (short, long) = older(whole, size);
@@ -77,13 +79,13 @@ pub(crate) fn takes_what_there_is<T: Headed>(whole: &T, mut answer: impl FnMut(&
         assert!(got == want, "of {size} bytes: {}, and as a whole {}", got.0, want.0);
     }
     let mut other = *whole;
-    // SAFETY: the second field, the ABI version.
+    // SAFETY: this is the second field, the ABI version.
     unsafe { (&raw mut other).cast::<u32>().add(1).write(0) };
     let (status, untouched) = answer(&other);
     assert_eq!(status, CW_ABI);
     for size in refused::<T>() {
         let mut other = *whole;
-        // SAFETY: the first field, as above.
+        // SAFETY: this is the first field, as above.
         unsafe { (&raw mut other).cast::<u32>().write(size as u32) };
         let (status, written) = answer(&other);
         assert_eq!(status, CW_SIZE, "of {size} bytes");

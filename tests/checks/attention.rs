@@ -1,5 +1,6 @@
-//! Attention on any sizes and strides: against the oracle on harmless numbers, in every type; and on any bits, which may
-//! give any number, but no crash, and nothing outside the rows of o. What is refused has written nothing.
+//! Attention with any sizes and strides. With harmless numbers it is compared with the oracle, in every type.
+//! With arbitrary bits outputs may be any numbers, but nothing may crash or write outside the rows of o. A
+//! refused call writes nothing.
 
 use arbitrary::{Result, Unstructured};
 use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors};
@@ -8,7 +9,8 @@ use half::{bf16, f16};
 use super::family;
 use crate::common::*;
 
-/// Elements of the longest tensor that is brought, and of state and scratch: larger configurations are only checked.
+/// The largest number of elements of a tensor, a state or scratch for which calls are made; of larger
+/// configurations only the checks run.
 const MOST: usize = 1 << 16;
 
 pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
@@ -29,14 +31,14 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     if reaches(&config).into_iter().max() > Some(MOST) {
         return too_short(&attention);
     }
-    // Of no sequence there may be any number of tokens; the cases of the tests go through them.
+    // Without sequences there may be any number of tokens, but the cases of the tests loop over them.
     if config.shape.len > MOST {
         return Ok(());
     }
     if wild || u.arbitrary()? { any_bits(u, &attention) } else { harmless(u, config) }
 }
 
-/// Mostly one that is legal.
+/// A configuration, which is mostly legal.
 fn config(u: &mut Unstructured<'_>) -> Result<Config> {
     let batch = size(u, 0, 3)?;
     let len = size(u, 0, 3 * TILE + 2)?;
@@ -71,7 +73,7 @@ pub(super) fn normaliser(u: &mut Unstructured<'_>) -> Result<Normaliser> {
     })
 }
 
-/// Once in a while any at all.
+/// A size in a range or, sometimes, any size.
 fn size(u: &mut Unstructured<'_>, least: usize, most: usize) -> Result<usize> {
     if u.ratio(1, 64)? { u.arbitrary() } else { u.int_in_range(least..=most) }
 }
@@ -92,7 +94,7 @@ fn strides(u: &mut Unstructured<'_>, config: &Config, dim: usize) -> Result<Stri
     })
 }
 
-/// Elements that q, k, v and o take.
+/// The numbers of elements that q, k, v and o span.
 fn reaches(config: &Config) -> [usize; 4] {
     [
         reach(config, config.shape.q_strides, config.shape.key),
@@ -102,7 +104,8 @@ fn reaches(config: &Config) -> [usize; 4] {
     ]
 }
 
-/// A tensor that is too large to be brought, and is not.
+/// A call with tensors that are shorter than they should be, because the required lengths are too large to
+/// allocate, must be refused.
 fn too_short(attention: &Attention) -> Result<()> {
     let [q, k, v, o] = reaches(attention.config()).map(|reach| vec![SENTINEL; reach.min(MOST)]);
     let (mut written, mut scratch) = (o.clone(), vec![0.0; attention.scratch_len()]);
@@ -113,10 +116,11 @@ fn too_short(attention: &Attention) -> Result<()> {
     Ok(())
 }
 
-/// Numbers that no rounding makes much of: some of the case's own replaced.
+/// A case of normal numbers, some of which are replaced, whose results rounding errors do not change much.
 pub(super) fn numbers(u: &mut Unstructured<'_>, config: Config) -> Result<Case> {
     let mut case = Case::new(config, u.int_in_range(0..=255)?);
-    // A rounding of exp shows in phi the more, the further below zero x is (see `strongly_negative_inputs` of the oracle).
+    // The relative error of phi from the rounding of exp grows as x decreases (see `strongly_negative_inputs`
+    // in `tests/suite/oracle.rs`).
     let Rule { feature_map, normaliser, .. } = config.rule;
     let least = if feature_map == FeatureMap::Elu { -1.5 } else { -4.0 };
     let positive = feature_map == FeatureMap::Identity && normaliser != Normaliser::None;
@@ -160,7 +164,7 @@ fn against_oracle(case: &Case) {
         let o = gather(config, o);
         assert!(norm_error_of(&o, &want, &size) <= NORM_ERROR, "{config:?}");
         assert!(element_error(&o, &want, &size) <= element_bound(config), "{config:?}");
-        // What rounding took comes after the sums.
+        // A compensated state also contains rounding errors.
         if !config.rule.compensated {
             assert!(element_error(state, &want_state, &state_size) <= element_bound(config), "{config:?}");
         }
@@ -176,7 +180,7 @@ fn against_oracle(case: &Case) {
     }
 }
 
-/// Other types give the bits that f32 gives on the widened rows, rounded once.
+/// Checks that other types give the bits of f32 on the widened rows, rounded once.
 fn same_bits<Q: Number, K: Number, V: Number, O: Number>(case: &Case) {
     let (q, k, v) = (narrow::<Q>(&case.q), narrow::<K>(&case.k), narrow::<V>(&case.v));
     let wide = Case { config: case.config, q: widen(&q), k: widen(&k), v: widen(&v) };
@@ -191,12 +195,12 @@ fn same_bits<Q: Number, K: Number, V: Number, O: Number>(case: &Case) {
     assert_eq!(first_difference(&state, &want_state), None, "{:?}", case.config);
 }
 
-/// Any bits in every tensor, the state's too.
+/// Makes calls with arbitrary bits in every tensor and in the state.
 fn any_bits(u: &mut Unstructured<'_>, attention: &Attention) -> Result<()> {
     let config = *attention.config();
     let mut bits = |len: usize| -> Result<Vec<f32>> {
         let pattern = [u.arbitrary::<u32>()?, u.arbitrary()?, u.arbitrary()?, u.arbitrary()?];
-        // Four numbers again and again, with a step between the turns.
+        // Four numbers are repeated, and a step is added in each repetition.
         let step = u.int_in_range(0..=3)?;
         let at = |i: usize| f32::from_bits(pattern[i % 4].wrapping_add((i as u32 / 4) << (8 * step)));
         Ok((0..len).map(at).collect())

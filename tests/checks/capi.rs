@@ -1,6 +1,6 @@
-//! The C ABI on structures of any content. All pointers are null or into one block of memory, and what a call says of its
-//! memory is true: that is the caller's promise, which no library can check. Then a call is refused and has written nothing,
-//! or has written what it says and nothing else.
+//! The C ABI with structures of any contents. All pointers are null or point into one block of memory, and
+//! the lengths in a call are those of the memory behind its pointers, which a library can't check. A call is
+//! either refused and writes nothing, or it writes only where its structures permit.
 #![allow(unsafe_code, reason = "the C ABI is called")]
 
 use core::ops::Range;
@@ -13,32 +13,33 @@ use chunkwise::capi::draft::*;
 use chunkwise::capi::state::*;
 use chunkwise::capi::status::*;
 
-/// Bytes of the block: places for what a call points to, and half of it for scratch.
+/// The bytes of the block. It is divided into 16 places for the memory of a call; the upper half is scratch.
 const BLOCK: usize = 1 << 17;
 const PLACE: usize = BLOCK / 16;
 const SCRATCH: usize = 8;
 const RECORD: usize = 14;
 
-/// Memory of the caller's.
+/// The caller's memory.
 struct Block(Vec<u64>);
 
 impl Block {
     fn new() -> Self {
-        // Small numbers of every type: halves of a word are 2^-7 in f32 and 0.0078 and 0 in 16 bits.
+        // These bytes are small numbers in every type: 2^-7 in f32, and 2^-7 or 1, and 0, in 16 bits.
         Self(vec![0x3c00_0000_3c00_0000; BLOCK / 8])
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: integers, as long as they are.
+        // SAFETY: these are the bytes of the vector's integers.
         unsafe { core::slice::from_raw_parts(self.0.as_ptr().cast(), BLOCK) }
     }
 
-    /// A place, with as many bytes as are there from it on; now and then null, or anywhere in the block.
+    /// A pointer to a place, or sometimes null or a pointer to anywhere in the block, and the number of bytes
+    /// from there to the end of the block.
     fn place(&mut self, u: &mut Unstructured<'_>, place: usize) -> Result<(*mut u8, usize)> {
         self.byte(u, place * PLACE)
     }
 
-    /// The same of a byte.
+    /// The same for any byte.
     fn byte(&mut self, u: &mut Unstructured<'_>, at: usize) -> Result<(*mut u8, usize)> {
         if u.ratio(1, 60)? {
             return Ok((core::ptr::null_mut(), BLOCK));
@@ -47,35 +48,35 @@ impl Block {
         Ok((self.0.as_mut_ptr().cast::<u8>().wrapping_add(at), BLOCK - at))
     }
 
-    /// Where in the block so many bytes lie.
+    /// The range of bytes in the block that begins at a pointer.
     fn range(&self, data: *const u8, bytes: usize) -> Range<usize> {
         let at = data.addr().wrapping_sub(self.0.as_ptr().addr());
         if data.is_null() { 0..0 } else { at..at + bytes }
     }
 }
 
-/// One that is right, or now and then any other.
+/// The right number or, sometimes, any number.
 fn mostly(u: &mut Unstructured<'_>, right: u32) -> Result<u32> {
     if u.ratio(1, 40)? { u.arbitrary() } else { Ok(right) }
 }
 
-/// The size of a structure, or now and then of an older or a newer one, or any other.
+/// The size of a structure or, sometimes, that of an older or a newer version, or any number.
 fn size(u: &mut Unstructured<'_>, right: usize) -> Result<u32> {
     if u.ratio(1, 20)? { Ok(u.int_in_range(0..=right as u32 / 4 + 2)? * 4) } else { mostly(u, right as u32) }
 }
 
-/// One of the choices from 1 on, or now and then any.
+/// One of the choices, which begin at 1, or sometimes any number.
 fn choice(u: &mut Unstructured<'_>, choices: u32) -> Result<u32> {
     let right = u.int_in_range(1..=choices)?;
     mostly(u, right)
 }
 
-/// A small size, or now and then any.
+/// A small size or, sometimes, any size.
 fn dim(u: &mut Unstructured<'_>, most: u64) -> Result<u64> {
     if u.ratio(1, 60)? { u.arbitrary() } else { u.int_in_range(0..=most) }
 }
 
-/// One of the choices from 0 on where there is a use for it, else 0; or now and then any.
+/// One of the choices from 0 to `most` if the option is used and 0 otherwise, or sometimes any number.
 fn added(u: &mut Unstructured<'_>, used: bool, most: u32) -> Result<u32> {
     let right = if used || u.ratio(1, 20)? { u.int_in_range(0..=most)? } else { 0 };
     mostly(u, right)
@@ -111,14 +112,14 @@ fn attention(u: &mut Unstructured<'_>) -> Result<cw_attention> {
     })
 }
 
-/// A tensor that lies in the block as far as it reaches, or nowhere.
+/// A tensor whose elements are all in the block, or whose pointer is null.
 fn tensor(u: &mut Unstructured<'_>, block: &mut Block, place: usize, dims: [u64; 4]) -> Result<cw_tensor> {
     let dims = if u.ratio(1, 40)? { u.arbitrary()? } else { dims };
     let [_, t, h, d] = dims;
     let contiguous = [t.wrapping_mul(h).wrapping_mul(d), h.wrapping_mul(d), d, 1];
     let strides = if u.ratio(1, 20)? { u.arbitrary()? } else { contiguous };
     let (mut data, room) = block.place(u, place)?;
-    // The library knows no larger type.
+    // 4 bytes is the size of the largest type.
     if u128::from(room as u64) < reach(dims, strides).saturating_mul(4) {
         data = core::ptr::null_mut();
     }
@@ -126,7 +127,7 @@ fn tensor(u: &mut Unstructured<'_>, block: &mut Block, place: usize, dims: [u64;
     Ok(cw_tensor { data: data.cast(), dtype, rank, dims, strides })
 }
 
-/// g or beta where there is a use for it, else none; or now and then the other way round. Strides may be 0.
+/// The tensor g or beta if it is used and no tensor otherwise, or sometimes the reverse. Strides may be 0.
 fn gate(
     u: &mut Unstructured<'_>,
     block: &mut Block,
@@ -138,23 +139,23 @@ fn gate(
     }
     let tensor = tensor(u, block, place, dims)?;
     let strides = if u.ratio(1, 4)? { [0, 0, tensor.strides[2], 1] } else { tensor.strides };
-    // With a rank of 3 there is one element for each row, whatever the last dimension says.
+    // With a rank of 3 there is one element in each row, whatever the last dimension is.
     let rank = match tensor.dims[3] {
         1 if u.arbitrary()? => 3,
         1 => tensor.rank,
         _ => tensor.rank.max(4),
     };
-    // Strides of 0 reach no further than others.
+    // The range of the tensor has been checked with larger strides.
     Ok(cw_tensor { strides, rank, ..tensor })
 }
 
-/// So many numbers of a type of 4 bytes in a place of their own, or nowhere.
+/// A pointer to a byte from which there is room for this many numbers of 4 bytes, or null.
 fn array(u: &mut Unstructured<'_>, block: &mut Block, at: usize, len: u128) -> Result<*mut u8> {
     let (data, room) = block.byte(u, at)?;
     Ok(if (room as u128) < len.saturating_mul(4) { core::ptr::null_mut() } else { data })
 }
 
-/// Where sequences begin, and how many they are; mostly in order.
+/// The beginnings of sequences, mostly in order, and the number of sequences.
 fn sequences(u: &mut Unstructured<'_>, block: &mut Block, count: u64, len: u64) -> Result<(*const u32, u64)> {
     let count = if u.ratio(1, 60)? { u.arbitrary()? } else { count };
     let data = array(u, block, 7 * PLACE + 4096, u128::from(count) + 1)?.cast::<u32>();
@@ -170,12 +171,12 @@ fn sequences(u: &mut Unstructured<'_>, block: &mut Block, count: u64, len: u64) 
     if u.ratio(1, 20)? {
         begins[u.int_in_range(0..=count as usize)?] = u.arbitrary()?;
     }
-    // SAFETY: aligned, and there is room in the block for as many and one more.
+    // SAFETY: the pointer is aligned, and there is room for `count + 1` numbers in the block.
     unsafe { data.copy_from_nonoverlapping(begins.as_ptr(), count as usize + 1) };
     Ok((data, count))
 }
 
-/// Elements from the first to the last.
+/// The number of elements that a tensor spans.
 fn reach(dims: [u64; 4], strides: [u64; 4]) -> u128 {
     if dims.contains(&0) {
         return 0;
@@ -189,7 +190,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let attention = attention(u)?;
     let ragged = if u.ratio(1, 4)? { Some(dim(u, 3)?) } else { None };
     let (batch, heads) = (if ragged.is_some() { 1 } else { dim(u, 2)? }, dim(u, 2)?);
-    // One token, or one of each sequence, for a decode.
+    // Often there is one token, or one for each sequence, so that a decode is legal.
     let len = if u.arbitrary()? { ragged.unwrap_or(1) } else { dim(u, 20)? };
     let (key, value) = (dim(u, 10)?, dim(u, 10)?);
     let mut several = || -> Result<u64> { Ok(heads.wrapping_mul(if u.ratio(1, 4)? { 2 } else { 1 })) };
@@ -203,7 +204,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let g = gate(u, &mut block, gated, [batch, len, state_heads, row])?;
     let delta = (7, attention.update != CW_UPDATE_LINEAR);
     let beta = gate(u, &mut block, delta, [batch, len, state_heads, 1])?;
-    // As many as the library may take for them, whatever was drawn.
+    // These are the largest lengths that the library may use, whatever was drawn.
     let most_heads = u128::from(k.dims[2].max(v.dims[2]));
     let mut parameter = |at, len| -> Result<*mut u8> {
         let given = u.ratio(if attention.gate_map >= CW_GATE_MAP_SOFTPLUS { 3 } else { 1 }, 5)?;
@@ -248,14 +249,14 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         sequence_count,
     };
 
-    // SAFETY: structures of this function; what they point to is in the block, as far as they say.
+    // SAFETY: the structures are this function's, and the memory that they describe is in the block.
     unsafe {
         let (size, abi) = (size_of::<cw_sizes>() as u32, CW_ABI_VERSION);
         let mut sizes = cw_sizes { size, abi, ..core::mem::zeroed() };
         let asked = cw_attention_sizes(&attention, &call, &mut sizes);
         known(asked);
 
-        // So that a state is one, mostly.
+        // Mostly the state is a valid one.
         if u.ratio(9, 10)? {
             known(cw_state_init(state_in.cast(), sizes.state_bytes.min(in_room as u64)));
         }
@@ -273,14 +274,14 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
             3 => cw_decode_range(&attention, &call, first, count),
             4 => cw_verify(&attention, &call, record, room),
             5 => cw_verify_range(&attention, &call, record, room, first, count),
-            // The numbers of more sequences would lie outside the block.
+            // The call would read more accepted numbers than there are.
             _ if call.q.dims[0] > 2 || accepted_room < size_of_val(&numbers) => CW_SHAPE,
             _ => cw_commit(&attention, &call, record, room, accepted.cast()),
         };
         known(status);
         let mut may = Vec::new();
         if status == CW_OK {
-            assert_eq!(asked, CW_OK, "what runs has sizes");
+            assert_eq!(asked, CW_OK, "a call runs whose sizes were refused");
             let bytes =
                 reach(call.o.dims, call.o.strides) as usize * if call.o.dtype == CW_F32 { 4 } else { 2 };
             if op < 6 {
@@ -303,7 +304,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A status of the header, and never the one of a bug.
+/// Checks that a status is one of the header, and not CW_PANIC.
 fn known(status: i32) {
     assert!((CW_OK..CW_PANIC).contains(&status) || status == CW_CONFLICT, "{status}");
 }

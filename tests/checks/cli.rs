@@ -1,5 +1,6 @@
-//! The command line on arguments and files that no one would write: a verdict, in lines on stderr where it is a bad one, and
-//! no file is touched but the outputs. Nothing is measured, and nothing is read or written outside a temporary folder.
+//! The command line with unusual arguments and files. Each run ends with a verdict, and prints lines to
+//! stderr exactly if that is [`Verdict::Unusable`]. Only output files are written. Nothing is measured, and
+//! no file outside a temporary folder is read or written.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,12 +16,13 @@ use chunkwise_cli::{Out, Verdict, run};
 use crate::checks::files::{damaged, replaced};
 use crate::weights::{File, numbers};
 
-/// Bytes that don't suffice are as good as a check that holds.
+/// Checks the command line with arguments that are drawn from bytes. If there are too few bytes, nothing is
+/// checked.
 pub fn cli(bytes: &[u8]) {
     let _ = check(&mut Unstructured::new(bytes));
 }
 
-/// Names of files; two of them are links, some are not there or can't be.
+/// The names of files. Two of them are links, and some do not exist or can't be files.
 const NAMES: [&str; 9] = ["model", "input", "config", "report", "link", "hard", "new", "none/new", "."];
 
 fn check(u: &mut Unstructured<'_>) -> Result<()> {
@@ -58,7 +60,7 @@ fn check(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Every file under a folder but the links, by its real path.
+/// The contents of all files in a folder except links, by their real paths.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("a file").path());
     files
@@ -67,7 +69,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// Links followed; of a file that is not there, in its folder.
+/// The path without links, or, if the file does not exist, the path of its folder without links and its name.
 fn real(path: &Path) -> PathBuf {
     let folder = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(folder).unwrap_or_default()
@@ -75,7 +77,7 @@ fn real(path: &Path) -> PathBuf {
 
 struct Arguments {
     words: Vec<OsString>,
-    /// Files that are to be read, and to be written, by their real paths.
+    /// The real paths of the files that may be read, and of those that may be written.
     inputs: Vec<PathBuf>,
     outputs: Vec<PathBuf>,
 }
@@ -87,7 +89,7 @@ impl Arguments {
         args.words.push(command.into());
         let paths: &[&str] = match command {
             "run" => {
-                // Without a model there is the demonstration, which takes its time.
+                // Without a model the program runs its demonstration, which takes long.
                 args.path(u, folder, "--model")?;
                 &["--config", "--input", "--weights", "--output", "--output"]
             }
@@ -128,7 +130,7 @@ impl Arguments {
     fn path(&mut self, u: &mut Unstructured<'_>, folder: &Path, flag: &str) -> Result<()> {
         let write = ["--output", "--plot"].contains(&flag);
         let path = match self.inputs.last() {
-            // What is read already, though not always by the same name.
+            // A file that is also an input, possibly by another name.
             Some(input) if write && u.ratio(1, 2)? => input.clone(),
             _ => folder.join(u.choose(&NAMES)?),
         };
@@ -139,7 +141,7 @@ impl Arguments {
     }
 }
 
-/// Flags, and a value that is right.
+/// Flags of `run`, each with a valid value.
 const RUN: [(&str, &str); 16] = [
     ("--tensor", "input"),
     ("--device", "cpu"),
@@ -159,6 +161,7 @@ const RUN: [(&str, &str); 16] = [
     ("--window-size", "12"),
 ];
 
+/// Flags of `bench`, each with a valid value.
 const BENCH: [(&str, &str); 15] = [
     ("--op", "prefill,decode,model,step"),
     ("--shape", "1,2,3,4,4"),
@@ -177,7 +180,7 @@ const BENCH: [(&str, &str); 15] = [
     ("--format", "csv"),
 ];
 
-/// A word that some flag takes, numbers of any size, or anything.
+/// A word that some flag accepts, numbers of any size, or any text.
 fn value(u: &mut Unstructured<'_>) -> Result<String> {
     const WORDS: [&str; 40] = [
         "0",
@@ -232,7 +235,7 @@ fn value(u: &mut Unstructured<'_>) -> Result<String> {
     })
 }
 
-/// Small, or as large as goes wrong.
+/// A size that is small, near a power of two, or any number.
 fn size(u: &mut Unstructured<'_>) -> Result<u64> {
     match u.int_in_range(0..=3)? {
         0 => Ok(1),
@@ -242,7 +245,8 @@ fn size(u: &mut Unstructured<'_>) -> Result<u64> {
     }
 }
 
-/// A model's or a kernel's file with stored results of any shapes, which may be damaged.
+/// The file of a model or a kernel with stored results of any shapes. It may be damaged, or consist of any
+/// bytes.
 fn safetensors(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     if !u.ratio(15, 16)? {
         return Ok(u.bytes(u.len().min(100))?.to_vec());
@@ -267,22 +271,22 @@ fn safetensors(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         ],
     };
     for name in names {
-        // Of a model only some results are stored, of a kernel all.
+        // The file of a model contains only some of the results, that of a kernel all.
         if !kernel && u.ratio(1, 2)? {
             continue;
         }
         let shape = shape(u)?;
         let elements = shape.iter().try_fold(1, |all: usize, n| all.checked_mul(*n)).filter(|n| *n <= 4096);
-        // A shape that is too large for a file is put into the header by what damages it.
+        // Shapes that are too large for a file only occur in damaged headers.
         let Some(elements) = elements else { continue };
         file.tensors.retain(|tensor| tensor.0 != *name);
         file.add(name, &shape, &numbers(elements));
     }
-    // Mostly as it is: what is wrong with its shapes is found behind what is wrong with its header.
+    // The file is mostly not damaged, because an error in its header would hide errors in its shapes.
     if u.ratio(3, 4)? { Ok(file.bytes()) } else { damaged(u, file) }
 }
 
-/// Likely one that fits, with any rank.
+/// A shape of any rank, which often fits.
 fn shape(u: &mut Unstructured<'_>) -> Result<Vec<usize>> {
     let likely: &[&[usize]] = &[
         &[2, 10, 3],
@@ -315,7 +319,7 @@ fn shape(u: &mut Unstructured<'_>) -> Result<Vec<usize>> {
     Ok(shape)
 }
 
-/// JSON in which some words were replaced.
+/// JSON in which one word may be replaced.
 fn text(u: &mut Unstructured<'_>, json: &str) -> Result<Vec<u8>> {
     let mut json = json.to_string();
     if !u.ratio(3, 4)? {
@@ -340,7 +344,7 @@ const REPORT: &str = r#"{"version": "0", "date": "2026T", "command": ["a", "b"],
     0.3, "median": 0.4}, "bound": {"ceiling": "FMA", "best_percent": 0.7, "median_percent": 0.7}, "error": 7.9e-8,
     "allowed_error": 2e-6, "readings": [0.1, 0.2]}]}"#;
 
-/// What was written, for the one who gave it away to look at.
+/// A stream that collects its bytes, which can be read through a clone.
 #[derive(Clone, Default)]
 struct Shared(Rc<RefCell<Vec<u8>>>);
 
@@ -354,7 +358,7 @@ impl Write for Shared {
     }
 }
 
-/// Where there is no room.
+/// A stream on which every write fails, as on a full disk.
 struct Full;
 
 impl Write for Full {

@@ -1,6 +1,6 @@
-//! Rules with gates and the delta rule, grouped heads and ragged batches, of any sizes, strides and types: against the oracle on
-//! harmless numbers; and on any bits, which may give any number, but no crash, and nothing outside the rows of o. What is refused
-//! has written nothing.
+//! Rules with gates and the delta rule, grouped heads and ragged batches, with any sizes, strides and types.
+//! With harmless numbers they are compared with the oracle. With arbitrary bits outputs may be any numbers,
+//! but nothing may crash or write outside the rows of o. A refused call writes nothing.
 
 use arbitrary::{Result, Unstructured};
 use chunkwise::{
@@ -13,10 +13,11 @@ use super::attention::{feature_map, isa};
 use crate::common::family::*;
 use crate::common::*;
 
-/// Elements of the longest tensor that is brought, and of state and scratch: larger configurations are only checked.
+/// The largest number of elements of a state or scratch for which calls are made; of larger configurations
+/// only the checks run.
 const MOST: usize = 1 << 16;
 
-/// Once in a while any combination of options at all.
+/// A rule, with options that go together or, sometimes, any combination of options.
 fn rule(u: &mut Unstructured<'_>) -> Result<Rule> {
     let gate = *u.choose(&[Gate::None, Gate::Scalar, Gate::Key])?;
     let any = u.ratio(1, 16)?;
@@ -34,14 +35,14 @@ fn rule(u: &mut Unstructured<'_>) -> Result<Rule> {
     rule.causal = !((any || update == Update::Linear && gate == Gate::None) && u.ratio(1, 2)?);
     rule.compensated = any && u.arbitrary()?;
     rule.feature_map = feature_map(u)?;
-    // Delta rules with long keys grow without bound, as the recurrence does.
+    // With the delta rule, outputs grow without bound if keys are long.
     if update == Update::Delta || u.ratio(1, 4)? {
         rule = rule.qk_norm(1e-6);
     }
     Ok(rule.scale(*u.choose(&[1.0, 0.125, -3.7, 0.0])?))
 }
 
-/// Mostly numbers of heads that divide each other.
+/// Numbers of heads, which mostly divide each other.
 fn heads(u: &mut Unstructured<'_>) -> Result<Heads> {
     let few = u.int_in_range(1..=2)?;
     let mut number = || -> Result<usize> { Ok(few * u.choose(&[1, 1, 2, 3])?) };
@@ -49,10 +50,10 @@ fn heads(u: &mut Unstructured<'_>) -> Result<Heads> {
     Ok(heads.order(*u.choose(&[HeadOrder::Interleaved, HeadOrder::Tiled])?))
 }
 
-/// A case of normal numbers, contiguous; there may be something wrong with it.
+/// A case of normal numbers, contiguous, which may be invalid.
 fn case(u: &mut Unstructured<'_>) -> Result<FamilyCase> {
     let (rule, groups) = (rule(u)?, heads(u)?);
-    // Two tiles, and K and V beyond every vector.
+    // T is up to more than two tiles, and K and V are up to more than the longest vector.
     let (len, key, value) = (u.int_in_range(0..=38)?, u.int_in_range(1..=33)?, u.int_in_range(1..=18)?);
     let isa = isa(u)?;
     let seed = u.int_in_range(0..=255)?;
@@ -83,7 +84,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         case = case.laid_out(layouts);
     }
     let Ok(attention) = Attention::new(case.config) else { return Ok(()) };
-    // Those that may keep rounding errors are drawn by `super::attention`.
+    // Compensated states are drawn by `super::attention`.
     if case.config.rule.compensated {
         return Ok(());
     }
@@ -100,7 +101,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     }
 }
 
-/// Some numbers replaced; gates and betas by any that are not too far.
+/// Replaces some numbers by others that are not too large.
 fn numbers(u: &mut Unstructured<'_>, case: &mut FamilyCase) -> Result<()> {
     let Rule { feature_map, normaliser, gate_map, beta_map, .. } = case.config.rule;
     let replace = |u: &mut Unstructured<'_>, tensor: &mut Vec<f32>, least: f32, most: f32| -> Result<()> {
@@ -113,7 +114,7 @@ fn numbers(u: &mut Unstructured<'_>, case: &mut FamilyCase) -> Result<()> {
         Ok(())
     };
     let positive = feature_map == FeatureMap::Identity && normaliser != Normaliser::None;
-    // A rounding of exp shows in phi the more, the further below zero x is.
+    // The relative error of phi from the rounding of exp grows as x decreases.
     let least = if positive {
         0.0
     } else if feature_map == FeatureMap::Elu {
@@ -144,8 +145,9 @@ fn numbers(u: &mut Unstructured<'_>, case: &mut FamilyCase) -> Result<()> {
     Ok(())
 }
 
-/// What outputs and states would be if no term cancelled: the size that rounding errors are to be measured by. The delta rule
-/// subtracts, so that this can't be had from its numbers; q, k and v that are positive come near.
+/// The sizes with which rounding errors are compared: outputs and states if no terms cancelled. They can't be
+/// computed with the delta rule, because it subtracts; the linear update with the absolute values of q, k and
+/// v comes near.
 fn sizes(case: &FamilyCase) -> (Vec<f64>, Vec<f64>) {
     let mut size = case.changed(|case| {
         for tensor in [&mut case.q, &mut case.k, &mut case.v, &mut case.initial] {
@@ -192,14 +194,15 @@ fn harmless<E: Number>(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result
     Ok(())
 }
 
-/// A draft, of which some tokens are accepted: the outputs of a forward; the bits of as many decodes, or with the delta rule what
-/// the oracle says. What is refused has written nothing.
+/// Checks a draft of which some tokens are accepted. Its outputs have the bits of a forward. The state has
+/// the bits of as many decodes or, with the delta rule, is within the bound of the oracle. A refused call
+/// writes nothing.
 fn draft(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
     numbers(u, &mut case)?;
     let (attention, Config { rule, shape, .. }) = (case.attention(), case.config);
     let is_draft = shape.len <= Attention::MAX_DRAFT && case.decodes();
     let (mut o, mut state) = (case.output(), case.initial.clone());
-    // One that is no draft may have a record of any length.
+    // A case that is not a draft may have a record of any length.
     let mut record = vec![SENTINEL; if is_draft { attention.record_len() } else { 0 }];
     let scratch = &mut vec![f32::NAN; attention.scratch_len()];
     let verified = attention.verify(case.tensors(&mut o), &state, &mut record, scratch);
@@ -232,7 +235,8 @@ fn draft(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
     Ok(())
 }
 
-/// Forward and, where there is a token, decode; what is refused has written nothing, what is not has written rows of o alone.
+/// Makes a forward and a decode; returns whether each was accepted. A refused call must write nothing, and an
+/// accepted call only the rows of o.
 fn run(case: &FamilyCase, attention: &Attention) -> [bool; 2] {
     let mut done = [false; 2];
     for decode in [false, true] {
@@ -253,7 +257,7 @@ fn run(case: &FamilyCase, attention: &Attention) -> [bool; 2] {
     done
 }
 
-/// Any bits in every tensor, the state's too.
+/// Makes calls with arbitrary bits in most tensors and in the state.
 fn any_bits(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
     let pattern: [u32; 4] = u.arbitrary()?;
     let step = u.int_in_range(0..=3)?;
@@ -271,14 +275,14 @@ fn any_bits(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
     let attention = case.attention();
     let [forward, decode] = run(&case, &attention);
     assert!(forward, "{:?}", case.config);
-    // A decode takes a token of each sequence, which lie behind each other in a ragged batch.
+    // A decode takes one token of each sequence; in a ragged batch these tokens are contiguous.
     let Shape { batch, len, ragged, .. } = case.config.shape;
     let tokens = if ragged { batch <= len } else { len > 0 || batch == 0 };
     assert_eq!(decode, case.config.rule.causal && tokens, "{:?}", case.config);
     Ok(())
 }
 
-/// One thing that is wrong, or may be.
+/// Makes calls with one change that may make them invalid.
 fn wrong(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
     let far = Strides { batch: u.arbitrary()?, token: u.arbitrary()?, head: u.arbitrary()? };
     let way = u.int_in_range(0..=8)?;
@@ -298,7 +302,8 @@ fn wrong(u: &mut Unstructured<'_>, mut case: FamilyCase) -> Result<()> {
     Ok(())
 }
 
-/// A sequence in pieces, by forward and by decode: what the oracle says of the whole; and its bits, where pieces are whole blocks.
+/// Checks a sequence in pieces, by forward and by decode, against the oracle on the whole. Where the pieces
+/// are whole blocks, it has the bits of the whole.
 pub(super) fn pieces(u: &mut Unstructured<'_>) -> Result<()> {
     let mut case = case(u)?;
     if Attention::new(case.config).is_err() || case.config.rule.compensated || !case.decodes() {

@@ -1,4 +1,5 @@
-//! Files of any bytes, and files that were good before some of it was replaced: an error, or a model that runs.
+//! Model files of arbitrary bytes, and valid files that are damaged: each returns an error, or a model that
+//! runs.
 
 use arbitrary::{Result, Unstructured};
 use chunkwise::files::{self, ModelFile, Options, Tensor};
@@ -23,7 +24,8 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whatever opens runs, all at once and step by step, and both agree about the shape.
+/// Checks that a model runs if its file can be read, and that a forward and a stream agree on the shape of
+/// the output.
 fn open(bytes: &[u8]) {
     let Ok(file) = ModelFile::parse(bytes, &Options::default()) else { return };
     let mut blocks = Vec::new();
@@ -42,7 +44,7 @@ fn open(bytes: &[u8]) {
     }
 }
 
-/// A file of which numbers and words of the header, some bytes and its length may have been replaced.
+/// The bytes of a file in which some tensors, words of the header, bytes and the length may be changed.
 pub(crate) fn damaged(u: &mut Unstructured<'_>, mut file: File) -> Result<Vec<u8>> {
     for _ in 0..u.int_in_range(0..=2)?.min(file.tensors.len().saturating_sub(1)) {
         let at = u.int_in_range(0..=file.tensors.len() - 1)?;
@@ -97,7 +99,7 @@ pub(crate) fn replaced(u: &mut Unstructured<'_>, json: &str) -> Result<String> {
         ])?)
         .into(),
         4 => (*u.choose(&["[]", "{}", "\"", "-", "1e400", "[[[[[[", "9e9999999999"])?).into(),
-        // Another word of the same text.
+        // The new word is another word of the same text.
         _ => {
             let from = *u.choose(&starts)?;
             json[from..].split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().into()

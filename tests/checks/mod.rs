@@ -1,5 +1,6 @@
-//! What must hold of any bytes: arguments are drawn from them, and a promise that is broken is a panic. `fuzz/` calls
-//! these on bytes that it invents, `tests/suite/fuzz.rs` on some that are the same in every run.
+//! Checks that must pass for any bytes. Each derives arguments from the bytes and panics where the library
+//! breaks a guarantee. The fuzz targets call them on bytes that the fuzzer generates, and
+//! `tests/suite/fuzz.rs` on bytes that are the same in every run.
 #![allow(dead_code, reason = "each caller uses its part")]
 
 mod attention;
@@ -12,29 +13,29 @@ mod sequence;
 
 use arbitrary::{Result, Unstructured};
 
-/// Many tokens and one, of any sizes, strides, types and numbers.
+/// Checks forward and decode with any sizes, strides, types and numbers.
 pub fn attention(bytes: &[u8]) {
     draw(attention::check, bytes);
 }
 
-/// A sequence in pieces, with steps back.
+/// Checks a sequence that is computed in pieces, with snapshots that are restored.
 pub fn sequence(bytes: &[u8]) {
     draw(sequence::check, bytes);
 }
 
-/// Weights and configuration.
+/// Checks model files.
 #[cfg(feature = "files")]
 pub fn files(bytes: &[u8]) {
     draw(files::check, bytes);
 }
 
-/// The structures of the C ABI.
+/// Checks the C ABI with structures of any contents.
 #[cfg(feature = "cdylib")]
 pub fn capi(bytes: &[u8]) {
     draw(capi::check, bytes);
 }
 
-/// Bytes that don't suffice are as good as a check that holds.
+/// Runs a check on arguments that are drawn from bytes. If there are too few bytes, nothing is checked.
 fn draw(check: fn(&mut Unstructured<'_>) -> Result<()>, bytes: &[u8]) {
     let _ = check(&mut Unstructured::new(bytes));
 }

@@ -1,5 +1,5 @@
-//! A sequence in pieces, by forward and by decode, with steps back to snapshots: what the oracle says of the whole, and
-//! the bits of one forward.
+//! A sequence in pieces, by forward and by decode, with snapshots that are restored: the outputs agree with
+//! the oracle on the whole, and have the bits of one forward.
 
 use arbitrary::{Result, Unstructured};
 use chunkwise::{Config, Rule, Shape, State};
@@ -23,7 +23,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let (want, want_state) = case.oracle();
     let (size, state_size) = case.without_cancellation().oracle();
 
-    // Where cuts don't change bits.
+    // Whether a cut at this token leaves the bits unchanged.
     let cut = |token: usize| !rule.compensated || token.is_multiple_of(COMPENSATED_CUT) || token == len;
     let (mut token, mut exact) = (0, true);
     let (mut state, mut o) = (case.zero_state(), case.output());
@@ -33,7 +33,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
         calls += 1;
         match u.int_in_range(0..=4)? {
             0 => snapshot = (token, exact, state.clone()),
-            // Back, and whatever was written meanwhile is written again.
+            // The tokens since the snapshot are computed again, and their outputs are overwritten.
             1 => (token, exact, state) = snapshot.clone(),
             2 => {
                 case.decode(token..token + 1, &mut state, &mut o);
@@ -56,7 +56,7 @@ pub(super) fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let got = gather(&config, &o);
     assert!(norm_error_of(&got, &want, &size) <= NORM_ERROR, "{config:?}");
     assert!(element_error(&got, &want, &size) <= element_bound(&config), "{config:?}");
-    // What rounding took comes after the sums.
+    // A compensated state also contains rounding errors.
     if !config.rule.compensated {
         assert!(element_error(&state, &want_state, &state_size) <= element_bound(&config), "{config:?}");
     }

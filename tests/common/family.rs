@@ -1,5 +1,5 @@
-//! Cases of rules with gates, the delta rule, grouped heads and ragged batches: tensors under any strides, in any type, and the
-//! oracle over them.
+//! Cases with gates, the delta rule, grouped heads and ragged batches: their tensors, under any strides and
+//! in any type, and the oracle for them.
 
 mod layout;
 mod oracle;
@@ -14,10 +14,12 @@ use chunkwise::{
 pub(crate) use self::layout::Which;
 use super::{Number, SENTINEL, at, narrow, normals, widen};
 
-/// The documented accuracy of the delta rule with keys at random, as [`super::NORM_ERROR`] is that of the other rules.
+/// The documented norm error of the delta rule with random keys; [`super::NORM_ERROR`] is that of the other
+/// rules.
 pub(crate) const DELTA_ERROR: f64 = 3e-6;
 
-/// A configuration, its tensors, which are as long as its strides reach, and the beginnings of sequences of a ragged batch.
+/// A configuration, tensors that are as long as its strides reach, and the beginnings of the sequences of a
+/// ragged batch.
 #[derive(Clone)]
 pub(crate) struct FamilyCase {
     pub(crate) config: Config,
@@ -29,11 +31,11 @@ pub(crate) struct FamilyCase {
     pub(crate) a_log: Vec<f32>,
     pub(crate) dt_bias: Vec<f32>,
     pub(crate) sequences: Option<Vec<u32>>,
-    /// `[N, H, state]`.
+    /// The state before the first token, `[B, H, state of one head]`.
     pub(crate) initial: Vec<f32>,
 }
 
-/// Every rule with a gate or the delta, by the name that a message calls it.
+/// Every rule with a gate or the delta rule, with a name for messages.
 pub(crate) fn rules() -> Vec<(&'static str, Rule)> {
     let global = Normaliser::Global { eps: 1e-6 };
     vec![
@@ -57,7 +59,7 @@ pub(crate) const GATE_MAPS: [GateMap; 4] =
 /// Every map of beta.
 pub(crate) const BETA_MAPS: [BetaMap; 3] = [BetaMap::Given, BetaMap::Sigmoid, BetaMap::TwiceSigmoid];
 
-/// Numbers between two bounds, evenly.
+/// Random numbers, uniform between two bounds.
 pub(crate) fn uniform(seed: u64, len: usize, from: f32, to: f32) -> Vec<f32> {
     let mut state = seed ^ 0x5851_f42d_4c95_7f2d;
     (0..len)
@@ -73,7 +75,7 @@ pub(crate) fn has_parameters(map: GateMap) -> bool {
     matches!(map, GateMap::Softplus | GateMap::Bounded { .. })
 }
 
-/// The head of `few` that belongs to head `head` of `many`.
+/// The head, of `few` heads, that head `head` of `many` heads shares.
 pub(crate) fn share(groups: Heads, head: usize, many: usize, few: usize) -> usize {
     match groups.order {
         HeadOrder::Tiled => head % few,
@@ -82,7 +84,8 @@ pub(crate) fn share(groups: Heads, head: usize, many: usize, few: usize) -> usiz
 }
 
 impl FamilyCase {
-    /// Normal q, k and v; decays between 1/e and 1, betas between 0 and 1, and a state that is not zero. Contiguous.
+    /// A case with the strides of `config`, normal q, k and v, decays between 1/e and 1, betas between 0 and
+    /// 1 and a state that is not zero.
     pub(crate) fn new(config: Config, seed: u64) -> Self {
         let Config { rule, shape, .. } = config;
         let positive = rule.normaliser != Normaliser::None;
@@ -126,13 +129,13 @@ impl FamilyCase {
             _ => uniform(8 * seed + 4, beta, -3.0, 3.0),
         };
         if rule.feature_map == FeatureMap::Identity && positive {
-            // Else the sum that outputs are divided by may be anywhere near zero.
+            // Otherwise the sum by which outputs are divided might be arbitrarily close to zero.
             case.q.iter_mut().chain(&mut case.k).for_each(|x| *x = x.abs());
         }
         case
     }
 
-    /// A rule on B, T, H, K, V.
+    /// A case of a rule with these sizes B, T, H, K and V, contiguous.
     pub(crate) fn of(rule: Rule, [batch, len, heads, key, value]: [usize; 5]) -> Self {
         Self::new(Config::new(rule, Shape::new(batch, len, heads, key, value)), 1)
     }
@@ -148,7 +151,7 @@ impl FamilyCase {
         Self { sequences: Some(begins), ..Self::new(Config::new(rule, shape), seed) }
     }
 
-    /// The same case with other numbers in it.
+    /// The same case after a change.
     pub(crate) fn changed(&self, change: impl FnOnce(&mut Self)) -> Self {
         let mut case = self.clone();
         change(&mut case);
@@ -160,7 +163,7 @@ impl FamilyCase {
         Self { config: self.config.isa(isa), ..self.clone() }
     }
 
-    /// The same case from a state of zeros.
+    /// The same case with a state of zeros.
     pub(crate) fn at_zero(&self) -> Self {
         self.changed(|case| case.initial.fill(0.0))
     }
@@ -170,22 +173,21 @@ impl FamilyCase {
         if self.config.rule.update == Update::Delta { DELTA_ERROR } else { super::NORM_ERROR }
     }
 
-    /// Checked.
     pub(crate) fn attention(&self) -> Attention {
         Attention::new(self.config).expect("a legal configuration")
     }
 
-    /// Whether a decode goes through the tokens of this case.
+    /// Whether the tokens of this case can be decoded one by one.
     pub(crate) fn decodes(&self) -> bool {
         self.config.rule.causal && !self.config.shape.ragged
     }
 
-    /// An output that nothing was written to.
+    /// An output before a call, filled with the sentinel.
     pub(crate) fn output(&self) -> Vec<f32> {
         vec![SENTINEL; self.reach(Which::O)]
     }
 
-    /// All tensors.
+    /// All tensors of the case, with this output.
     pub(crate) fn tensors<'a>(&'a self, o: &'a mut [f32]) -> Tensors<'a> {
         let tensors = Tensors::new(&self.q[..], &self.k[..], &self.v[..], o)
             .gate(&self.g[..])
@@ -197,7 +199,7 @@ impl FamilyCase {
         }
     }
 
-    /// All tokens from the initial state: o and the state after them.
+    /// Computes all tokens from the initial state; returns o and the last state.
     pub(crate) fn forward(&self) -> (Vec<f32>, Vec<f32>) {
         let (attention, mut o, mut state) = (self.attention(), self.output(), self.initial.clone());
         let scratch = &mut vec![f32::NAN; attention.scratch_len()];
@@ -207,12 +209,12 @@ impl FamilyCase {
         (o, state)
     }
 
-    /// The same token by token.
+    /// Computes the same token by token.
     pub(crate) fn decode(&self) -> (Vec<f32>, Vec<f32>) {
         self.pieces((0..self.config.shape.len).map(|token| (token..token + 1, true)))
     }
 
-    /// The same in pieces that begin at these tokens, by forward.
+    /// Computes the same by forward in pieces that begin at these tokens.
     pub(crate) fn forwards(&self, begins: &[usize]) -> (Vec<f32>, Vec<f32>) {
         let len = self.config.shape.len;
         let ends = begins.iter().copied().chain([len]).filter(|end| *end > 0);
@@ -224,7 +226,7 @@ impl FamilyCase {
         }))
     }
 
-    /// The same in pieces, each by forward or, where it says so, by decode.
+    /// Computes the same in pieces, each by decode if its flag is set and by forward otherwise.
     pub(crate) fn pieces(
         &self,
         pieces: impl IntoIterator<Item = (Range<usize>, bool)>,
@@ -232,7 +234,7 @@ impl FamilyCase {
         self.pieces_in::<f32>(pieces)
     }
 
-    /// The same with tensors of another type, the o of which is widened.
+    /// Computes the same with tensors of another type, and widens o.
     pub(crate) fn pieces_in<E: Number>(
         &self,
         pieces: impl IntoIterator<Item = (Range<usize>, bool)>,
@@ -274,7 +276,7 @@ impl FamilyCase {
         (widen(&o), state)
     }
 
-    /// The same numbers as another type holds them.
+    /// The same case with its tensors rounded to another type.
     pub(crate) fn rounded<E: Number>(&self) -> Self {
         self.changed(|case| {
             for x in [&mut case.q, &mut case.k, &mut case.v, &mut case.g, &mut case.beta] {
@@ -292,7 +294,7 @@ impl FamilyCase {
             .collect()
     }
 
-    /// Whether the elements between the rows of o still hold the sentinel.
+    /// Whether the elements between the rows of o are still the sentinel.
     pub(crate) fn gaps_are_untouched(&self, o: &[f32]) -> bool {
         let mut o = o.to_vec();
         for [b, t, h] in self.rows(Which::O) {

@@ -1,5 +1,5 @@
-//! What the tests share: numbers to compute with, tensors under any strides, the oracle over whole tensors,
-//! and the error measures.
+//! Code that the tests share: random numbers, tensors under any strides, the oracle for whole tensors, and
+//! measures of errors.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod family;
@@ -13,30 +13,33 @@ use chunkwise::{
 };
 use half::{bf16, f16};
 
-/// The documented accuracy of f32 up to 4096 tokens, `||got - want|| / ||want||`. A sum of n terms of one
-/// size is off by about sqrt(n) 2^-24, which is 3.8e-6 for n = 4096; averaged over the tensor half of that is
-/// left.
+/// The documented norm error of f32 up to 4096 tokens, `||got - want|| / ||want||`. The error of a sum of n
+/// terms of one size is about sqrt(n) 2^-24, which is 3.8e-6 for n = 4096; the average over the outputs, most
+/// of which sum fewer terms, is about half of that.
 pub(crate) const NORM_ERROR: f64 = 2e-6;
 
-/// The most tokens that the kernels prepare together. Results don't depend on it; sizes around it are worth a test.
+/// The largest number of tokens that the kernels prepare together. Results don't depend on it, but tests use
+/// lengths around it.
 pub(crate) const TILE: usize = 24;
 
-/// A compensated stream has the bits of the whole only where it is cut at multiples of so many tokens.
+/// A compensated stream has the bits of the whole only if it is cut at multiples of this number of tokens.
 pub(crate) const COMPENSATED_CUT: usize = 4;
 
-/// What outputs hold before a call, and between their rows after it: a NaN with a mark.
+/// The content of outputs before a call, and between their rows after it: a NaN with a payload by which it
+/// can be recognised.
 pub(crate) const SENTINEL: f32 = f32::from_bits(0x7fc5_a5a5);
 
 /// Every feature map.
 pub(crate) const MAPS: [FeatureMap; 3] = [FeatureMap::Elu, FeatureMap::RELU, FeatureMap::Identity];
 
-/// A configuration with some of it changed.
+/// A configuration after a change.
 pub(crate) fn with(mut config: Config, change: impl FnOnce(&mut Config)) -> Config {
     change(&mut config);
     config
 }
 
-/// A configuration whose q, k, v and o lie in these orders with these gaps, see [`nested`].
+/// A configuration with other strides, which are given as an order and gaps for each of q, k, v and o, see
+/// [`nested`].
 pub(crate) fn with_layouts(config: Config, layouts: [(usize, [usize; 3]); 4]) -> Config {
     let Shape { key, value, .. } = config.shape;
     let [q, k, v, o] = layouts;
@@ -45,27 +48,28 @@ pub(crate) fn with_layouts(config: Config, layouts: [(usize, [usize; 3]); 4]) ->
     with(config, |c| c.shape = inputs.with_output(strides(value, o)))
 }
 
-/// The instruction sets of this machine that fuse a multiplication and an addition: all of them give the same bits. The others
-/// round twice, and give the same bits only as themselves.
+/// The instruction sets of this machine that have a fused multiply-add, all of which give the same bits. The
+/// others round a product before they add it, so that their bits are their own.
 pub(crate) fn fused() -> impl Iterator<Item = Isa> {
     Isa::available().filter(|isa| !["scalar", "simd128"].contains(&isa.name()))
 }
 
-/// What a run covers and what it does not is said even when the tests pass: past the harness, which would keep it.
+/// Prints what a run covers and what it does not, also if the tests pass: the line goes to stderr directly,
+/// because the test harness shows captured output only for tests that fail.
 pub(crate) fn report(line: &str) {
     use std::io::Write;
-    // There is no one to tell where stderr is closed.
+    // If stderr is closed, the error cannot be reported either.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// A file that a test needs: in the folder that the variable CHUNKWISE_TEST_FILES names, for test binaries that were taken to
-/// another machine, else where the build has it.
+/// The path of a file that a test needs: in the folder that the environment variable CHUNKWISE_TEST_FILES
+/// names, for test programs that were copied to another machine, or else the path in the build.
 pub(crate) fn test_file(name: &str, built: impl Into<PathBuf>) -> PathBuf {
     std::env::var_os("CHUNKWISE_TEST_FILES")
         .map_or_else(|| built.into(), |folder| Path::new(&folder).join(name))
 }
 
-/// Numbers that look normal (sum of uniforms), the same for the same seed.
+/// Approximately normal numbers (each is a sum of uniform ones), the same for the same seed.
 pub(crate) fn normals(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def1;
     let mut uniform = || {
@@ -79,7 +83,8 @@ pub(crate) fn normals(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
 }
 
-/// A type of element, with the half crate's conversions: the judge of ours.
+/// A type of element with the conversions of the crate `half`, with which the library's conversions are
+/// compared.
 pub(crate) trait Number: Element + PartialEq + std::fmt::Debug {
     const NAME: &str;
     fn narrow(x: f32) -> Self;
@@ -116,12 +121,12 @@ impl Number for f16 {
     }
 }
 
-/// Every number, rounded.
+/// All numbers, rounded to a type.
 pub(crate) fn narrow<E: Number>(x: &[f32]) -> Vec<E> {
     x.iter().map(|x| E::narrow(*x)).collect()
 }
 
-/// Every number in f32.
+/// All numbers, widened to f32.
 pub(crate) fn widen<E: Number>(x: &[E]) -> Vec<f32> {
     x.iter().map(|x| x.widen()).collect()
 }
@@ -133,10 +138,10 @@ pub(crate) fn normalisers(chunks: &[usize]) -> Vec<Normaliser> {
     all
 }
 
-/// `||got - want|| / ||size||`; 0 where nothing differs. NaN anywhere is an error of infinity.
+/// `||got - want|| / ||size||`, 0 if nothing differs, infinity if anything is NaN.
 ///
-/// `size` is `want` for the documented measure, or what `want` would be if none of its terms cancelled
-/// ([`Case::without_cancellation`]) for inputs that are not chosen to be harmless.
+/// `size` is `want` for the documented measure. For inputs whose terms may cancel, it is what `want` would be
+/// if none of them cancelled ([`Case::without_cancellation`]).
 pub(crate) fn norm_error_of(got: &[f32], want: &[f64], size: &[f64]) -> f64 {
     assert!(got.len() == want.len() && want.len() == size.len());
     let difference: f64 = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).powi(2)).sum();
@@ -150,7 +155,7 @@ pub(crate) fn norm_error(got: &[f32], want: &[f64]) -> f64 {
     norm_error_of(got, want, want)
 }
 
-/// The worst element, `max |got - want| / size`, measured as [`norm_error_of`].
+/// The error of the worst element, `max |got - want| / size`, with `size` as in [`norm_error_of`].
 pub(crate) fn element_error(got: &[f32], want: &[f64], size: &[f64]) -> f64 {
     assert!(got.len() == want.len() && want.len() == size.len());
     let error = |((got, want), size): ((&f32, &f64), &f64)| {
@@ -161,38 +166,40 @@ pub(crate) fn element_error(got: &[f32], want: &[f64], size: &[f64]) -> f64 {
     got.iter().zip(want).zip(size).map(error).fold(0.0, f64::max)
 }
 
-/// The worst element, as a part of what it would be if nothing cancelled: the first-order bound of a sum of n
-/// products is n 2^-24; their errors are independent, so that sqrt(n) 2^-24 is what is seen. Twice that for
-/// the worst of some 10^6 elements, and 16 more roundings for phi, the score, the norm and the quotient.
+/// The bound of [`element_error`] relative to the element without cancellation. To first order, the error of
+/// a sum of n products is at most n 2^-24; because the roundings are independent, it is typically sqrt(n)
+/// 2^-24. The bound is twice that, for the worst of some 10^6 elements, plus 16 roundings for phi, the norm
+/// and the quotient.
 pub(crate) fn element_bound(config: &Config) -> f64 {
     let n = (config.shape.key + config.shape.len) as f64;
     (2.0 * n.sqrt() + 16.0) / f64::from(1 << 24)
 }
 
-/// Where the first bits differ. One NaN is as good as another: which operand's payload survives is not ours.
+/// The index of the first element whose bits differ. All NaNs count as equal, because the payload of a NaN is
+/// not specified.
 pub(crate) fn first_difference(a: &[f32], b: &[f32]) -> Option<usize> {
     assert_eq!(a.len(), b.len(), "lengths");
     a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan()))
 }
 
-/// Exactly the same bits, the NaNs' payloads too: for what must not have been touched.
+/// Whether all bits are the same, including the payloads of NaNs; for memory that must not have been written.
 pub(crate) fn untouched(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
-/// Where a row of a strided tensor begins.
+/// The element at which a row of a strided tensor begins.
 pub(crate) fn at(strides: Strides, batch: usize, token: usize, head: usize) -> usize {
     batch * strides.batch + token * strides.token + head * strides.head
 }
 
-/// Elements from the first to the last one of a strided tensor.
+/// The number of elements that a strided tensor spans.
 pub(crate) fn reach(config: &Config, strides: Strides, dim: usize) -> usize {
     let Shape { batch, len, heads, .. } = config.shape;
     if batch * len * heads == 0 { 0 } else { at(strides, batch - 1, len - 1, heads - 1) + dim }
 }
 
-/// Strides that nest batch, token and head in one of six orders, with a gap behind each: all that is legal
-/// for o. Order 0 without gaps is `[B, T, H, D]`, 1 is `[B, H, T, D]`.
+/// Strides that nest batch, token and head in one of six orders, with a gap after each: all kinds of strides
+/// that are legal for o. Order 0 without gaps is `[B, T, H, D]`, order 1 is `[B, H, T, D]`.
 pub(crate) fn nested(config: &Config, dim: usize, order: usize, gaps: [usize; 3]) -> Strides {
     const ORDERS: [[usize; 3]; 6] = [[2, 1, 0], [1, 2, 0], [2, 0, 1], [0, 2, 1], [1, 0, 2], [0, 1, 2]];
     let sizes = [config.shape.batch, config.shape.len, config.shape.heads];
@@ -204,7 +211,7 @@ pub(crate) fn nested(config: &Config, dim: usize, order: usize, gaps: [usize; 3]
     Strides { batch: strides[0], token: strides[1], head: strides[2] }
 }
 
-/// All rows `[B, T, H]` of a configuration.
+/// The indices (b, t, h) of all rows of a configuration.
 pub(crate) fn rows(config: &Config) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
     let Shape { batch, len, heads, .. } = config.shape;
     (0..batch).flat_map(move |b| (0..len).flat_map(move |t| (0..heads).map(move |h| (b, t, h))))
@@ -224,12 +231,12 @@ pub(crate) fn gather(config: &Config, o: &[f32]) -> Vec<f32> {
     rows(config).flat_map(|at| row(config, o, at)).copied().collect()
 }
 
-/// The oracle over whole tensors, from the zero state: o `[B, T, H, V]`, contiguous.
+/// The oracle's o, `[B, T, H, V]`, contiguous, for whole tensors and a state of zeros.
 pub(crate) fn oracle(config: &Config, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
     Oracle::new(config).run(q, k, v, 0..config.shape.len)
 }
 
-/// The oracle's sums of all heads.
+/// The sums of all heads in f64.
 pub(crate) struct Oracle {
     config: Config,
     heads: Vec<Sums>,
@@ -244,7 +251,7 @@ struct Sums {
 }
 
 impl Oracle {
-    /// Before the first token.
+    /// The sums before the first token.
     pub(crate) fn new(config: &Config) -> Self {
         let Shape { batch, heads, key, value, .. } = config.shape;
         let zero = || Sums {
@@ -257,7 +264,7 @@ impl Oracle {
         Self { config: *config, heads: (0..batch * heads).map(|_| zero()).collect() }
     }
 
-    /// Some tokens more: their o `[B, tokens, H, V]`, contiguous.
+    /// Computes more tokens; returns their o, `[B, tokens, H, V]`, contiguous.
     pub(crate) fn run(&mut self, q: &[f32], k: &[f32], v: &[f32], tokens: Range<usize>) -> Vec<f64> {
         let Shape { batch, heads, key, value, .. } = self.config.shape;
         let Rule { feature_map, qk_norm, normaliser, scale, .. } = self.config.rule;
@@ -288,7 +295,7 @@ impl Oracle {
         o
     }
 
-    /// The sums as `chunkwise::state` lays them out.
+    /// The sums in the layout of `chunkwise::state`.
     pub(crate) fn state(&self) -> Vec<f64> {
         let mut state = Vec::new();
         for Sums { s, z, chunk_s, chunk_z, count } in &self.heads {
@@ -304,8 +311,8 @@ impl Oracle {
     }
 }
 
-/// A configuration and tensors that are exactly as long as it needs. The numbers in a row are the same under
-/// any strides; between the rows is NaN.
+/// A configuration, and tensors of exactly the lengths that it requires. The numbers in a row do not depend
+/// on the strides; elements between rows are NaN.
 #[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) config: Config,
@@ -315,8 +322,9 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// Rows of normal numbers. Where the identity's products are divided by their sum, q and k are positive:
-    /// else the sum may be anywhere near zero and no kernel has the accuracy that the oracle asks for.
+    /// A case of normal numbers. With the identity map and a normaliser, q and k are positive: otherwise the
+    /// sum by which outputs are divided might be arbitrarily close to zero, and no kernel would reach the
+    /// required accuracy.
     pub(crate) fn new(config: Config, seed: u64) -> Self {
         let Config { rule, shape, .. } = config;
         let positive = rule.feature_map == FeatureMap::Identity && rule.normaliser != Normaliser::None;
@@ -337,7 +345,8 @@ impl Case {
         }
     }
 
-    /// A case whose row (b, t, h) is this one's row `from(b, t, h)`: other strides, heads or sequences.
+    /// A case with other strides, heads or sequences, in which row (b, t, h) is row `from(b, t, h)` of this
+    /// case.
     pub(crate) fn rearranged(
         &self,
         config: Config,
@@ -368,8 +377,8 @@ impl Case {
         case
     }
 
-    /// The same sizes with all terms of all sums positive: the oracle's outputs are then the sizes that
-    /// rounding errors are to be measured against.
+    /// The same case with all terms of all sums made positive. The oracle's outputs are then the sizes with
+    /// which rounding errors are compared.
     pub(crate) fn without_cancellation(&self) -> Self {
         let mut case = self.clone();
         let absolute = |x: &mut Vec<f32>| x.iter_mut().for_each(|x| *x = x.abs());
@@ -382,19 +391,18 @@ impl Case {
         case
     }
 
-    /// The oracle's outputs and its state after the last token.
+    /// The oracle's outputs and its last state.
     pub(crate) fn oracle(&self) -> (Vec<f64>, Vec<f64>) {
         let mut oracle = Oracle::new(&self.config);
         let o = oracle.run(&self.q, &self.k, &self.v, 0..self.config.shape.len);
         (o, oracle.state())
     }
 
-    /// Checked; the configurations of the tests are right unless the test is about that.
     pub(crate) fn attention(&self) -> Attention {
         Attention::new(self.config).expect("a legal configuration")
     }
 
-    /// An output that nothing was written to.
+    /// An output before a call, filled with the sentinel.
     pub(crate) fn output(&self) -> Vec<f32> {
         vec![SENTINEL; reach(&self.config, self.config.shape.o_strides, self.config.shape.value)]
     }
@@ -404,17 +412,17 @@ impl Case {
         vec![0.0; self.attention().state_len()]
     }
 
-    /// The part of each tensor that begins with a token, and of o likewise.
+    /// The tensors from a token on, with the same part of this output.
     pub(crate) fn tensors<'a>(&'a self, token: usize, o: &'a mut [f32]) -> Tensors<'a> {
         let Shape { q_strides, k_strides, v_strides, o_strides, .. } = self.config.shape;
         let inputs = [(&self.q, q_strides), (&self.k, k_strides), (&self.v, v_strides)];
-        // An empty piece may begin behind the end.
+        // A piece without tokens may begin beyond the end.
         let inputs = inputs.map(|(x, strides)| x.get(token.saturating_mul(strides.token)..).unwrap_or(&[]));
         let [q, k, v] = inputs;
         Tensors::new(q, k, v, o.get_mut(token.saturating_mul(o_strides.token)..).unwrap_or(&mut []))
     }
 
-    /// Some of the tokens.
+    /// Computes some of the tokens.
     pub(crate) fn forward(&self, tokens: Range<usize>, state: State<'_>, o: &mut [f32]) {
         let config = with(self.config, |c| c.shape.len = tokens.len());
         let attention = Attention::new(config).expect("a legal configuration");
@@ -422,21 +430,21 @@ impl Case {
         attention.forward(self.tensors(tokens.start, o), state, scratch).expect("legal arguments");
     }
 
-    /// All tokens from the zero state.
+    /// Computes all tokens from a state of zeros; returns o.
     pub(crate) fn whole(&self) -> Vec<f32> {
         let mut o = self.output();
         self.forward(0..self.config.shape.len, State::Zero, &mut o);
         o
     }
 
-    /// All tokens from the zero state: o and the state after them.
+    /// Computes all tokens from a state of zeros; returns o and the last state.
     pub(crate) fn whole_and_state(&self) -> (Vec<f32>, Vec<f32>) {
         let (mut o, mut state) = (self.output(), vec![SENTINEL; self.attention().state_len()]);
         self.forward(0..self.config.shape.len, State::Final(&mut state), &mut o);
         (o, state)
     }
 
-    /// Some of the tokens, one by one.
+    /// Computes some of the tokens one by one.
     pub(crate) fn decode(&self, tokens: Range<usize>, state: &mut [f32], o: &mut [f32]) {
         let attention = self.attention();
         let scratch = &mut vec![f32::NAN; attention.decode_scratch_len()];
@@ -445,7 +453,7 @@ impl Case {
         }
     }
 
-    /// Whether the elements between the rows of o still hold the sentinel.
+    /// Whether the elements between the rows of o are still the sentinel.
     pub(crate) fn gaps_are_untouched(&self, o: &[f32]) -> bool {
         let mut o = o.to_vec();
         for (b, t, h) in rows(&self.config) {

@@ -1,4 +1,5 @@
-//! GPUs for the tests: the emulator, which runs the PTX that is shipped and checks what it does, and a real one where there is.
+//! GPUs for the tests: the emulator, which runs the shipped PTX and checks every access, and a real GPU where
+//! there is one.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(unsafe_code, reason = "the emulator's functions are C")]
 
@@ -12,10 +13,10 @@ use libloading::Library;
 
 use crate::common::{report, test_file};
 
-/// What the variable CHUNKWISE_TEST_CUDA asks for.
+/// The devices that the environment variable CHUNKWISE_TEST_CUDA selects.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Asked {
-    /// It is not set: the emulator, and a GPU where there is one.
+    /// The variable is not set: the emulator, and a GPU where there is one.
     Anything,
     Gpu,
     Emulator,
@@ -33,23 +34,24 @@ fn asked() -> Asked {
     }
 }
 
-/// Whether tests may use the emulator. What only makes sense there asks this first, and reports what it leaves out.
+/// Whether tests may use the emulator. Tests that are only possible there check this first, and report what
+/// they leave out.
 pub(crate) fn with_emulator() -> bool {
     asked() != Asked::Gpu
 }
 
-/// The emulator's library, which cargo builds beside the tests.
+/// The path of the emulator's library, which cargo builds next to the tests.
 pub(crate) fn emulator_path() -> PathBuf {
-    // Linked in, so that it is known to be as new as the tests.
+    // This dependency makes cargo rebuild the emulator together with the tests.
     use cuda_emulator as _;
     let test = std::env::current_exe().expect("the test's path");
     test_file("libcuda_emulator.so", test.with_file_name("libcuda_emulator.so"))
 }
 
-/// The emulator's settings and counts. They are of the process.
+/// The emulator's settings and counters, which belong to the process.
 pub(crate) struct Emulator(Library);
 
-/// What it counts, as its `Counters`.
+/// The emulator's counters, in the layout of its `Counters`.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(crate) struct Counters {
@@ -81,7 +83,7 @@ pub(crate) struct Counters {
     pub(crate) group_2: u64,
 }
 
-/// What is alive, as its `Live`.
+/// The numbers of objects that exist, in the layout of the emulator's `Live`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Live {
@@ -98,13 +100,13 @@ impl Emulator {
     pub(crate) fn get() -> &'static Self {
         assert!(with_emulator(), "this needs the emulator, and CHUNKWISE_TEST_CUDA asks for a GPU alone");
         static EMULATOR: OnceLock<Emulator> = OnceLock::new();
-        // SAFETY: the emulator, which has no initialisers.
+        // SAFETY: this is the emulator, which has no initialisers.
         EMULATOR
             .get_or_init(|| Self(unsafe { Library::new(emulator_path()) }.expect("the emulator's library")))
     }
 
     fn call<F, R>(&self, name: &str, call: impl FnOnce(&F) -> R) -> R {
-        // SAFETY: each caller below names the type that control.rs has.
+        // SAFETY: each caller below gives the type that the function has in control.rs.
         call(&*unsafe { self.0.get::<F>(name.as_bytes()) }.expect("a function of the emulator"))
     }
 
@@ -121,14 +123,14 @@ impl Emulator {
         self.call("emulator_driver_version", |f: &extern "C" fn(c_int)| f(version));
     }
 
-    /// Calls of a function fail from the one after `after` on; 0 ends that.
+    /// Makes all calls of a function but the first `after` return `code`; a code of 0 ends that.
     pub(crate) fn fail(&self, function: &str, code: i32, after: u64) {
         let function = CString::new(function).expect("a name");
         type F = extern "C" fn(*const c_char, c_int, u64);
         self.call("emulator_fail", |f: &F| f(function.as_ptr(), code, after));
     }
 
-    /// Loads of modules take so many milliseconds, or until this is called again with fewer.
+    /// Makes loads of modules take this number of milliseconds, or until a call with fewer.
     pub(crate) fn hold_loads(&self, milliseconds: u64) {
         self.call("emulator_hold_loads", |f: &extern "C" fn(u64)| f(milliseconds));
     }
@@ -137,7 +139,7 @@ impl Emulator {
         self.call("emulator_memory", |f: &extern "C" fn(u64)| f(bytes));
     }
 
-    /// 0 ascending, 1 descending, 2 random, 3 random with switches.
+    /// Sets the order of warps and blocks: 0 is ascending, 1 descending, 2 random, 3 random with switches.
     pub(crate) fn schedule(&self, policy: i32, seed: u64) {
         self.call("emulator_schedule", |f: &extern "C" fn(c_int, u64)| f(policy, seed));
     }
@@ -158,7 +160,7 @@ impl Emulator {
         live
     }
 
-    /// What a kernel did that it must not, or nothing.
+    /// The fault of a kernel, or an empty text.
     pub(crate) fn fault(&self) -> String {
         let mut text = [0u8; 1024];
         type F = extern "C" fn(*mut u8, u64) -> u64;
@@ -171,14 +173,14 @@ impl Emulator {
         self.call("emulator_calls", |f: &extern "C" fn(*const c_char) -> u64| f(function.as_ptr()))
     }
 
-    /// A device of it.
+    /// Opens a device of the emulator.
     pub(crate) fn open(&self) -> chunkwise::cuda::Result<Device> {
-        // SAFETY: it acts as the driver.
+        // SAFETY: the emulator has the functions of the driver.
         unsafe { Device::open_with(emulator_path(), 0) }
     }
 }
 
-/// What went wrong, with the emulator's words.
+/// The value of a result; an error panics with the emulator's description of the fault.
 pub(crate) fn explained<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|error| match with_emulator() {
         true => panic!("{error}: {}", Emulator::get().fault()),
@@ -186,17 +188,17 @@ pub(crate) fn explained<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     })
 }
 
-/// What the emulator is at first, a Hopper, and the smallest of the older GPUs that are supported: capability,
-/// multiprocessors, bytes of shared memory.
+/// The emulator's default GPU, a Hopper, and the smallest of the older GPUs that are supported: capability,
+/// number of multiprocessors, bytes of shared memory.
 const HOPPER: ((i32, i32), i32, i32) = ((9, 0), 132, 232_448);
 const AMPERE: ((i32, i32), i32, i32) = ((8, 6), 84, 101_376);
 
-/// The emulator as both.
+/// Devices of the emulator as these two GPUs.
 pub(crate) fn emulated() -> &'static [Device; 2] {
     static DEVICES: OnceLock<[Device; 2]> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let emulator = Emulator::get();
-        // The last one is what the emulator is from then on: it takes modules for older ones as well.
+        // The emulator stays the last one, which also loads modules for older GPUs.
         [AMPERE, HOPPER].map(|(capability, multiprocessors, shared)| {
             emulator.device(1, capability, multiprocessors, shared);
             emulator.open().expect("the emulator's device")
@@ -204,13 +206,13 @@ pub(crate) fn emulated() -> &'static [Device; 2] {
     })
 }
 
-/// The machine's own GPU. Opened once, for a driver compiles a kernel anew for each opened device.
+/// The machine's GPU. It is opened once, because the driver compiles kernels again for each opened device.
 fn gpu() -> Result<Device, &'static cuda::Error> {
     static GPU: OnceLock<cuda::Result<Device>> = OnceLock::new();
     GPU.get_or_init(|| Device::open(0)).as_ref().cloned()
 }
 
-/// Devices to test on, as CHUNKWISE_TEST_CUDA asks; says which they are.
+/// The devices on which tests run, by CHUNKWISE_TEST_CUDA; reports which these are.
 pub(crate) fn devices() -> Vec<Device> {
     let asked = asked();
     let mut devices = Vec::new();
@@ -233,7 +235,7 @@ pub(crate) fn devices() -> Vec<Device> {
     devices
 }
 
-/// A device, and how it multiplies.
+/// A device, and the precision of its products.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) device: Device,
@@ -241,18 +243,18 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// A configuration on it, which must be one that it has.
+    /// Attention with a configuration that the device supports.
     pub(crate) fn attention(&self, config: Config) -> Attention {
         explained(Attention::new(&self.device, config, self.precision))
     }
 }
 
-/// The devices as they are by default.
+/// All devices with the default precision.
 pub(crate) fn precise() -> Vec<Target> {
     devices().into_iter().map(|device| Target { device, precision: Precision::F32 }).collect()
 }
 
-/// The same with what they multiply by: each kernel once, Hopper's own and the older ones.
+/// All devices with every precision, and with the kernels of Hopper and those of older GPUs.
 pub(crate) fn targets() -> Vec<Target> {
     let mut targets = Vec::new();
     for device in devices() {
@@ -272,7 +274,7 @@ pub(crate) fn targets() -> Vec<Target> {
     targets
 }
 
-/// B, T, H, K and V, contiguous.
+/// A configuration of these sizes B, T, H, K and V, contiguous.
 pub(crate) fn config([batch, len, heads, key, value]: [usize; 5], normaliser: Normaliser) -> Config {
     Config::new(Rule::linear(normaliser), Shape::new(batch, len, heads, key, value))
 }

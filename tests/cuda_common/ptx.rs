@@ -1,4 +1,4 @@
-//! The PTX that is shipped, as text.
+//! The text of the shipped PTX.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/ptx")
 }
 
-/// The names of all texts, `sm_80/decode` for one.
+/// The names of all texts, for example `sm_80/decode`.
 pub(crate) fn names() -> Vec<String> {
     let mut names = Vec::new();
     for arch in fs::read_dir(folder()).expect("the folder of all texts") {
@@ -28,7 +28,7 @@ pub(crate) fn names() -> Vec<String> {
     names
 }
 
-/// A text by its name, expanded once.
+/// A text by its name, which is decompressed once.
 pub(crate) fn text(name: &str) -> &'static str {
     static TEXTS: Mutex<BTreeMap<String, &'static str>> = Mutex::new(BTreeMap::new());
     let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -41,7 +41,7 @@ pub(crate) fn text(name: &str) -> &'static str {
     })
 }
 
-/// What a text begins with and one of its entries: the others would only be parsed.
+/// The head of a text and one of its entries, without the others, which would take time to parse.
 pub(crate) fn entry(name: &str, entry: &str) -> String {
     const ENTRY: &str = ".visible .entry ";
     let (head, entries) = text(name).split_once(ENTRY).expect("an entry");

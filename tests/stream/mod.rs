@@ -1,29 +1,30 @@
-//! A stream much longer than any tensor: in pieces, the state carried along, with the oracle beside it. How far
-//! its last outputs are off says what rounding has done to the state.
+//! A stream that is much longer than any tensor, computed in pieces on a carried state, and by the oracle.
+//! The error of its last outputs shows how rounding has changed the state.
 
 use chunkwise::{Config, Isa, Normaliser, Rule, Shape, State, Strides};
 
 use crate::common::*;
 
-/// Tokens: five hours at 60 a second.
+/// The number of tokens: five hours at 60 a second.
 pub(crate) const TOKENS: usize = 1 << 20;
-/// Of which the outputs of so many, the last ones, are judged.
+/// The number of tokens, at the end of the stream, whose outputs are compared with the oracle.
 pub(crate) const JUDGED: usize = 1024;
-/// Tokens in memory at a time.
+/// The number of tokens in memory at a time.
 const PIECE: usize = 4096;
-/// K and V: the error hardly depends on them, the time does.
+/// K and V. The error hardly depends on them, but the time does.
 pub(crate) const DIM: usize = 16;
 
-/// What the stream consists of.
+/// The tokens of a stream.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Tokens {
-    /// Normal numbers: roundings are independent and partly cancel.
+    /// Normal numbers, whose roundings are independent and partly cancel.
     Normal,
-    /// One token again and again, as a sensor at rest gives it: all roundings of a long time go the same way.
+    /// One token again and again, as from a sensor whose reading does not change. Over long times, all
+    /// roundings then have the same direction.
     Same,
 }
 
-/// One head, Elu.
+/// One head with the map Elu.
 pub(crate) fn config(normaliser: Normaliser, tokens: Tokens) -> Config {
     let config = Config::new(Rule::linear(normaliser), Shape::new(1, PIECE, 1, DIM, DIM));
     let strides = match tokens {
@@ -33,26 +34,27 @@ pub(crate) fn config(normaliser: Normaliser, tokens: Tokens) -> Config {
     with(config, |c| c.shape = c.shape.with_inputs(strides, strides, strides))
 }
 
-/// Kinds of state, and how to ask for them.
+/// The kinds of state, with the change of a configuration that selects each.
 pub(crate) const KINDS: [(&str, Ask); 2] =
     [("plain", |config| config), ("compensated", |config| with(config, |c| c.rule.compensated = true))];
 type Ask = fn(Config) -> Config;
 
-/// One way through the stream.
+/// One way to compute the stream.
 pub(crate) struct Stream {
     /// Which of [`KINDS`].
     pub(crate) kind: &'static str,
-    /// As asked for, the instruction set pinned.
+    /// The configuration, with a pinned instruction set.
     pub(crate) config: Config,
-    /// Many tokens at once, or one by one.
+    /// Whether tokens are computed by forward, or else one by one.
     pub(crate) forward: bool,
     state: Vec<f32>,
     o: Vec<f32>,
-    /// Norm error of the outputs that are judged.
+    /// The norm error of the last [`JUDGED`] outputs.
     pub(crate) error: f64,
 }
 
-/// Every kind of state both ways on some instruction sets, for a configuration like [`config`]'s.
+/// Computes the stream for a configuration from [`config`], with every kind of state, by forward and one by
+/// one, on some instruction sets.
 pub(crate) fn streams(config: Config, isas: &[Isa]) -> Vec<Stream> {
     let same = config.shape.k_strides.token == 0;
     let case = |piece| Case::new(config, if same { 0 } else { piece });

@@ -1,8 +1,8 @@
-//! The bits themselves: hashes of outputs and states, the same on every instruction set that fuses a multiplication and an
-//! addition, on every machine, from one version to the next. Inputs come from whole numbers, so that they are the same
-//! everywhere.
+//! Hashes of outputs and states, compared with constants: the bits are the same on every instruction set that
+//! has a fused multiply-add, on every machine, and from one version to the next. Inputs are made from
+//! integers, so that they too are the same everywhere.
 //!
-//! Where a change of the bits is meant, a test that fails prints the constants as they now are.
+//! A test that fails prints its constants with the new values, for a change of the bits that is intended.
 
 use chunkwise::conv::{self, Activation, CausalConv};
 use chunkwise::gated_norm::{self, Gate, GatedNorm};
@@ -12,7 +12,8 @@ use half::{bf16, f16};
 
 use crate::common::*;
 
-/// Of attention in f32, bf16 and f16: every map by every normaliser, in the order of [`MAPS`] and [`NORMALISERS`].
+/// Hashes of attention in f32, bf16 and f16, for every pair of a map and a normaliser, in the order of
+/// [`MAPS`] and [`NORMALISERS`].
 const ATTENTION: [[u64; 3]; 18] = [
     [0x71f7_4efa_c626_0700, 0xf5ae_bc3b_b0e7_aaa8, 0x1fce_0cf4_7d2a_18e7],
     [0x235f_b716_998f_25fe, 0x5b1c_e628_758a_b82b, 0x6923_4125_389f_3cc9],
@@ -34,7 +35,7 @@ const ATTENTION: [[u64; 3]; 18] = [
     [0xb76e_ce73_f514_8898, 0x55bf_114d_e5f3_1c0f, 0x550f_abbe_5ad8_e9a2],
 ];
 
-/// Of attention with the compensated state, likewise, in f32.
+/// Hashes of attention with the compensated state in f32, for the same pairs.
 const COMPENSATED: [u64; 18] = [
     0x1114_6431_007a_1876,
     0x81c1_0eb4_8a6a_d122,
@@ -56,7 +57,7 @@ const COMPENSATED: [u64; 18] = [
     0x978e_b54a_df5b_feb1,
 ];
 
-/// Of lightning attention in f32, bf16 and f16, for each of [`CHUNKS`].
+/// Hashes of lightning attention in f32, bf16 and f16, for each of [`CHUNKS`].
 const LIGHTNING: [[u64; 3]; 4] = [
     [0x029a_ce5a_0e3e_ba59, 0x06d5_d075_2d86_0455, 0x179b_3257_4b4b_e3ff],
     [0x5837_ce64_1476_e822, 0x821e_f58a_08ab_a825, 0xf985_5177_4f58_288d],
@@ -64,14 +65,15 @@ const LIGHTNING: [[u64; 3]; 4] = [
     [0xf380_7393_6050_418b, 0x17e2_7ad5_13e9_6b90, 0x7877_5bc5_3356_fdb8],
 ];
 
-/// Of models of lightning attention: one of odd sizes for the last time step, and of all.
+/// Hashes of a model of lightning attention with odd sizes, which returns the last time step or all time
+/// steps.
 const LIGHTNING_MODELS: [u64; 2] = [0x8522_fc55_3c74_0eec, 0x7cd4_e4de_915a_b231];
 
-/// Of models: one of odd sizes in each output mode, and the default one.
+/// Hashes of a model with odd sizes in each output mode, and of the default model.
 const MODELS: [u64; 4] =
     [0xb5e3_4ed5_c745_0a79, 0x8efb_fba2_7e5f_d1f1, 0xc147_5eb3_eb5a_c31f, 0xa732_487f_12b3_4050];
 
-/// Of the causal convolution of each width, without and with SiLU.
+/// Hashes of the causal convolution of each width, without and with SiLU.
 const CONV: [[u64; 2]; 8] = [
     [0xdf9f_0cfc_a30d_0659, 0x7312_364b_a1af_c9b1],
     [0x8873_77c9_0fad_ae30, 0x86bc_8130_f353_bb7c],
@@ -83,10 +85,11 @@ const CONV: [[u64; 2]; 8] = [
     [0x9b57_dea9_a5cc_c54a, 0x2fbd_70dd_220a_0ce6],
 ];
 
-/// Of the gated RMS norm, by SiLU and by the logistic function.
+/// Hashes of the gated RMS norm, with SiLU and with the logistic function.
 const GATED_NORM: [u64; 2] = [0x7e2e_83c5_4445_08f0, 0x90a3_3349_35c5_4019];
 
-/// Nothing; everything so far; chunks of one token, shorter than a tile, longer than one, never ended.
+/// No normaliser; the global one; chunks of one token, shorter than a tile, longer than a tile, and longer
+/// than every sequence.
 const NORMALISERS: [Normaliser; 6] = [
     Normaliser::None,
     Normaliser::Global { eps: 1e-6 },
@@ -96,15 +99,16 @@ const NORMALISERS: [Normaliser; 6] = [
     Normaliser::per_chunk(1000),
 ];
 
-/// Chunks of one token, shorter than a vector and longer, never full.
+/// Chunks of one token, shorter than a vector, longer than a vector, and longer than every sequence.
 const CHUNKS: [usize; 4] = [1, 7, 27, 1000];
 
-/// B, T, H, K, V: below every vector; above one and two groups of K and a panel of V; one more than decode's eight vectors
-/// of 16 lanes, and a turn of tokens; whole vectors.
+/// B, T, H, K, V: less than a vector; more than two groups of K and more than a panel of V; one more than a
+/// group of K and than the eight vectors of 16 lanes that decode sweeps at once, with more than four tiles of
+/// tokens; whole vectors.
 const SIZES: [[usize; 5]; 4] =
     [[2, 31, 3, 5, 3], [1, 53, 2, 35, 67], [1, 101, 1, 17, 129], [1, 30, 2, 32, 64]];
 
-/// FNV-1a of 64 bits.
+/// The 64-bit FNV-1a hash.
 pub(crate) struct Hash(pub(crate) u64);
 
 impl Hash {
@@ -112,7 +116,7 @@ impl Hash {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
-    /// The bits of some numbers; every NaN is the same one.
+    /// Adds the bits of some numbers; all NaNs count as the same one.
     pub(crate) fn add(&mut self, numbers: &[f32]) {
         for x in numbers {
             let bits = if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() };
@@ -123,11 +127,10 @@ impl Hash {
     }
 }
 
-/// Whole numbers, from which all others are made.
+/// A generator of random integers (splitmix64), from which all other numbers are made.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    /// splitmix64
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -136,7 +139,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Below 4 in size and mostly below 2: a sum of four whole numbers of 20 bits, and so exact in f32.
+    /// A number of magnitude at most 4, mostly below 2. It is a sum of four integers of 20 bits, which is
+    /// exact in f32.
     pub(crate) fn number(&mut self) -> f32 {
         let sum: u64 = (0..4).map(|_| self.next() >> 44).sum();
         (sum as i64 - (1 << 21)) as f32 / (1 << 19) as f32
@@ -147,14 +151,15 @@ impl Random {
     }
 }
 
-/// A case of numbers, with values that are none in some places if so asked.
+/// A case with random inputs, a few of which are special values if `special` is set.
 fn case(config: Config, seed: u64, special: bool) -> Case {
     let Shape { batch, len, heads, key, value, .. } = config.shape;
     let mut random = Random(seed);
     let mut tensor = |dim| random.numbers(batch * len * heads * dim);
     let mut case = Case { config, q: tensor(key), k: tensor(key), v: tensor(value) };
     if special {
-        // What is not finite is in the second half: the first is to stay numbers.
+        // Values that are not finite are only in the second half, so that outputs of the first half remain
+        // numbers.
         for tensor in [&mut case.q, &mut case.k, &mut case.v] {
             let half = tensor.len() / 2;
             for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -168,7 +173,8 @@ fn case(config: Config, seed: u64, special: bool) -> Case {
     case
 }
 
-/// Outputs and last state, at once and token by token, which are the same.
+/// Hashes the outputs and the last state of a forward, and checks that decoding token by token gives the
+/// same.
 fn attention<E: Number>(case: &Case, hash: &mut Hash) {
     let config = case.config;
     let Shape { len, q_strides, k_strides, v_strides, o_strides, .. } = config.shape;
@@ -193,7 +199,8 @@ fn attention<E: Number>(case: &Case, hash: &mut Hash) {
     assert_eq!(first_difference(&state, &last), None, "decode is forward: {config:?}");
 }
 
-/// What `hashes` gives on every instruction set that fuses, which must be the constants; and says on which it was.
+/// Checks that `hashes` returns `want` on every instruction set that has a fused multiply-add, and reports
+/// which instruction sets were compared.
 #[track_caller]
 pub(crate) fn check<H: PartialEq + std::fmt::Debug>(
     name: &str,
@@ -218,7 +225,7 @@ pub(crate) fn check<H: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// One hash in Rust's spelling.
+/// A hash as a literal of Rust.
 pub(crate) fn literal(hash: u64) -> String {
     let digits = format!("{hash:016x}");
     format!("0x{}_{}_{}_{}", &digits[..4], &digits[4..8], &digits[8..12], &digits[12..])
@@ -276,13 +283,14 @@ fn of_compensated_attention() {
     });
 }
 
-/// Outputs of forward and of every step, and the last state, with weights as they are stored and packed.
+/// The hash of the outputs of a forward and of every step, and of the last state, which must be the same with
+/// packed weights.
 fn model(isa: Isa, config: ModelConfig, batch: usize, steps: usize) -> u64 {
     const LEN: usize = 70;
     let mut flat = vec![0.0; config.parameters_len()];
     init(&config, 7, &mut flat).expect("a flat model");
     let mut random = Random(1);
-    // A fresh model's biases are zero, and whether they are added would not show.
+    // The biases of a fresh model are zero, so that the hash would not depend on whether they are added.
     flat.iter_mut().for_each(|x| *x += random.number() / 64.0);
     let input = random.numbers(batch * LEN * config.embed_dim);
     let mut blocks = vec![BlockWeights::default(); config.num_layers];
@@ -331,12 +339,12 @@ fn of_models() {
     });
 }
 
-/// Outputs and last states of a convolution, in each type.
+/// Hashes the outputs and states of two calls of a convolution, in one type.
 fn convolution<E: Number>(config: conv::Config, random: &mut Random, hash: &mut Hash) {
     let conv::Config { batch, len, channels, width, .. } = config;
     let mut x = random.numbers(batch * len * channels);
     x[3] = f32::NAN;
-    // Below and above all that SiLU has bits for.
+    // Special values; SiLU underflows for -1e4 and minus infinity.
     (x[7], x[9], x[11], x[13]) = (-1e4, f32::NEG_INFINITY, 1e-40, -30.0);
     let x = narrow::<E>(&x);
     let (weight, bias) = (random.numbers(channels * width), random.numbers(channels));
@@ -379,7 +387,8 @@ fn of_convolutions() {
     });
 }
 
-/// Outputs and last state, at once and token by token, which are the same.
+/// Hashes the outputs and the last state of a forward, and checks that decoding token by token gives the
+/// same.
 fn lightning_attention<E: Number>(case: &Case, chunk: usize, hash: &mut Hash) {
     let Config { shape, execution, .. } = case.config;
     let mut config = lightning::Config::new(chunk, shape);
@@ -431,7 +440,7 @@ fn of_gated_norms() {
     fn norm<E: Number>(config: gated_norm::Config, random: &mut Random, hash: &mut Hash) {
         let len = config.batch * config.len * config.heads * config.size;
         let mut z = random.numbers(len);
-        // Below and above all that the gates have bits for.
+        // Special values; the gates underflow for -1e4 and minus infinity.
         (z[0], z[1], z[2], z[3], z[4]) = (f32::NAN, f32::NEG_INFINITY, -1e4, 1e-40, -30.0);
         let (x, z, weight) =
             (narrow::<E>(&random.numbers(len)), narrow::<E>(&z), random.numbers(config.size));

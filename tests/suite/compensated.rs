@@ -1,5 +1,5 @@
-//! The compensated state: the same answers, a longer state. What it is for, streams of a million tokens, is in
-//! `long.rs`.
+//! The compensated state: results agree with the oracle, and the state contains the rounding errors. The
+//! streams of a million tokens for which it exists are tested in `long.rs`.
 
 use chunkwise::{Attention, Config, FeatureMap, Isa, Normaliser, Rule, Shape, State};
 
@@ -9,7 +9,8 @@ fn compensated(normaliser: Normaliser) -> Rule {
     Rule::linear(normaliser).compensated(true)
 }
 
-/// Forward in pieces of these lengths on a carried state: outputs and the state at the end. Length 0 is a decode.
+/// Computes a case in pieces of these lengths on a carried state, and returns the outputs and the last state.
+/// Length 0 stands for a decode.
 fn stream(case: &Case, pieces: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
     let config = case.config;
     let (mut o, mut at, mut state) = (case.output(), 0, case.zero_state());
@@ -41,7 +42,8 @@ fn the_same_answers() {
                         let (o, state) = stream(&case, std::iter::repeat(pieces));
                         let error = norm_error(&o, &want);
                         assert!(error <= NORM_ERROR, "{how}, {:?}: {error}", case.config);
-                        // Each head: the finished sums, what rounding took from them, the rest.
+                        // The state of a head consists of the finished sums, their rounding errors and the
+                        // rest.
                         let plain = Attention::new(with(case.config, |c| c.rule.compensated = false));
                         let head = plain.expect("a legal configuration").state_len() / 4;
                         let rest = if let Normaliser::PerChunk { .. } = normaliser {
@@ -55,7 +57,7 @@ fn the_same_answers() {
                                 .iter()
                                 .zip(&state[sums..][..sums])
                                 .map(|(sum, lost)| {
-                                    // What is lost is less than half a unit in the last place.
+                                    // A rounding error is at most half a unit in the last place.
                                     assert!(
                                         lost.abs() <= 6e-8 * sum.abs() || *sum == 0.0,
                                         "{how}: {sum} {lost}"
@@ -74,11 +76,12 @@ fn the_same_answers() {
     }
 }
 
-/// Whole numbers around 2^28, where the sums go in steps of 32: what they hold and what they lost is exact, whatever the
-/// path. Accuracy would not show it, so few tokens lose less than the map's own rounding.
+/// Sums of integers around 2^28, where numbers of f32 are 32 apart. The sum and its rounding error together
+/// are exact on every path. The accuracy of the outputs would not show a missing error, because so few tokens
+/// lose less than the map's own rounding.
 #[test]
 fn what_rounding_takes_is_kept() {
-    // A large token, then nothing until the longest chunk is over, then ones.
+    // The first token is large, the others are zero until the longest chunk has ended, and then ones.
     const QUIET: usize = 64;
     for isa in Isa::available() {
         for normaliser in normalisers(&[1, 5, 16, 20, 64]) {
@@ -95,7 +98,7 @@ fn what_rounding_takes_is_kept() {
             for (how, pieces) in [("whole", len), ("pieces", 7), ("tokens", 1), ("decode", 0)] {
                 let (_, state) = stream(&case, std::iter::repeat(pieces));
                 for (i, sum) in state[..sums].iter().enumerate() {
-                    // The current chunk's share is small.
+                    // The sum of the current chunk is small, and so is exact without an error.
                     let chunk = state.get(2 * sums + i).map_or(0.0, |sum| f64::from(*sum));
                     let lost = state[sums + i];
                     let whole = f64::from(*sum) + f64::from(lost) + chunk;
@@ -111,7 +114,7 @@ fn what_rounding_takes_is_kept() {
     }
 }
 
-/// Every multiple of four tokens, wherever the chunks end.
+/// The pieces are multiples of four tokens, and chunks end at any token of a piece.
 #[test]
 fn pieces_cut_at_multiples_of_four_have_the_same_bits() {
     for isa in Isa::available() {
@@ -132,7 +135,7 @@ fn pieces_cut_at_multiples_of_four_have_the_same_bits() {
 fn threads_change_no_bit() {
     for isa in Isa::available() {
         for normaliser in normalisers(&[64]) {
-            // Two heads, large enough that their columns are shared among five threads.
+            // There are two heads, large enough that their columns are divided among five threads.
             let config = Config::new(compensated(normaliser), Shape::new(1, 512, 2, 64, 160));
             let case = Case::new(config, 1).on(isa);
             let (want, state) = stream(&case, [200, 312].into_iter());

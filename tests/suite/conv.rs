@@ -1,5 +1,5 @@
-//! The causal convolution: against its definition in f64, in every type, under any strides, however a stream is cut; what
-//! NaN and infinity do. Below: the ONNX operator, ragged sequences, states, and what is refused.
+//! The causal convolution, compared with its definition in f64: every type, any strides, any cuts of a
+//! stream, NaN and infinity. The modules below test the ONNX operator, ragged batches, states and errors.
 
 #[cfg(feature = "files")]
 mod onnx;
@@ -15,7 +15,7 @@ use crate::common::*;
 
 const ACTIVATIONS: [Activation; 2] = [Activation::None, Activation::Silu];
 
-/// A configuration, and dense tensors: x `[B, T, C]`, the weight, a bias, and a state to begin with.
+/// A configuration and dense tensors: x `[B, T, C]`, the weight, a bias, and the initial state.
 #[derive(Clone)]
 struct Conv {
     config: Config,
@@ -25,18 +25,19 @@ struct Conv {
     initial: Vec<f32>,
 }
 
-/// Where an element lies.
+/// The offset of an element.
 fn offset(strides: Strides, [batch, token, channel]: [usize; 3]) -> usize {
     batch * strides.batch + token * strides.token + channel * strides.channel
 }
 
-/// Places `[B, T, C]`, in order.
+/// The indices `[b, t, c]` of all elements, in order.
 fn indices(config: &Config) -> impl Iterator<Item = [usize; 3]> + use<> {
     let Config { batch, len, channels, .. } = *config;
     (0..batch).flat_map(move |b| (0..len).flat_map(move |t| (0..channels).map(move |c| [b, t, c])))
 }
 
-/// A dense tensor under these strides, and `gap` between its elements; exactly as long as it must be.
+/// A dense tensor in the layout of these strides, exactly as long as it must be, with `gap` between its
+/// elements.
 fn spread(config: &Config, strides: Strides, dense: &[f32], gap: f32) -> Vec<f32> {
     let Config { batch, len, channels, .. } = *config;
     if batch * len == 0 {
@@ -65,7 +66,8 @@ impl Conv {
         CausalConv::new(self.config).expect("a legal configuration")
     }
 
-    /// y from these states, dense, after a check that nothing was written between its elements.
+    /// Computes y from this state, in these types; returns it dense, after a check that nothing was written
+    /// between its elements.
     #[track_caller]
     fn forward_in<X: Number, Y: Number>(&self, state: State<'_>) -> Vec<f32> {
         let Config { x_strides, y_strides, .. } = self.config;
@@ -78,7 +80,7 @@ impl Conv {
         for at in indices(&self.config) {
             y[offset(y_strides, at)] = Y::narrow(SENTINEL);
         }
-        assert!(untouched(&widen(&y), &widen(&before)), "between the elements of y: {:?}", self.config);
+        assert!(untouched(&widen(&y), &widen(&before)), "written between elements of y: {:?}", self.config);
         dense
     }
 
@@ -86,7 +88,7 @@ impl Conv {
         self.forward_in::<f32, f32>(state)
     }
 
-    /// y and the last state, from the initial one.
+    /// Computes y and the last state from the initial state.
     fn whole(&self) -> [Vec<f32>; 2] {
         let mut last = vec![SENTINEL; self.initial.len()];
         let y = self.forward(State::InitialFinal(&self.initial, &mut last));
@@ -100,12 +102,12 @@ impl Conv {
         }
     }
 
-    /// The same numbers under other strides.
+    /// The same case with other strides.
     fn restrided(&self, x: Strides, y: Strides) -> Self {
         Self { config: self.config.strides(x, y), ..self.clone() }
     }
 
-    /// Some of the tokens, dense, and this state before them.
+    /// Some of the tokens, dense, with this state before them.
     fn part(&self, tokens: std::ops::Range<usize>, initial: &[f32]) -> Self {
         let Config { len, channels, .. } = self.config;
         let rows = self.x.chunks(len * channels);
@@ -116,7 +118,7 @@ impl Conv {
         Self { config, x, initial: initial.to_vec(), ..self.clone() }
     }
 
-    /// The inputs of a channel, from the state's on.
+    /// The inputs of a channel, from those in the state on.
     fn inputs(&self, batch: usize, channel: usize) -> Vec<f64> {
         let Config { len, channels, width, .. } = self.config;
         let before = (0..width - 1).map(|row| self.initial[(batch * (width - 1) + row) * channels + channel]);
@@ -124,7 +126,7 @@ impl Conv {
         before.chain(x).map(f64::from).collect()
     }
 
-    /// The definition: y, and for each the sum of the sizes of its terms.
+    /// y by the definition, and for each of its elements the sum of the absolute values of its terms.
     fn oracle(&self) -> [Vec<f64>; 2] {
         let Config { width, activation, .. } = self.config;
         let [mut y, mut size] = [vec![], vec![]];
@@ -140,7 +142,7 @@ impl Conv {
         [y, size]
     }
 
-    /// What the state must be at the end.
+    /// The last state by the definition.
     fn oracle_state(&self) -> Vec<f32> {
         let Config { batch, len, channels, width, .. } = self.config;
         let mut state = Vec::new();
@@ -151,7 +153,8 @@ impl Conv {
     }
 }
 
-/// Every width; channels below, at and beyond vectors and blocks; tokens fewer than taps and more than a tile.
+/// Every width; numbers of channels below, at and above vectors and blocks; fewer tokens than taps, and more
+/// than a tile.
 fn sizes() -> impl Iterator<Item = [usize; 4]> {
     let sizes = [[1, 1, 1], [2, 3, 7], [1, 40, 16], [3, 37, 1], [2, 70, 70], [1, 9, 64], [1, 31, 300]];
     (1..=MAX_WIDTH).flat_map(move |width| sizes.map(|[batch, len, channels]| [batch, len, channels, width]))
@@ -175,7 +178,8 @@ fn against_the_definition() {
         for conv in all(isa) {
             let [y, last] = conv.whole();
             let [want, size] = conv.oracle();
-            // Half a unit for each fused operation, twice that for two roundings; SiLU's slope is below 1.1.
+            // A fused operation rounds by at most half a unit, two separate operations by twice that. The
+            // slope of SiLU is below 1.1.
             let bound = 1.1 * (2 * conv.config.width + 1) as f64 / f64::from(1 << 24);
             for ((y, want), size) in y.iter().zip(&want).zip(size) {
                 let error = (f64::from(*y) - want).abs();
@@ -196,7 +200,7 @@ fn every_kind_of_state() {
             let mut carried = conv.initial.clone();
             assert_eq!(first_difference(&conv.forward(State::Carried(&mut carried)), &y), None);
             assert!(untouched(&carried, &last), "{:?}", conv.config);
-            // Zeros are the state before the first token.
+            // A state of zeros is the state before the first token.
             let zero = Conv { initial: vec![0.0; last.len()], ..conv };
             let [y, last] = zero.whole();
             assert_eq!(first_difference(&zero.forward(State::Zero), &y), None);
@@ -207,7 +211,8 @@ fn every_kind_of_state() {
     }
 }
 
-/// A tensor of 16 bits has the bits of its numbers in f32, and an output of 16 bits those of the f32 one, rounded.
+/// Inputs of 16 bits give the bits that the same numbers in f32 give, and outputs of 16 bits are those of
+/// f32, rounded.
 #[test]
 fn types() {
     fn check<X: Number, Y: Number>(conv: &Conv) {
@@ -219,7 +224,7 @@ fn types() {
         assert!(untouched(&last, &want_last), "{}: {:?}", X::NAME, conv.config);
     }
     for isa in Isa::available() {
-        // The widths differ in nothing that has to do with types.
+        // The width has no influence on how types are converted.
         for conv in all(isa).filter(|conv| matches!(conv.config.width, 1 | 4)) {
             let Config { len, channels, .. } = conv.config;
             let gaps = Strides { batch: len * (3 * channels + 2), token: 3 * channels + 2, channel: 3 };
@@ -235,7 +240,7 @@ fn types() {
     }
 }
 
-/// Strides that nest the axes in any order, with gaps, and those that have names.
+/// Strides that nest the axes in any order, with and without gaps, and those that have constructors.
 fn layouts(config: &Config) -> Vec<Strides> {
     let Config { batch, len, channels, .. } = *config;
     let mut all = vec![
@@ -260,7 +265,7 @@ fn layouts(config: &Config) -> Vec<Strides> {
 #[test]
 fn any_strides_give_the_same_bits() {
     for isa in Isa::available() {
-        // The last is longer than a tile along tokens.
+        // The last one has more tokens than a tile.
         for [batch, len, channels] in [[2, 7, 5], [2, 40, 70], [1, 1, 20], [3, 31, 1], [1, 4500, 3]] {
             for width in [1, 3, 4, 8] {
                 let config = Config::new(batch, len, channels, width).activation(Activation::Silu).isa(isa);
@@ -280,7 +285,7 @@ fn any_strides_give_the_same_bits() {
     }
 }
 
-/// Inputs may be read more than once.
+/// Elements of x may overlap; here all sequences are the same.
 #[test]
 fn inputs_may_share_elements() {
     let mut config = Config::new(3, 20, 9, 4);
@@ -316,7 +321,7 @@ fn any_cut_gives_the_same_bits() {
     }
 }
 
-/// Token by token where they lie in a longer tensor, of any layout.
+/// The tokens are decoded one by one from a longer tensor, in different layouts.
 #[test]
 fn decode_is_forward() {
     for isa in Isa::available() {
@@ -345,7 +350,7 @@ fn decode_is_forward() {
     }
 }
 
-/// NaN and infinity reach the outputs of W tokens, and the bits of no other.
+/// NaN and infinity reach the outputs of W tokens, and change no bit of other outputs.
 #[test]
 fn nan_is_causal() {
     for isa in Isa::available() {
@@ -364,7 +369,7 @@ fn nan_is_causal() {
                     } else if poison.is_nan() {
                         assert!(got.is_nan(), "{at:?}: {:?}", conv.config);
                     } else {
-                        // SiLU of minus infinity is -0; all else that is infinite stays so.
+                        // SiLU of minus infinity is -0; other infinities remain infinite.
                         let weight = conv.weight[c * width + width - 1 - (at[1] - t)];
                         let sum = poison * weight.signum();
                         let silu = conv.config.activation == Activation::Silu;
@@ -372,14 +377,15 @@ fn nan_is_causal() {
                         assert_eq!(got.to_bits(), want.to_bits(), "{at:?}: {:?}", conv.config);
                     }
                 }
-                // It has left the window.
+                // The state no longer contains the value.
                 assert!(last.iter().all(|x| x.is_finite()));
             }
         }
     }
 }
 
-/// Every instruction set that fuses gives the same bits; `bits.rs` says which.
+/// All instruction sets that have a fused multiply-add give the same bits; the hashes in `bits.rs` fix these
+/// bits.
 #[test]
 fn instruction_sets_agree() {
     let Some(first) = fused().next() else { return report("conv: no instruction set that fuses") };

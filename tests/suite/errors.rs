@@ -1,7 +1,7 @@
-//! What a caller can get wrong is answered with the error that says so, by `Attention::new` where it can be
-//! known from the configuration and by `forward` and `decode` where it can't; never with a panic. A refused
-//! call has written nothing: outputs, states and scratch hold the bits they held before. Next to each refusal
-//! stands the nearest call that is accepted.
+//! Invalid arguments return the error that describes them and never panic. `Attention::new` returns the
+//! errors that follow from the configuration; `forward` and `decode` return the others. A refused call writes
+//! nothing: outputs, states and scratch keep their bits. The tests also make the nearest call that is
+//! accepted.
 
 use chunkwise::{
     Attention, Config, Error, FeatureMap, Heads, Isa, Normaliser, Result, Rule, Shape, State, Strides,
@@ -28,7 +28,7 @@ fn accepted(config: Config) -> Attention {
     Attention::new(config).unwrap_or_else(|error| panic!("{error}: {config:?}"))
 }
 
-/// Ways to call.
+/// The ways to pass a state to a forward, and a decode.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Call {
     Zero,
@@ -52,26 +52,26 @@ impl Call {
     }
 }
 
-/// All that a call is given.
+/// The arguments of a call.
 #[derive(Clone)]
 struct Buffers {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
-    /// The state to begin with.
+    /// The state before the first token.
     initial: Vec<f32>,
-    /// The state to be written where that is another one.
+    /// The slice for the last state, unless the call updates the first one.
     last: Vec<f32>,
     o: Vec<f32>,
     scratch: Vec<f32>,
 }
 
 impl Buffers {
-    /// Exactly as much as the call needs.
+    /// Slices of exactly the lengths that the call needs.
     fn new(attention: &Attention, call: Call) -> Self {
         let decode = call == Call::Decode;
         let config = *attention.config();
-        // One token, but the rows lie where they lay.
+        // A decode has one token, and the same strides.
         let case = Case::new(if decode { with(config, |c| c.shape.len = 1) } else { config }, 1);
         let scratch_len = if decode { attention.decode_scratch_len() } else { attention.scratch_len() };
         Self {
@@ -103,7 +103,7 @@ impl Buffers {
         attention.forward(tensors, state, scratch)
     }
 
-    /// The error of a call, which has written nothing.
+    /// The error of a call, after a check that the call has written nothing.
     #[track_caller]
     fn refused(mut self, attention: &Attention, call: Call) -> Error {
         let before = self.clone();
@@ -179,7 +179,7 @@ fn scales() {
         accepted(scaled(scale, Normaliser::None));
         accepted(scaled(scale, Normaliser::Global { eps: 0.0 }));
     }
-    // Before the first chunk has ended the past is 0 times scale / eps, which must not be 0 times infinity.
+    // Before the first chunk has ended, the output of the past is 0 times scale / eps, which must be finite.
     let of = |scale, eps| scaled(scale, Normaliser::PerChunk { chunk: 7, eps });
     for (scale, eps) in [(1.0, 0.0), (0.0, 0.0), (-1.0, f32::from_bits(1)), (1e31, 1e-8), (f32::MAX, 0.5)] {
         let what = "scale / eps of the per-chunk normaliser";
@@ -197,7 +197,7 @@ fn sized(isa: Isa, normaliser: Normaliser, [batch, len, heads, key, value]: [usi
 
 #[test]
 fn sizes_that_overflow() {
-    // More bytes than the address space has, for all that is counted: none may panic or wrap, in any build.
+    // Every size that is counted exceeds the address space; none of them may panic or wrap, in any build.
     const MAX: usize = usize::MAX;
     const HALF: usize = 1 << (usize::BITS / 2);
     for n in [MAX, MAX - 1, MAX / 2 + 1, MAX / 2, MAX / 4 + 1, MAX / 4, MAX / 8 + 1, MAX / 16 + 1] {
@@ -225,7 +225,7 @@ fn sizes_that_overflow() {
             }
         }
     }
-    // The first that is too large is named: tensors, then the state.
+    // The error names the first thing that is too large: tensors come before the state.
     let config = config(Normaliser::None);
     for (key, value, what) in [(MAX, 1, "q"), (1, MAX, "v"), (HALF, HALF, "the state")] {
         let config = sized(Isa::best(), Normaliser::None, [1, 1, 1, key, value]);
@@ -252,7 +252,8 @@ fn sizes_that_overflow() {
 
 #[test]
 fn sizes_that_almost_overflow() {
-    // Accepted or refused, but not with a panic; and what is asked for has not wrapped: it holds S at least.
+    // Each configuration is accepted or refused without a panic. The lengths that are returned have not
+    // wrapped: they are at least as large as S.
     let mut seen = [0; 2];
     for (isa, normaliser) in
         Isa::available().flat_map(|isa| normalisers(&[7]).into_iter().map(move |n| (isa, n)))
@@ -294,7 +295,7 @@ fn sizes_that_almost_overflow() {
 
 #[test]
 fn bounds_that_overflow() {
-    // There is no error to return: a bound that no memory can hold is as large as it gets.
+    // A bound can't return an error, so it saturates at a length that no memory can have.
     const MAX: usize = usize::MAX;
     for [heads, key, value] in [[MAX, 1, 1], [1, MAX, 1], [1, 1, MAX], [MAX; 3], [1, 1, MAX / 32 + 1]] {
         let bound = Attention::scratch_bound(heads, key, value);
@@ -304,7 +305,8 @@ fn bounds_that_overflow() {
 
 #[test]
 fn large_numbers_that_are_no_sizes() {
-    // Strides along a dimension of one, lengths without a sequence, and threads cost nothing.
+    // Strides along a dimension of size one, lengths of a batch of zero sequences, and threads take no
+    // memory.
     let far = Strides { batch: usize::MAX, token: usize::MAX, head: usize::MAX };
     for normaliser in normalisers(&[7]) {
         let of = |batch, len, heads| {
@@ -322,7 +324,7 @@ fn large_numbers_that_are_no_sizes() {
             Buffers::new(&threads, call).accepted(&threads, call);
         }
     }
-    // A decode with T = 0 has one token all the same: the strides that `new` had no use for are checked then.
+    // With T = 0 a decode still has one token, so that the strides that `new` did not check are checked then.
     let config = with(config(Normaliser::None), |c| c.shape.len = 0);
     let none = accepted(with(config, |c| c.shape.q_strides = far));
     let buffers = Buffers::new(&accepted(config), Call::Decode);
@@ -332,7 +334,7 @@ fn large_numbers_that_are_no_sizes() {
     assert_eq!(buffers.refused(&none, Call::Decode), Error::Overlap { what: "o" });
 }
 
-/// A snapshot of another configuration: by its length, or by what it counts.
+/// A snapshot of another configuration is refused by its length or by its count of tokens.
 #[cfg(feature = "std")]
 #[test]
 fn snapshots_of_another_stream() {
@@ -350,7 +352,7 @@ fn snapshots_of_another_stream() {
     assert_eq!(two.restore(&before), Err(Error::BadState));
     assert_eq!(two.snapshot(), stream(Normaliser::per_chunk(2)).snapshot());
     assert_eq!(seven.snapshot(), before);
-    // Tensors too short, and more tokens than o has room for.
+    // Tensors that are too short, and so many tokens that rows of o overlap.
     let mut o = case.output();
     o.pop();
     let need = o.len() + 1;
@@ -380,9 +382,9 @@ fn rows_of_o_that_overlap() {
         (batch, 0, head),
         (0, token, head),
         (0, 0, 0),
-        (batch, 5, 3 * 5 - 1), // tokens inside heads
+        (batch, 5, 3 * 5 - 1), // tokens nested inside heads
         (5, 5, 5),
-        (5, 2 * 5, 2 * 3 * 5 - 1), // heads outside, sequences inside
+        (5, 2 * 5, 2 * 3 * 5 - 1), // sequences nested inside tokens, and these inside heads
     ] {
         let o_strides = Strides { batch, token, head };
         assert_eq!(refused(written(config, o_strides)), Error::Overlap { what: "o" }, "{o_strides:?}");
@@ -392,7 +394,7 @@ fn rows_of_o_that_overlap() {
     {
         accepted(written(config, Strides { batch, token, head }));
     }
-    // A dimension of one has no neighbours to overlap with.
+    // Along a dimension of size one there are no rows that could overlap.
     let one = |change: fn(&mut Shape)| with(config, |c| change(&mut c.shape));
     accepted(written(one(|shape| shape.batch = 1), Strides { batch: 0, token, head }));
     accepted(written(one(|shape| shape.len = 1), Strides { batch, token: 0, head }));
@@ -426,7 +428,7 @@ fn slices_that_are_too_short() {
                 ] {
                     assert_eq!(error, Error::TooShort { what, need: got + 1, got }, "{call:?}");
                 }
-                // Exactly enough, and more than enough.
+                // Slices of exactly the required lengths are accepted, and longer ones.
                 let exact = buffers.clone().accepted(&attention, call);
                 let mut longer = buffers.clone();
                 let Buffers { q, k, v, o, scratch, .. } = &mut longer;
@@ -505,18 +507,18 @@ fn states_of_another_configuration() {
                 Error::BadState,
                 "{call:?}: {count}"
             );
-            // In the second sequence only.
+            // Only the second sequence is wrong.
             assert_eq!(
                 with(call, [0.0, 0.0, count, count]).refused(&attention, call),
                 Error::BadState,
                 "{count}"
             );
         }
-        // The heads of one sequence have seen the same tokens.
+        // All heads of one sequence must have the same count.
         for counts in [[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [0.0, f32::NAN, 0.0, 0.0]] {
             assert_eq!(with(call, counts).refused(&attention, call), Error::BadState, "{call:?}: {counts:?}");
         }
-        // Sequences need not have.
+        // Different sequences may have different counts.
         for counts in [[0.0; 4], [-0.0; 4], [6.0; 4], [1.0, 1.0, 6.0, 6.0], [6.0, 6.0, 0.0, 0.0]] {
             let after = with(call, counts).accepted(&attention, call);
             let last = match call {
@@ -529,7 +531,7 @@ fn states_of_another_configuration() {
             assert!(last.chunks_exact(head).map(|state| state[head - 1]).eq(want), "{call:?}: {counts:?}");
         }
     }
-    // Other normalisers have no count: any number is a sum.
+    // States of other normalisers have no count, so that any number is valid.
     for normaliser in [Normaliser::None, Normaliser::Global { eps: 1e-6 }] {
         let attention = accepted(config(normaliser));
         let mut buffers = Buffers::new(&attention, Call::Carried);
@@ -540,7 +542,7 @@ fn states_of_another_configuration() {
 
 #[test]
 fn no_tokens() {
-    // No sequence, or sequences without a token: nothing is needed, and the state stays what it was.
+    // Without sequences or without tokens, tensors may be empty, and the state does not change.
     for normaliser in normalisers(&[7]) {
         for (batch, len) in [(0, 3), (2, 0), (0, 0)] {
             let attention =
@@ -554,7 +556,8 @@ fn no_tokens() {
                         && buffers.v.is_empty()
                         && buffers.o.is_empty()
                 );
-                // In the middle of a chunk, where there are chunks.
+                // The last element makes the state that of the middle of a chunk, if the normaliser has
+                // chunks.
                 for state in buffers.initial.chunks_exact_mut(head.max(1)) {
                     state.copy_from_slice(&normals(1, head));
                     state[head - 1] = 4.0;

@@ -1,4 +1,4 @@
-//! Loading: what a good file gives, and that every bad one is refused with the name of what is wrong.
+//! Reading model files: a valid file gives the model, and an invalid one an error that names the fault.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode,
 
 use crate::weights::{CONFIG, File, JSON, numbers};
 
-/// The good file with every parameter in a type of 16 bits, and the file that holds the same numbers in f32.
+/// The valid file with every parameter in a type of 16 bits, and a file with the same numbers in f32.
 fn narrowed(dtype: &'static str, narrow: impl Fn(f32) -> ([u8; 2], f32)) -> [File; 2] {
     let (mut narrow_file, mut wide_file) = (File::good(), File::good());
     for (narrow_tensor, wide_tensor) in narrow_file.tensors.iter_mut().zip(&mut wide_file.tensors) {
@@ -37,7 +37,7 @@ fn run(bytes: &[u8]) -> Vec<f32> {
     files::forward(&model, &file.tensor("input").unwrap()).unwrap().data.into_owned()
 }
 
-/// Refused, with all of `parts` in the message.
+/// Checks that a result is an error whose message is one line and contains all of `parts`.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(result: files::Result<T>, parts: &[&str]) {
     let message = result.expect_err("refused").to_string();
@@ -58,7 +58,7 @@ fn a_good_file() {
     let output = files::forward(&model, &input).unwrap();
     assert_eq!(output.shape, [2, 8]);
 
-    // The same parameters without a file.
+    // The same model without a file.
     let mut flat = vec![0.0; CONFIG.parameters_len()];
     init(&CONFIG, 7, &mut flat).unwrap();
     let mut blocks = vec![BlockWeights::default(); CONFIG.num_layers];
@@ -76,7 +76,7 @@ fn a_good_file() {
     assert!((logits.data[7] - by_hand(1, 2)).abs() < 1e-5);
 }
 
-/// Outputs that 32 bits can't count, or that no memory there has room for.
+/// Outputs whose length overflows 32 bits, or exceeds any memory with 32-bit addresses.
 #[test]
 #[cfg(target_pointer_width = "32")]
 fn outputs_beyond_the_address_space() {
@@ -89,7 +89,7 @@ fn outputs_beyond_the_address_space() {
     let (kernel, bias) = (vec![0.0; 256 << 14], vec![0.0; 1 << 14]);
     weights.head = Some(chunkwise::nn::Linear::new(&kernel, &bias));
     let model = Model::new(config, weights, None, 1).unwrap();
-    // Rows by outputs: 2^29 by 4 bytes, 2^32, and 2^31 by 4 bytes.
+    // The outputs have 2^29 elements of 4 bytes, and the logits 2^32 and 2^31 elements.
     let input = Tensor { shape: vec![1 << 21, 1], data: vec![0.0; 1 << 21].into() };
     for way in [files::forward as Way, files::stream as Way] {
         refused(way(&model, &input), &["too large"]);
@@ -100,7 +100,7 @@ fn outputs_beyond_the_address_space() {
     }
 }
 
-/// At every alignment the same bits; borrowed where the bytes allow it.
+/// Results have the same bits at every alignment, and tensors are borrowed where their alignment allows it.
 #[test]
 fn alignment() {
     let bytes = File::good().bytes();
@@ -161,7 +161,7 @@ fn a_key_that_is_there_twice() {
     refused(Options::from_json(twice), &["configuration", "`num_heads`", "twice"]);
 }
 
-/// No prefix of a file is a file, and none is a panic.
+/// Every prefix of a file is refused without a panic.
 #[test]
 fn every_prefix() {
     let bytes = File::good().bytes();
@@ -173,7 +173,7 @@ fn every_prefix() {
     refused(load(&[&bytes[..], &[0]].concat()), &["not fully covered"]);
 }
 
-/// One byte of the header replaced, many times over: any answer but a panic.
+/// Replacing any byte of the header by some others does not cause a panic.
 #[test]
 fn every_byte_of_the_header() {
     let good = File::good().bytes();
@@ -250,7 +250,7 @@ fn every_parameter_missing() {
     refused(load(&File::good().without("head.bias").bytes()), &["head.bias [5]", "missing"]);
 }
 
-/// With the sizes given there is nothing to be read off a broken shape.
+/// The options with all sizes, so that no size is derived from a wrong shape.
 fn all_options() -> String {
     JSON.replace('}', r#", "embed_dim": 3, "hidden_size": 8, "num_layers": 2, "final_norm": true}"#)
 }
@@ -265,7 +265,7 @@ fn every_parameter_misshaped() {
             got[at] += 1;
             let bytes = File::good().without(&name).with(&name, &got).config(&all_options()).bytes();
             if (name.as_str(), at) == ("head.kernel", 1) {
-                // Either may be the wrong one.
+                // The kernel and the bias contradict each other, and the message names the bias.
                 refused(load(&bytes), &["head.bias", "[5]", "[6]"]);
             } else if name == "head.bias" {
                 refused(load(&bytes), &["head.bias", "[5]", "[6]"]);
@@ -273,7 +273,7 @@ fn every_parameter_misshaped() {
                 refused(load(&bytes), &[&name, &format!("{got:?}"), &format!("{want:?}")]);
             }
         }
-        // A matrix for a vector, and the other way round, with as many elements.
+        // A matrix in place of a vector, or a vector in place of a matrix, with the same number of elements.
         let flat = if want.len() == 1 { vec![1, want[0]] } else { vec![want.iter().product()] };
         let bytes = File::good().without(&name).with(&name, &flat).config(&all_options()).bytes();
         refused(load(&bytes), &["shape"]);
@@ -303,7 +303,7 @@ fn parameters_without_a_place() {
     for name in ["dense_0.kernel", "dense_0.bias", "fla_block_1_attn_norm.kernel", "norm.gamma", "a.b.beta"] {
         refused(unknown(name), &[name, "[2, 3]", "no place"]);
     }
-    // Another block: then all of it must be there.
+    // A parameter of another block implies that block, all of whose parameters must then be present.
     refused(unknown("fla_block_3_attn_qkv.bias"), &["fla_block_3_attn_norm.gamma [8]", "missing"]);
     refused(unknown("fla_block_99999999999999999999_attn_norm.gamma"), &["no place"]);
     refused(unknown(&format!("fla_block_{}_attn_norm.gamma", usize::MAX)), &["too large"]);
@@ -334,7 +334,8 @@ fn options_that_shapes_do_not_tell() {
     assert_eq!(*ModelFile::parse(&file.bytes(), &options).unwrap().config(), CONFIG);
 }
 
-/// From the caller, else from the metadata, else from the shapes, else the default.
+/// The precedence of options: the caller's, then those of the metadata, then those that follow from shapes,
+/// then defaults.
 #[test]
 fn which_option_counts() {
     let file = File::good().config(
@@ -361,10 +362,10 @@ fn which_option_counts() {
     let feature_map = FeatureMap::Identity;
     let want = ModelConfig { num_heads: 2, seq_len: 7, feature_map, output_mode: OutputMode::All, ..want };
     assert_eq!(*got.config(), want);
-    // No final norm in the file: the model has none.
+    // A model whose file has no final norm has none.
     let file = File::good().without("final_norm.gamma").without("final_norm.beta").bytes();
     assert!(!load(&file).unwrap().config().final_norm);
-    // No projection: embed is hidden.
+    // Without a projection, embed_dim is hidden_size.
     let file = File::good().without("input_projection.kernel").without("input_projection.bias").bytes();
     assert_eq!(load(&file).unwrap().config().embed_dim, 8);
 }
@@ -382,7 +383,7 @@ fn options_that_contradict_the_shapes() {
     refused(contradict(r#"{"num_layers": 1}"#), &["fla_block_2_", "no place"]);
     let layers = |count: usize| contradict(&format!(r#"{{"num_layers": {count}}}"#));
     refused(layers(1 << (usize::BITS - 2)), &["too large"]);
-    // As many as there may be in 32 bits, or very many.
+    // This is a very large number of layers, or the largest that is possible with 32-bit addresses.
     refused(layers((usize::MAX >> 15).min(1_000_000_000)), &["fla_block_3_attn_norm.gamma", "missing"]);
     refused(contradict(r#"{"final_norm": false}"#), &["final_norm", "no place"]);
     let bare = File::good().without("input_projection.kernel").without("input_projection.bias").bytes();
@@ -437,14 +438,14 @@ fn kinds_and_other_files() {
     let with = |more: &str| JSON.replace('}', &format!(", {more}}}"));
     load(&File::good().config(&with(r#""kind": "fla""#)).bytes()).unwrap();
     refused(load(&File::good().config(&with(r#""kind": "thunder""#)).bytes()), &["kind is thunder"]);
-    // Blocks are named by the attention they have.
+    // The names of blocks begin with the kind of attention.
     refused(load(&File::good().config(&with(r#""kind": "lightning""#)).bytes()), &["lightning_block_1_"]);
     let mut file = File::good().config(&with(r#""weights_from": "other.safetensors""#));
     file.tensors.retain(|tensor| tensor.0 == "input");
     refused(load(&file.bytes()), &["other.safetensors"]);
 }
 
-/// Which attention is said by the names, or by the kind; a feature map is not asked for.
+/// The names of the blocks or the option `kind` determine the attention; a feature map is not required.
 #[test]
 fn files_of_lightning_attention() {
     let file = File::lightning();
@@ -465,11 +466,11 @@ fn files_of_lightning_attention() {
     refused(load(&file.clone().config(r#"{"num_heads": 2, "seq_len": 12}"#).bytes()), &["chunk_size"]);
     let fla = r#"{"num_heads": 2, "chunk_size": 4, "feature_map": "elu", "kind": "fla"}"#;
     refused(load(&file.clone().config(fla).bytes()), &["no parameters", "fla_block_1_attn_norm.gamma"]);
-    // Blocks of both kinds: those of the other one have no place.
+    // If there are blocks of both kinds, those of the other kind are refused.
     let both = file.with("fla_block_1_attn_norm.gamma", &[8]);
     refused(load(&both.clone().config(by_kind).bytes()), &["fla_block_1_attn_norm.gamma", "no place"]);
     refused(load(&both.config(JSON).bytes()), &["fla_block_1_attn_norm.beta", "missing"]);
-    // A chunk is never cut short by the length built for.
+    // The sequence length limits the chunks of linear attention, but not those of lightning attention.
     let long = ModelConfig { chunk_size: 99, seq_len: 12, ..want };
     assert_eq!((long.chunk(), ModelConfig { attention: AttentionKind::Linear, ..long }.chunk()), (99, 12));
 }
@@ -500,7 +501,7 @@ fn inputs() {
         for shape in [&[][..], &[3], &[60], &[1, 2, 10, 3], &[10, 4], &[2, 10, 4], &[10, 0], &[20, 3, 1]] {
             refused(run(shape, shape.iter().product()), &[&format!("{shape:?}"), "[B, T, 3]"]);
         }
-        // A shape that lies about its data, which no file can.
+        // These shapes contradict the length of the data, which is not possible in a file.
         refused(run(&[2, 10, 3], 59), &["[2, 10, 3]"]);
         refused(run(&[usize::MAX, 10, 3], 60), &["[B, T, 3]"]);
         refused(run(&[0, 3], 0), &["T"]);
@@ -510,7 +511,7 @@ fn inputs() {
     }
 }
 
-/// One step at a time as all at once, with and without a batch, in every mode.
+/// A stream of single steps agrees with a forward, with and without a batch, in every output mode.
 #[test]
 fn stream_is_forward() {
     for (mode, shapes) in [
@@ -575,12 +576,12 @@ fn narrow_parameters_give_the_bits_of_the_same_numbers_in_f32() {
     }
 }
 
-/// A bf16 file is not expanded in memory: what multiplies is what was read.
+/// Parameters in bf16 are not copied or widened: the model uses the bytes of the file.
 #[test]
 fn narrow_parameters_are_borrowed() {
     let [file, _] = narrowed("BF16", |x| (half::bf16::from_f32(x).to_le_bytes(), x));
     let bytes = file.bytes();
-    // A space more where the header would put the data at an odd place.
+    // One more space is added where the data would otherwise begin at an odd offset.
     let header = bytes.len() - file.tensors.iter().map(|tensor| tensor.3.len()).sum::<usize>();
     let bytes = if header.is_multiple_of(2) {
         bytes

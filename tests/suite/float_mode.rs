@@ -1,5 +1,5 @@
-//! A caller that flushes denormals to zero, or rounds in another direction than to nearest, has the same bits on any number of
-//! threads: those of its own mode.
+//! Floating-point modes: where the caller flushes denormals to zero, or rounds in another direction than to
+//! nearest, all threads compute in its mode, and the bits are the same on any number of threads.
 #![allow(unsafe_code, reason = "the register of the mode is written")]
 
 use std::arch::asm;
@@ -9,7 +9,8 @@ use chunkwise::{Config, Isa, Normaliser, Rule, Shape};
 
 use crate::common::*;
 
-/// MXCSR and FPCR: denormals are zero where they are read and where they would be written; rounding is towards zero.
+/// Bits of MXCSR or FPCR: the first mode replaces denormal inputs and outputs by zero, the second rounds
+/// towards zero.
 #[cfg(target_arch = "x86_64")]
 const MODES: [u64; 2] = [0x8040, 0x6000];
 #[cfg(target_arch = "aarch64")]
@@ -18,34 +19,34 @@ const MODES: [u64; 2] = [1 << 24, 3 << 22];
 #[cfg(target_arch = "x86_64")]
 fn mode() -> u64 {
     let mut mode = 0_u32;
-    // SAFETY: four bytes are written.
+    // SAFETY: this writes four bytes, the size of `mode`.
     unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut mode, options(nostack)) };
-    // Without the flags of exceptions.
+    // The lowest six bits are flags of exceptions that have occurred.
     u64::from(mode & !0x3f)
 }
 
 #[cfg(target_arch = "x86_64")]
 fn set_mode(mode: u64) {
     let mode = mode as u32;
-    // SAFETY: four bytes are read, and bits that this processor has are set.
+    // SAFETY: this reads four bytes, the size of `mode`, and sets only bits that every such processor has.
     unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const mode, options(nostack)) };
 }
 
 #[cfg(target_arch = "aarch64")]
 fn mode() -> u64 {
     let mode;
-    // SAFETY: a register that every program may read.
+    // SAFETY: every program may read this register.
     unsafe { asm!("mrs {}, fpcr", out(reg) mode, options(nostack)) };
     mode
 }
 
 #[cfg(target_arch = "aarch64")]
 fn set_mode(mode: u64) {
-    // SAFETY: bits that this processor has are set.
+    // SAFETY: this sets only bits that every such processor has.
     unsafe { asm!("msr fpcr, {}", in(reg) mode, options(nostack)) };
 }
 
-/// What `run` computes in a mode, which it leaves as it found it.
+/// The result of `run` in a mode, after a check that `run` has not changed the mode.
 #[inline(never)]
 fn within<R>(bits: u64, run: impl FnOnce() -> R) -> R {
     let own = mode();
@@ -58,10 +59,10 @@ fn within<R>(bits: u64, run: impl FnOnce() -> R) -> R {
 
 fn check() {
     for isa in Isa::available() {
-        // As few tokens as five threads are worth: QEMU runs this too.
+        // These are just enough tokens for five threads, because the test also runs under QEMU.
         let config = Config::new(Rule::linear(Normaliser::None), Shape::new(1, 260, 6, 64, 64)).isa(isa);
         let mut case = Case::new(config, 1);
-        // Denormals and numbers a little larger.
+        // The values are denormals and somewhat larger numbers.
         case.v.iter_mut().for_each(|v| *v *= 1e-38);
         let default = case.whole();
         for bits in MODES {
@@ -72,7 +73,7 @@ fn check() {
                 case.config.execution.threads = threads;
                 let got = within(bits, || case.whole());
                 assert_eq!(first_difference(&got, &want), None, "mode {bits:#x}, {threads} threads, {isa}");
-                // The threads that helped are in their own mode again.
+                // The other threads are in their own mode again.
                 assert_eq!(first_difference(&case.whole(), &default), None, "after {bits:#x}, {isa}");
             }
         }

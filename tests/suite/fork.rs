@@ -1,6 +1,6 @@
-//! Processes that were forked after a call on several threads, which they don't have. A call in one must neither wait for
-//! them nor compute anything else.
-#![allow(unsafe_code, reason = "fork and what belongs to it")]
+//! Processes that are forked after a call on several threads. A forked process does not have these threads; a
+//! call in it must not wait for them, and must compute the same bits.
+#![allow(unsafe_code, reason = "fork and related calls")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -9,24 +9,25 @@ use chunkwise::{Config, Normaliser, Rule, Shape};
 
 use crate::common::*;
 
-/// Seconds after which a child is taken to wait for ever.
+/// The number of seconds after which a child is considered to wait for ever.
 const LIMIT: u32 = 60;
 
-/// Whether a forked process finds that `check` holds.
+/// Whether `check` returns true in a forked process.
 fn holds_in_a_child(check: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child computes, allocates and starts threads, which the C libraries of Unix allow after a fork although
-    // POSIX does not; it takes none of this program's locks, and leaves without what is run at the end of a program.
+    // SAFETY: the child computes, allocates and starts threads, which the C libraries of Unix systems allow
+    // after a fork although POSIX does not. It takes none of this program's locks, and leaves by `_exit`,
+    // which runs no exit handlers.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: the child ends by a signal if it is not back in time.
+            // SAFETY: a signal ends the child if it takes longer.
             unsafe { libc::alarm(LIMIT) };
             let held = catch_unwind(AssertUnwindSafe(check)).unwrap_or(false);
-            // SAFETY: nothing follows.
+            // SAFETY: no code follows.
             unsafe { libc::_exit(i32::from(!held)) }
         }
         child => {
             let mut status = -1;
-            // SAFETY: a child of this process, for which nothing else waits.
+            // SAFETY: this is a child of this process, and nothing else waits for it.
             let ended = unsafe { libc::waitpid(child, &mut status, 0) };
             assert!(child > 0 && ended == child, "{}", std::io::Error::last_os_error());
             libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0

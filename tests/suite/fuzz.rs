@@ -1,10 +1,11 @@
-//! The checks that `fuzz/` calls on bytes of its own, on bytes that are the same in every run; and what it has found.
+//! The checks of the fuzz targets on random bytes that are the same in every run, and regression tests for
+//! what fuzzing has found.
 
 use chunkwise::{Attention, Config, Normaliser, Rule, Shape, State, Tensors};
 
 use crate::checks;
 
-/// So many arguments for a check: random bytes of any length below `most`.
+/// Runs a check this many times, on random bytes of any length below `most`.
 fn on_random_bytes(check: fn(&[u8]), runs: usize, most: u64) {
     // xorshift64
     let mut x = 0x2545_f491_4f6c_dd1d_u64;
@@ -39,11 +40,11 @@ fn files() {
 #[cfg(feature = "cdylib")]
 #[test]
 fn capi() {
-    // Structures with all their tensors take some 250 bytes; what lies behind the last one is drawn as if it were wrong.
+    // Structures with all their tensors take some 250 of the bytes.
     on_random_bytes(checks::capi, 20_000, 900);
 }
 
-/// Without tokens there may be more sequences than could be counted in a lifetime: they are not walked through.
+/// A call without tokens takes no time, also with more sequences than any loop could visit.
 #[test]
 fn no_tokens_of_very_many_sequences() {
     let config = Config::new(Rule::linear(Normaliser::None), Shape::new(1 << (usize::BITS - 14), 0, 1, 1, 1));

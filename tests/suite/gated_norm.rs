@@ -1,5 +1,5 @@
-//! The gated RMS norm: against its formula in f64, in every type, under any strides and in place; what is refused; what
-//! NaN and infinity do.
+//! The gated RMS norm, compared with its formula in f64: every type, any strides, in place, NaN and infinity,
+//! and errors.
 
 use chunkwise::gated_norm::{Config, Gate, GatedNorm, Tensors};
 use chunkwise::{Error, Isa, Result, Strides};
@@ -9,13 +9,14 @@ use crate::common::*;
 
 const GATES: [Gate; 2] = [Gate::Silu, Gate::Sigmoid];
 
-/// The documented accuracy, for rows of normal numbers.
+/// The documented relative error, for rows of normal numbers.
 const ERROR: f64 = 1.5e-6;
 
-/// Rows of one element, below, at and beyond groups, vectors and blocks, of models, and of very many.
+/// Lengths of rows: one element; below, at and above groups, vectors and blocks; those of models; a very long
+/// row.
 const SIZES: [usize; 12] = [1, 2, 15, 16, 17, 63, 64, 65, 128, 192, 200, 4096];
 
-/// A configuration, and dense tensors `[B, T, H, D]`.
+/// A configuration and dense tensors `[B, T, H, D]`.
 #[derive(Clone)]
 struct Norm {
     config: Config,
@@ -24,13 +25,13 @@ struct Norm {
     weight: Option<Vec<f32>>,
 }
 
-/// Where rows `[B, T, H]` begin, in order.
+/// The elements at which the rows `[B, T, H]` begin, in order.
 fn begins(config: &Config, strides: Strides) -> impl Iterator<Item = usize> + use<> {
     let Config { batch, len, heads, .. } = *config;
     (0..batch).flat_map(move |b| (0..len).flat_map(move |t| (0..heads).map(move |h| at(strides, b, t, h))))
 }
 
-/// A dense tensor under these strides, and `gap` between its rows; exactly as long as it must be.
+/// A dense tensor in the layout of these strides, exactly as long as it must be, with `gap` between its rows.
 fn spread(config: &Config, strides: Strides, dense: &[f32], gap: f32) -> Vec<f32> {
     let len = begins(config, strides).max().map_or(0, |last| last + config.size);
     let mut tensor = vec![gap; len];
@@ -55,7 +56,8 @@ impl Norm {
         GatedNorm::new(self.config).expect("a legal configuration")
     }
 
-    /// y, dense, after a check that nothing was written between its rows; of x elsewhere, or where y lies.
+    /// Computes y, from x in a tensor of its own or in place; returns it dense, after a check that nothing
+    /// was written between its rows.
     #[track_caller]
     fn run<X: Number, Z: Number, Y: Number>(&self, in_place: bool) -> Vec<f32> {
         let Config { x_strides, z_strides, y_strides, size, .. } = self.config;
@@ -80,7 +82,7 @@ impl Norm {
             y[begin..begin + size].fill(Y::narrow(SENTINEL));
         }
         let sentinel = vec![Y::narrow(SENTINEL); y.len()];
-        assert!(untouched(&widen(&y), &widen(&sentinel)), "between the rows of y: {:?}", self.config);
+        assert!(untouched(&widen(&y), &widen(&sentinel)), "written between rows of y: {:?}", self.config);
         dense
     }
 
@@ -133,7 +135,7 @@ fn against_the_formula() {
     }
 }
 
-/// Rows of zeros, of tiny and of large numbers: eps and the range of f32.
+/// Rows of zeros, of tiny and of large numbers, for which eps and the range of f32 matter.
 #[test]
 fn small_and_large_rows() {
     for isa in Isa::available() {
@@ -144,14 +146,15 @@ fn small_and_large_rows() {
                 assert!((f64::from(*y) - want).abs() <= bound * want.abs(), "{y} {want}: {scale}");
             }
         }
-        // The squares of these have no sum in f32.
+        // The sum of the squares of these numbers is not finite in f32.
         let mut norm = Norm::new(Config::new(1, 1, 1, 100).isa(isa), 1, true);
         norm.x.fill(1e20);
         assert!(norm.forward().iter().all(|y| *y == 0.0));
     }
 }
 
-/// A tensor of 16 bits has the bits of its numbers in f32, and an output of 16 bits those of the f32 one, rounded.
+/// Inputs of 16 bits give the bits that the same numbers in f32 give, and outputs of 16 bits are those of
+/// f32, rounded.
 #[test]
 fn types() {
     fn check<X: Number, Z: Number, Y: Number>(norm: &Norm) {
@@ -160,7 +163,7 @@ fn types() {
         let want = widen(&narrow::<Y>(&norm.forward()));
         let got = norm.run::<X, Z, Y>(false);
         assert_eq!(first_difference(&got, &want), None, "{} {} {}", X::NAME, Z::NAME, Y::NAME);
-        // Where x has the type of y.
+        // In place, x has the type of y.
         let norm = &Norm { x: widen(&narrow::<Y>(&norm.x)), ..norm.clone() };
         let want = widen(&narrow::<Y>(&norm.forward()));
         assert_eq!(first_difference(&norm.run::<Y, Z, Y>(true), &want), None, "{} {}", Z::NAME, Y::NAME);
@@ -204,7 +207,7 @@ fn any_strides_and_in_place() {
     }
 }
 
-/// No row depends on another, and a weight that is not there is 1.
+/// No row depends on another, and a norm without a weight is that with weights of 1.
 #[test]
 fn rows_alone() {
     for isa in Isa::available() {
@@ -236,7 +239,7 @@ fn special_values() {
                 change(&mut norm);
                 norm.forward()
             };
-            // The row that is hit, and all others, whose bits are the same.
+            // Whether all other rows have the same bits.
             let outside = |got: &[f32]| {
                 (0..got.len()).all(|at| at / size == row || got[at].to_bits() == want[at].to_bits())
             };
@@ -253,7 +256,7 @@ fn special_values() {
             ] {
                 let got = changed(&|norm| norm.z[special] = z);
                 assert!((0..got.len()).all(|at| at == special || got[at].to_bits() == want[at].to_bits()));
-                // What is multiplied by the gate: the output of a gate of 1.
+                // With a gate of 1 the output is the factor by which the gate is multiplied.
                 let factor = changed(&|norm| {
                     norm.config.gate = Gate::Sigmoid;
                     norm.z[special] = 100.0;
@@ -308,7 +311,7 @@ fn calls_that_are_refused() {
     let mut config = Config::new(2, 3, 2, 5);
     config.z_strides = Strides::packed(3, 20, 5);
     let norm = GatedNorm::new(config).expect("a legal configuration");
-    // The last row of z ends before the gap behind it.
+    // z ends with its last row, without the gap after it.
     let (x, z, weight) = (normals(1, 60), normals(2, 110), normals(3, 5));
     let call = |x: &[f32], z: &[f32], weight: &[f32], y: &mut [f32]| -> [Result<()>; 2] {
         let before = y.to_vec();
@@ -343,7 +346,8 @@ fn no_rows() {
     }
 }
 
-/// Every instruction set that fuses gives the same bits; `bits.rs` says which.
+/// All instruction sets that have a fused multiply-add give the same bits; the hashes in `bits.rs` fix these
+/// bits.
 #[test]
 fn instruction_sets_agree() {
     let Some(first) = fused().next() else { return report("gated norm: no instruction set that fuses") };

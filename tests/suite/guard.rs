@@ -1,8 +1,8 @@
-//! Nothing outside a slice is touched: every buffer of a call lies against memory that faults, its end on the one side
-//! and in a second run its beginning on the other, so that one element too far is a crash of this test. The first
-//! way also leaves every slice at any alignment that its type allows; the second puts it at a page. The bits must be
-//! the same.
-#![allow(unsafe_code, reason = "pages of memory are mapped, and become slices")]
+//! No access is outside a slice. Every buffer of a call lies next to pages that fault: in one run each slice
+//! ends at such pages, in another it begins after them, so that an access to one element too far crashes the
+//! test. The first run gives slices every alignment that their types allow, the second aligns them to pages.
+//! Both must give the same bits.
+#![allow(unsafe_code, reason = "pages of memory are mapped and become slices")]
 
 use std::ptr::null_mut;
 
@@ -13,7 +13,8 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, m
 
 use crate::common::*;
 
-/// Bytes on both sides that fault, and between them bytes that don't: multiples of any system's page.
+/// The number of bytes on each side that fault, and of those between them, which are usable. Both are
+/// multiples of the page size of any system.
 const FENCE: usize = 1 << 16;
 const ROOM: usize = 1 << 22;
 
@@ -23,12 +24,12 @@ pub(crate) enum Side {
     Right,
 }
 
-/// Memory for one slice at a time.
+/// Memory for one slice at a time, between pages that fault.
 pub(crate) struct Fence(*mut u8);
 
 impl Fence {
     pub(crate) fn new() -> Self {
-        // SAFETY: a new mapping, whose middle is then made usable.
+        // SAFETY: this is a new mapping, whose middle is then made usable.
         unsafe {
             let all = mmap_anonymous(null_mut(), ROOM + 2 * FENCE, ProtFlags::empty(), MapFlags::PRIVATE)
                 .expect("memory to map");
@@ -38,13 +39,13 @@ impl Fence {
         }
     }
 
-    /// A copy of numbers of any type, flush with one side.
+    /// Copies numbers of any type to one side of the usable memory.
     pub(crate) fn place<E: Copy>(&mut self, side: Side, numbers: &[E]) -> &mut [E] {
         let bytes = size_of_val(numbers);
         assert!(bytes <= ROOM, "{bytes} bytes are more than there is room for");
         let at = if side == Side::Left { 0 } else { ROOM - bytes };
-        // SAFETY: within the mapping, whose bytes are numbers as they are; both ends of it are aligned for any number; borrowed with
-        // the fence.
+        // SAFETY: the slice is within the mapping, any bytes are valid numbers, both ends of the mapping are
+        // aligned for all types of numbers, and the slice borrows the fence.
         let slice = unsafe { std::slice::from_raw_parts_mut(self.0.add(at).cast::<E>(), numbers.len()) };
         slice.copy_from_slice(numbers);
         slice
@@ -53,16 +54,16 @@ impl Fence {
 
 impl Drop for Fence {
     fn drop(&mut self) {
-        // SAFETY: the mapping of `new`, and no slice is left.
+        // SAFETY: this is the mapping of `new`, and no slice of it is alive.
         unsafe { munmap(self.0.sub(FENCE).cast(), ROOM + 2 * FENCE).expect("a mapping of our own") };
     }
 }
 
-/// What a call did to its buffers, the same on both sides.
+/// Checks that the results of `run` have the same bits on both sides.
 #[track_caller]
 pub(crate) fn on_both_sides(run: impl FnMut(Side) -> Vec<f32>) {
     let [left, right] = [Side::Left, Side::Right].map(run);
-    assert_eq!(first_difference(&left, &right), None, "where the slices lie makes a difference");
+    assert_eq!(first_difference(&left, &right), None, "results depend on where the slices lie");
 }
 
 /// The buffers of attention.
@@ -83,7 +84,7 @@ impl Buffers {
     }
 }
 
-/// The types of q, k, v and o.
+/// A run of attention with given types of q, k, v and o.
 type Types = fn(&mut Buffers, &Case);
 const TYPES: [Types; 5] = [
     attention::<f32, f32, f32, f32>,
@@ -93,7 +94,7 @@ const TYPES: [Types; 5] = [
     attention::<f32, bf16, f16, f32>,
 ];
 
-/// All tokens twice, the second time on the state that the first left, then one more.
+/// Computes all tokens twice, the second time on the state after the first, then decodes one more.
 fn attention<Q: Number, K: Number, V: Number, O: Number>(buffers: &mut Buffers, case: &Case) {
     let config = case.config;
     let attention = case.attention();
@@ -133,12 +134,13 @@ fn attention<Q: Number, K: Number, V: Number, O: Number>(buffers: &mut Buffers, 
     });
 }
 
-/// Sizes; [`check`] goes through the rules.
+/// A configuration of these sizes, for [`check`], which replaces the rule.
 fn sized(shape: Shape) -> Config {
     Config::new(Rule::linear(Normaliser::None), shape)
 }
 
-/// Every instruction set, feature map, normaliser, type and kind of state.
+/// Runs a configuration with every instruction set, feature map, normaliser, combination of types and kind of
+/// state.
 fn check(buffers: &mut Buffers, config: Config) {
     for feature_map in MAPS {
         for normaliser in normalisers(&[5, TILE]) {
@@ -161,7 +163,8 @@ fn check(buffers: &mut Buffers, config: Config) {
 fn every_tail_of_a_row() {
     let buffers = &mut Buffers::new();
     let mut check = |key, value| check(buffers, sized(Shape::new(1, TILE + 3, 1, key, value)));
-    // Every remainder of the longest vector, and of a panel of two and of decode's four of them, behind none and one.
+    // K has every remainder of a group of 16, after none and after one whole group. V has every remainder of
+    // the widest panel, 64 columns, and lengths around the 128 columns that a decode sweeps at once.
     for key in (1..=33).chain([63, 64, 65]) {
         check(key, 3);
     }
@@ -195,7 +198,8 @@ fn layouts() {
     }
 }
 
-/// Scratch of several workers, the state's copy, and columns of V cut between them.
+/// Calls on several threads: the scratch of each worker, the copy of the state, and columns of V that are
+/// divided among workers.
 #[cfg(feature = "std")]
 #[test]
 fn threads() {
@@ -218,7 +222,7 @@ fn threads() {
     });
 }
 
-/// x, y and scratch, packed memory, and two parameters.
+/// Fences for x, y, scratch, packed weights and two parameters.
 fn layer_buffers() -> [Fence; 6] {
     std::array::from_fn(|_| Fence::new())
 }
@@ -231,7 +235,8 @@ fn dense<E: Number>(
 ) {
     let all_kernel = narrow::<E>(&normals(1, inputs * outputs));
     let all_bias = narrow::<E>(&normals(2, outputs));
-    // As few as are streamed, each number of them, and more.
+    // These are all small numbers of rows, for which weights are streamed, and more rows, which are computed
+    // in tiles.
     for rows in [1, 2, 3, 4, 5, 6, 17] {
         let all_x = normals(3, rows * inputs);
         on_both_sides(|side| {
@@ -295,7 +300,8 @@ fn layer_norms() {
     }
 }
 
-/// A model whose every parameter lies alone: all at once, and two steps; as it is, and packed.
+/// Runs a forward and two steps of a model with a fence for each parameter, with its weights as they are and
+/// packed.
 fn model<E: Number>(
     isa: Isa,
     config: ModelConfig,

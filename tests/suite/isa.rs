@@ -1,6 +1,6 @@
-//! The instruction set is a value: its names, the pinned one, and the default, which the environment variable
-//! `CHUNKWISE_ISA` may name. That variable is read once in a process, so each of its values is tried in a
-//! child process, which runs one test of this file.
+//! Instruction sets as values: their names, a pinned one, and the default, which the environment variable
+//! `CHUNKWISE_ISA` may name. A process reads this variable once, so each of its values is tried in a child
+//! process, which runs one test of this file.
 
 use chunkwise::{Attention, Config, Error, Isa, Normaliser, Rule, Shape, isa};
 
@@ -19,7 +19,7 @@ fn names() {
     assert_eq!(available.last(), Some(&Isa::best()));
     for name in isa::NAMES {
         let isa = Isa::from_name(name);
-        // However it is written.
+        // Capital letters make no difference.
         assert_eq!(Isa::from_name(&name.to_uppercase()), isa);
         match isa {
             Ok(isa) => {
@@ -51,7 +51,7 @@ fn constructors_are_names() {
     assert_eq!(Isa::avx512(), Isa::from_name("avx512").ok());
     assert_eq!(Isa::neon(), Isa::from_name("neon").ok());
     assert_eq!(Isa::simd128(), Isa::from_name("simd128").ok());
-    // x86-64-v4 includes v3, and no machine has both vendors' sets.
+    // x86-64-v4 includes v3, and no machine has the sets of several architectures.
     assert!(Isa::avx512().is_none() || Isa::avx2().is_some());
     assert!(Isa::neon().is_none() || Isa::avx2().is_none());
     assert!(Isa::simd128().is_none() || (Isa::neon().is_none() && Isa::avx2().is_none()));
@@ -65,12 +65,12 @@ fn a_pinned_one_is_the_one_that_runs() {
     }
 }
 
-/// Without `std` there is none.
+/// Tests of the environment variable, which is read only with `std`.
 #[cfg(feature = "std")]
 mod environment {
     use super::*;
 
-    /// Runs in a child process: what the default is, and that a pinned one doesn't ask for it.
+    /// Prints the default in a child process, and checks that pinned instruction sets don't depend on it.
     #[test]
     #[ignore = "for the tests below, which set the environment"]
     fn child() {
@@ -83,8 +83,8 @@ mod environment {
         }
     }
 
-    /// What `child` answers under a value of the variable; nothing where no process can be started (an
-    /// emulator that runs this file alone).
+    /// The answer that `child` prints with a value of the variable, or `None` where no process can be started
+    /// (an emulator that runs only this program).
     fn answer(value: Option<&str>) -> Option<String> {
         let mut command = crate::child::command(std::env::current_exe().expect("a path to this test"));
         command

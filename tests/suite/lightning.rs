@@ -1,4 +1,5 @@
-//! Lightning attention: its numbers against the oracle, that nothing else changes a bit of it, and what it refuses.
+//! Lightning attention: accuracy against the oracle, independence of the bits from cuts, strides and threads,
+//! and errors.
 
 use std::ops::Range;
 
@@ -9,22 +10,24 @@ use half::{bf16, f16};
 
 use crate::common::*;
 
-/// Chunks of one token; shorter than a block of four; that end within a block and within a vector; of whole vectors; longer
-/// than a group; never full.
+/// Chunks of one token; shorter than a block of four; ending within a block and within a vector; of whole
+/// blocks; longer than a group of 16; of whole groups; longer than every sequence.
 const CHUNKS: [usize; 7] = [1, 3, 5, 8, 17, 64, 1000];
 
-/// B, T, H, K, V: one of each; less than a vector; more than a group, of odd sizes; whole vectors, narrow and wide.
+/// B, T, H, K, V: all 1; less than a vector; odd sizes of more than two groups; whole groups; a wide V that
+/// is not a whole number of groups.
 const SIZES: [[usize; 5]; 5] =
     [[1, 1, 1, 1, 1], [2, 21, 3, 5, 3], [1, 90, 2, 35, 67], [1, 70, 2, 32, 16], [1, 140, 1, 64, 130]];
 
-/// Tensors under a shape, and the chunk length. The rule of the case plays no part.
+/// Tensors of a shape, and the chunk length. The rule of the case is not used.
 struct Chunked {
     case: Case,
     chunk: usize,
 }
 
 impl Chunked {
-    /// Rows of normal numbers; those of q and k are positive, or denominators could be anywhere near zero.
+    /// A case of normal numbers. q and k are positive, because denominators might otherwise be arbitrarily
+    /// close to zero.
     fn new(shape: Shape, chunk: usize, isa: Isa) -> Self {
         let rule = Rule::linear(Normaliser::None);
         let mut case = Case::new(Config::new(rule, shape).isa(isa), 1);
@@ -49,14 +52,14 @@ impl Chunked {
         vec![0.0; self.lightning(1).state_len()]
     }
 
-    /// Some of the tokens.
+    /// Computes some of the tokens.
     fn forward(&self, tokens: Range<usize>, state: State<'_>, o: &mut [f32]) {
         let lightning = self.lightning(tokens.len());
         let scratch = &mut vec![f32::NAN; lightning.scratch_len()];
         lightning.forward(self.case.tensors(tokens.start, o), state, scratch).expect("legal arguments");
     }
 
-    /// Some of the tokens, one by one.
+    /// Computes some of the tokens one by one.
     fn decode(&self, tokens: Range<usize>, state: &mut [f32], o: &mut [f32]) {
         let lightning = self.lightning(1);
         let scratch = &mut vec![f32::NAN; lightning.decode_scratch_len()];
@@ -65,14 +68,14 @@ impl Chunked {
         }
     }
 
-    /// All tokens from the zero state.
+    /// Computes all tokens from a state of zeros; returns o.
     fn whole(&self) -> Vec<f32> {
         let mut o = self.case.output();
         self.forward(0..self.len(), State::Zero, &mut o);
         o
     }
 
-    /// All tokens from the zero state, and the state after them.
+    /// Computes all tokens from a state of zeros; returns o and the last state.
     fn whole_and_state(&self) -> (Vec<f32>, Vec<f32>) {
         let (mut o, mut state) = (self.case.output(), vec![SENTINEL; self.zero_state().len()]);
         self.forward(0..self.len(), State::Final(&mut state), &mut o);
@@ -101,7 +104,7 @@ impl Chunked {
     }
 }
 
-/// Every size by every chunk length on every instruction set.
+/// Runs a test for every size and chunk length on every instruction set.
 fn each(mut test: impl FnMut(Chunked, &str)) {
     for isa in Isa::available() {
         for [batch, len, heads, key, value] in SIZES {
@@ -122,7 +125,7 @@ fn it_is_what_the_oracle_computes() {
     });
 }
 
-/// In the first chunk there is no denominator of either sign, and q and k may be any numbers.
+/// The first chunk has only the softmax, whose denominator is positive, so that q and k may be any numbers.
 #[test]
 fn the_first_chunk_is_a_softmax() {
     for isa in Isa::available() {
@@ -133,14 +136,14 @@ fn the_first_chunk_is_a_softmax() {
                 *x = scale * number;
             }
             let error = norm_error(&chunked.whole(), &chunked.oracle());
-            // A score of n moves its weight by n times the rounding errors of q . k.
+            // A weight changes by the absolute error of its score, which grows with the size of the score.
             let bound = NORM_ERROR * f64::from(scale.max(1.0).powi(2));
             assert!(error <= bound, "{isa}, {scale}: {error:e}");
         }
     }
 }
 
-/// The sums of a chunk are added to S when it ends and not before, and its keys and values are cleared.
+/// A chunk is added to S and z when it ends and not before, and its keys and values are then cleared.
 #[test]
 fn a_state_is_what_it_says() {
     for isa in Isa::available() {
@@ -178,7 +181,7 @@ fn a_cut_changes_no_bit() {
     each(|chunked, what| {
         let (want, last) = chunked.whole_and_state();
         let len = chunked.len();
-        // In pieces of one length: within a block, within a chunk, at its end, beyond it.
+        // The pieces end within a block, within a chunk, at its end, and beyond it.
         for piece in [1, 2, 3, 4, 5, 7, 17, 64] {
             let (mut o, mut state) = (chunked.case.output(), chunked.zero_state());
             for begin in (0..len).step_by(piece) {
@@ -187,7 +190,7 @@ fn a_cut_changes_no_bit() {
             assert_eq!(first_difference(&o, &want), None, "{what}: pieces of {piece}");
             assert_eq!(first_difference(&state, &last), None, "{what}: the state, pieces of {piece}");
         }
-        // A state given, and another one written.
+        // Calls that read one state and write another.
         let (mut o, mut middle, mut end) = (chunked.case.output(), last.clone(), last.clone());
         let cut = len / 3;
         chunked.forward(0..cut, State::Final(&mut middle), &mut o);
@@ -215,7 +218,7 @@ fn decode_is_forward() {
         chunked.decode(0..chunked.len(), &mut state, &mut o);
         assert_eq!(first_difference(&o, &want), None, "{what}");
         assert_eq!(first_difference(&state, &last), None, "{what}: the state");
-        // A forward, then decodes.
+        // A forward of some tokens, then a decode of the others.
         let (mut o, mut state, cut) = (chunked.case.output(), chunked.zero_state(), chunked.len() / 2);
         chunked.forward(0..cut, State::Final(&mut state), &mut o);
         chunked.decode(cut..chunked.len(), &mut state, &mut o);
@@ -245,7 +248,7 @@ fn neither_strides_nor_neighbours_change_a_bit() {
                 strided.decode(0..len, &mut strided.zero_state(), &mut o);
                 assert_eq!(first_difference(&gather(&config, &o), &want), None, "{isa} {layout:?}: decode");
             }
-            // One head of one sequence by itself.
+            // One head of one sequence alone.
             for (b, h) in [(0, 0), (batch - 1, heads - 1)] {
                 let config = with(chunked.case.config, |c| c.shape = Shape::new(1, len, 1, key, value));
                 let case = chunked.case.rearranged(config, |_, t, _| (b, t, h));
@@ -257,7 +260,8 @@ fn neither_strides_nor_neighbours_change_a_bit() {
     }
 }
 
-/// Widening is exact and all arithmetic is f32: the narrow types give what f32 gives of their numbers, rounded.
+/// Tensors of 16 bits give the bits that the same numbers in f32 give, rounded: widening is exact, and all
+/// arithmetic is in f32.
 #[test]
 fn narrow_types_are_rounded_once() {
     fn check<E: Number>(chunked: &Chunked, what: &str) {
@@ -318,7 +322,7 @@ fn nan_stays_behind() {
     }
 }
 
-/// A NaN among the scores of a row is in its outputs wherever it lies among them, and goes on with the state.
+/// A NaN at any position in a chunk reaches its own output and all later ones, in later chunks by the state.
 #[test]
 fn a_nan_key_is_seen_by_its_chunk_and_all_later_ones() {
     for isa in Isa::available() {
@@ -340,7 +344,7 @@ fn a_nan_key_is_seen_by_its_chunk_and_all_later_ones() {
 fn large_scores_and_values_do_not_overflow() {
     for isa in Isa::available() {
         let mut chunked = Chunked::new(Shape::new(1, 30, 1, 8, 5), 30, isa);
-        // Scores between -1e30 and 1e30: each token's weight is one, of the first of the largest scores.
+        // Scores are of the order of 1e30, so that all the weight of a row is on its largest score.
         let numbers = normals(3, 480);
         for (x, number) in chunked.case.q.iter_mut().chain(&mut chunked.case.k).zip(numbers) {
             *x = 1e15 * number;
@@ -348,13 +352,13 @@ fn large_scores_and_values_do_not_overflow() {
         let error = norm_error(&chunked.whole(), &chunked.oracle());
         assert!(error <= NORM_ERROR, "{isa}: {error:e}");
 
-        // Equal weights, of values whose sum is beyond f32.
+        // The weights are equal, and the sum of the values is not finite in f32.
         chunked.case.k.fill(0.0);
         chunked.case.v.fill(3e38);
         let o = chunked.whole();
         assert!(o.iter().all(|o| (o / 3e38 - 1.0).abs() < 1e-6), "{isa}: {o:?}");
 
-        // Scores that are far below have no weight, not even beside the largest value.
+        // The weight of a score that is far below the largest one is exactly 0, even for the largest value.
         let mut chunked = Chunked::new(Shape::new(1, 2, 1, 1, 1), 2, isa);
         chunked.case.q.fill(1.0);
         (chunked.case.k, chunked.case.v) = (vec![-200.0, 0.0], vec![3e38, 1.0]);
@@ -362,7 +366,7 @@ fn large_scores_and_values_do_not_overflow() {
     }
 }
 
-/// The only weight is one, exactly.
+/// The first output is exactly the first value, because its only weight is 1.
 #[test]
 fn a_first_token_is_its_value() {
     for isa in Isa::available() {
@@ -373,7 +377,7 @@ fn a_first_token_is_its_value() {
     }
 }
 
-/// o = v + q S / (q . z + eps), by hand.
+/// Outputs agree with o = v + q S / (q . z + eps), computed by hand.
 #[test]
 fn chunks_of_one_token() {
     for isa in Isa::available() {
@@ -389,7 +393,7 @@ fn chunks_of_one_token() {
     }
 }
 
-/// As everywhere in the crate, an output of exactly zero is +0.
+/// An output that is exactly zero is +0, as in linear attention.
 #[test]
 fn zeros_are_positive() {
     for isa in Isa::available() {
@@ -415,7 +419,7 @@ fn no_tokens() {
         chunked.forward(0..0, State::Carried(&mut last), &mut []);
         assert!(untouched(&last, &state), "{isa}: a state is kept");
         chunked.forward(0..0, State::Zero, &mut []);
-        // As many heads as there may be take no time.
+        // Very many heads take no time if there are no tokens.
         let none = lightning::Config::new(4, Shape::new(1 << 30, 0, 1 << 10, 1, 1)).isa(isa);
         let none = Lightning::new(none).expect("a legal configuration");
         let empty: [f32; 0] = [];
@@ -438,14 +442,14 @@ fn threads_change_no_bit() {
     pool.install(|| {
         for isa in Isa::available() {
             for chunk in [5, 64] {
-                // More than 40 million flops, and of a decode more than 10 MiB of state.
+                // The forward has more than 40 million flops, and the decode below more than 10 MiB of state.
                 let mut chunked = Chunked::new(Shape::new(2, 120, 5, 64, 160), chunk, isa);
                 chunked.case.config.shape.len = 120;
                 let (want, last) = chunked.whole_and_state();
                 let one = chunked.lightning(120).scratch_len();
                 for threads in [2, 5] {
                     chunked.case.config.execution.threads = threads;
-                    // Beside what each worker has there are 15 elements for alignment.
+                    // Scratch consists of a part for each worker and 15 elements for alignment.
                     let many = chunked.lightning(120).scratch_len();
                     assert_eq!((many - 15) / (one - 15), threads, "not cut for {threads} threads");
                     let (got, state) = chunked.whole_and_state();
@@ -505,7 +509,8 @@ fn configurations_that_are_refused() {
     assert!(Lightning::new(lightning::Config::new(1 << 24, Shape::new(1, 1, 1, 1, 1))).is_ok());
 }
 
-/// Each argument too short, or the state of another length or impossible: the error says so, and nothing is written.
+/// A call with an argument that is too short, or with a state of another length or with an impossible count,
+/// is refused, and nothing is written.
 #[test]
 fn calls_that_are_refused() {
     let chunked = Chunked::new(Shape::new(2, 9, 2, 4, 5), 4, Isa::best());
@@ -533,7 +538,7 @@ fn calls_that_are_refused() {
         assert_eq!(run([0; 4], &mut good.clone()), Ok(()));
         let error = try_call([0; 4], &mut good.clone(), scratch - 1, decode).unwrap_err();
         assert_eq!(error, Error::TooShort { what: "scratch", need: scratch, got: scratch - 1 });
-        // One token of a decode lies in the first rows.
+        // A decode takes only the first token, so that it needs less of each tensor.
         let spare = if decode { [8 * 8, 8 * 8, 8 * 10, 8 * 10] } else { [0; 4] };
         for (i, what) in ["q", "k", "v", "o"].into_iter().enumerate() {
             let mut cut = [0; 4];
@@ -559,7 +564,7 @@ fn calls_that_are_refused() {
         full[head - 16] = 3.0;
         assert_eq!(run([0; 4], &mut full), Ok(()));
     }
-    // The other ways of passing a state.
+    // The same errors for the other ways of passing a state.
     let (short, mut o) = (vec![0.0; state_len - 1], chunked.case.output());
     let mut long = vec![SENTINEL; state_len + 1];
     let wrong = |got| Error::Length { what: "state", want: state_len, got };
@@ -571,12 +576,12 @@ fn calls_that_are_refused() {
     assert_eq!(run(State::InitialFinal(&short, &mut good.clone())), Err(wrong(state_len - 1)));
 }
 
-/// A decode of a configuration of no tokens writes one, so that its strides are checked as well.
+/// A decode has one token also where the configuration has none, so that its strides are checked.
 #[test]
 fn a_decode_of_overlapping_heads_is_refused() {
     let overlapping =
         Shape::new(1, 0, 2, 4, 5).with_output(chunkwise::Strides { batch: 10, token: 10, head: 4 });
-    let lightning = Lightning::new(lightning::Config::new(4, overlapping)).expect("no tokens don't overlap");
+    let lightning = Lightning::new(lightning::Config::new(4, overlapping)).expect("no rows that overlap");
     let (x, mut o, mut state) = ([0.0; 16], [0.0; 16], vec![0.0; lightning.state_len()]);
     let scratch = &mut vec![0.0; lightning.decode_scratch_len()];
     let error = lightning.decode(Tensors::new(&x, &x, &x, &mut o), &mut state, scratch).unwrap_err();

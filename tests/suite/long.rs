@@ -1,21 +1,23 @@
-//! A stream of 2^20 tokens: how far the last outputs are off when a million rounded additions lie behind them, with
-//! each kind of state.
+//! A stream of 2^20 tokens: the error of the last outputs, after a million rounded additions, with each kind
+//! of state.
 
 use chunkwise::{Isa, Normaliser};
 
 use crate::common::*;
 use crate::stream::{Tokens, config, streams};
 
-/// The documented bound of a compensated state, whatever comes.
+/// The documented bound for a compensated state, for any tokens.
 const COMPENSATED: f64 = 1e-5;
 
-/// Twice what docs/numerics.md reports for 2^20 tokens: the scalar code rounds products before they are added, and other
-/// numbers round otherwise.
+/// The bounds for a plain state: about twice the errors that docs/numerics.md reports for 2^20 tokens,
+/// because scalar code rounds products before they are added, and because rounding depends on the random
+/// numbers.
 ///
-/// n additions to a sum that grows are each off by up to half a unit in its last place. If they are
-/// independent, some sqrt(n) 2^-24 of that is left, 6e-5, and the product with phi(q) averages over K of them. If all
-/// are the same, nothing but the binades that the sum passes through changes their sign: it may be n 2^-24, 6e-2.
-/// PerChunk adds to the long sum once in 64 tokens, and what it adds is small beside the current chunk's share.
+/// Each of n additions to a growing sum is off by up to half a unit in the last place of the sum. If the
+/// roundings are independent, their relative effect is about sqrt(n) 2^-24 = 6e-5, and the product with
+/// phi(q) averages over K sums. If all tokens are the same, the roundings have the same direction until the
+/// sum reaches the next power of two, and the effect may be as large as n 2^-24 = 6e-2. PerChunk adds to the
+/// long sum once in 64 tokens, and most of an output comes from the current chunk.
 fn plain(normaliser: Normaliser, tokens: Tokens) -> f64 {
     match (tokens, normaliser) {
         (Tokens::Normal, Normaliser::PerChunk { .. }) => 2e-7,
@@ -54,7 +56,8 @@ fn per_chunk() {
     check(Tokens::Normal, Normaliser::per_chunk(64), &Isa::available().collect::<Vec<_>>());
 }
 
-/// On the best instruction set only: what counts are the state's additions, which all make alike.
+/// This runs only on the best instruction set, because the error comes from the additions to the state, which
+/// are the same on all of them.
 #[test]
 fn the_same_token_a_million_times() {
     for normaliser in normalisers(&[64]) {

@@ -1,7 +1,7 @@
-//! The tests that link once and run in one process, by what they ask of the library; `cargo test --test suite -- oracle::`
-//! runs one module. Those that bring a global allocator are in `tests/alloc`.
+//! The tests of the library, linked as one program; `cargo test --test suite -- oracle::` runs one module of
+//! it. Tests that need a global allocator of their own are in `tests/alloc`.
 
-// What they share, with each other and with fuzz/, examples/ and the other test programs.
+// Code that the tests share with each other, with fuzz/, examples/ and the other test programs.
 #[path = "../checks/mod.rs"]
 mod checks;
 #[cfg(feature = "std")]
@@ -15,7 +15,7 @@ mod stream;
 #[path = "../weights/mod.rs"]
 mod weights;
 
-// Attention: what it computes, ...
+// Results of attention.
 mod compensated;
 mod family;
 mod lightning;
@@ -25,7 +25,7 @@ mod special;
 mod types;
 mod value_major;
 mod zeros;
-// ... that nothing else changes a bit of it, ...
+// Bits of attention, and what they must not depend on.
 mod bits;
 #[cfg(all(feature = "std", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod float_mode;
@@ -37,7 +37,7 @@ mod properties;
 mod soak;
 #[cfg(feature = "std")]
 mod threads;
-// ... what it refuses, what it touches, where it runs.
+// Errors, accesses to memory, and instruction sets.
 mod errors;
 mod fuzz;
 #[cfg(unix)]
@@ -46,7 +46,7 @@ mod isa;
 // The layers around attention.
 mod conv;
 mod gated_norm;
-// The model, and its files.
+// The model and its files.
 #[cfg(feature = "files")]
 mod files;
 mod model;

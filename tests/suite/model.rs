@@ -1,5 +1,6 @@
-//! The model and its layers: layers against f64, step against forward, and what must not change a result: the
-//! batch around a sequence, threads, poisoned memory. That the numbers are the reference's is `golden.rs`'s part.
+//! The model and its layers. Layers are compared with f64, and steps with a forward; the batch around a
+//! sequence, threads and the contents of memory must not change a bit. `cli/tests/suite/golden.rs` compares
+//! models with the reference.
 
 use chunkwise::nn::{
     AttentionKind, Block, BlockWeights, LayerNorm, Linear, Model, ModelConfig, OutputMode, Weights, init,
@@ -8,12 +9,13 @@ use chunkwise::{Error, FeatureMap, Isa};
 
 use crate::common::{norm_error, normals};
 
-/// f32 against f64, or one order of summation against another, through a few layers.
+/// The norm error that is allowed between f32 and f64, or between two orders of summation, after a few
+/// layers.
 const TOLERANCE: f64 = 2e-6;
 
 const MODES: [OutputMode; 3] = [OutputMode::LastTimestep, OutputMode::All, OutputMode::Mean];
 
-/// A configuration with its weights.
+/// A configuration with weights.
 struct Built {
     config: ModelConfig,
     flat: Vec<f32>,
@@ -26,7 +28,7 @@ impl Built {
         Self { config, flat }
     }
 
-    /// Calls with the model.
+    /// Calls `then` with the model.
     fn with<R>(&self, isa: Isa, threads: usize, then: impl FnOnce(&Model) -> R) -> R {
         let mut blocks = vec![BlockWeights::default(); self.config.num_layers];
         let weights = Weights::from_flat(&self.config, &self.flat, &mut blocks).unwrap();
@@ -49,7 +51,7 @@ fn forward(model: &Model, batch: usize, len: usize, input: &[f32]) -> Vec<f32> {
     forward_in(model, batch, len, input, f32::NAN)
 }
 
-/// The outputs of every step, `[T, B, hidden]`.
+/// The outputs of all steps, `[T, B, hidden]`.
 fn steps(model: &Model, batch: usize, len: usize, input: &[f32]) -> Vec<Vec<f32>> {
     let embed = model.config().embed_dim;
     let mut state = vec![0.0; model.state_len(batch).unwrap()];
@@ -76,14 +78,15 @@ fn configs() -> Vec<ModelConfig> {
     let small = ModelConfig { hidden_size: 32, num_layers: 2, ..ModelConfig::new(8) };
     vec![
         small,
-        // No projection, no final norm.
+        // No projection and no final norm.
         ModelConfig { embed_dim: 32, final_norm: false, ..small },
-        // Three heads in 50: two columns of each of q, k and v are not used; sizes that fill no vector.
+        // Three heads in 50 columns, so that two columns of each of q, k and v are not used; sizes that fill
+        // no whole vectors.
         ModelConfig { hidden_size: 50, num_heads: 3, chunk_size: 20, ..ModelConfig::new(7) },
         ModelConfig { feature_map: FeatureMap::RELU, chunk_size: 1, layer_norm_clip: true, ..small },
-        // A head of one element, one layer, a chunk cut short by the length built for.
+        // Heads of one element, one layer, and chunks that the sequence length limits.
         ModelConfig { hidden_size: 5, num_heads: 5, num_layers: 1, seq_len: 9, ..ModelConfig::new(1) },
-        // The other attention, in chunks that end within a tile and within a block of tokens.
+        // Lightning attention, with chunks that end within a tile of rows and within a block of tokens.
         ModelConfig { attention: AttentionKind::Lightning, chunk_size: 22, ..small },
         ModelConfig {
             attention: AttentionKind::Lightning,
@@ -101,9 +104,9 @@ fn step_is_forward() {
         for config in configs() {
             for output_mode in MODES {
                 let built = Built::new(ModelConfig { output_mode, ..config });
-                // One token; below, at and above a tile of 64 rows; more sequences than a tile has rows.
-                // One tile; tiles of several sequences, the last of fewer; of a sequence, the last of 18 tokens and of 4, which is
-                // too short for a query of its own.
+                // One token; one tile of fewer than 256 rows; tiles of several sequences, the last with fewer
+                // sequences; tiles of one sequence, the last of which has 18 tokens, or 4, which are too few
+                // to compute the last one separately.
                 for (batch, len) in [(1, 1), (3, 5), (2, 64), (1, 150), (90, 3), (1, 530), (2, 260)] {
                     let input = built.input(batch, len);
                     built.with(isa, 1, |model| {
@@ -120,7 +123,8 @@ fn step_is_forward() {
                         };
                         let what = format!("{isa} {config:?} {output_mode:?} {batch}x{len}");
                         if output_mode == OutputMode::Mean {
-                            // Sums of tiles, and a sum that goes on.
+                            // A forward adds the means of tiles and a step updates a running mean, so the
+                            // order of additions differs.
                             let error = norm_error(&stepped, &widen(&whole));
                             assert!(error <= TOLERANCE, "{what}: {error}");
                         } else {
@@ -136,7 +140,7 @@ fn step_is_forward() {
 #[test]
 fn the_mean_is_the_mean_of_all() {
     let config = configs()[0];
-    // Two tiles and a part of one for each sequence.
+    // Each sequence has two tiles and a part of one.
     let (batch, len) = (2, 530);
     for isa in Isa::available() {
         let all = Built::new(ModelConfig { output_mode: OutputMode::All, ..config });
@@ -157,7 +161,7 @@ fn the_mean_is_the_mean_of_all() {
 
 #[test]
 fn neither_poison_nor_threads_change_a_bit() {
-    // Large enough that dense layers and heads are shared among threads.
+    // The model is large enough that dense layers and heads are divided among threads.
     let built =
         Built::new(ModelConfig { num_layers: 2, output_mode: OutputMode::All, ..ModelConfig::new(96) });
     for isa in Isa::available() {
@@ -213,10 +217,11 @@ fn blocks_make_the_model() {
     }
 }
 
-/// Packed for one instruction set; the others use the weights as they are stored.
+/// Weights that are packed for one instruction set; other instruction sets use them as they are stored.
 #[test]
 fn packed_weights_are_the_same_weights() {
-    // For the last time step the last block computes keys and values alone, which may begin within a panel.
+    // In the mode LastTimestep, the last block computes only keys and values for most tokens, and their
+    // columns may begin within a panel.
     let modes = |config| [OutputMode::All, OutputMode::LastTimestep].map(|mode| (config, mode));
     for (config, output_mode) in configs().into_iter().flat_map(modes) {
         let built = Built::new(ModelConfig { output_mode, ..config });
@@ -261,8 +266,9 @@ fn packed_weights_are_the_same_weights() {
 #[test]
 fn linear_is_x_w_plus_b() {
     for isa in Isa::available() {
-        // Inputs below, at and above the eight rows read together; outputs around one and two vectors of every
-        // instruction set; rows that are streamed, and tiles of every height.
+        // The numbers of inputs are below, at and above the eight rows that are read together, those of
+        // outputs around one and two vectors of all instruction sets. Small numbers of rows are streamed, the
+        // others fill tiles of all heights.
         for (inputs, outputs) in
             [(1, 1), (7, 15), (8, 16), (9, 17), (33, 31), (64, 100), (300, 33), (260, 600)]
         {
@@ -300,7 +306,7 @@ fn layer_norm_is_its_formula() {
     let eps = 1e-5;
     for isa in Isa::available() {
         for size in [1, 2, 7, 8, 16, 33, 64, 257] {
-            // The second spread gives a variance below eps: there the clip shows.
+            // With the second spread the variance is below eps, so that the clip has an effect.
             for (spread, clip) in [(1.0, false), (1.0, true), (1e-3, false), (1e-3, true)] {
                 let x: Vec<f32> = normals(1, 3 * size).iter().map(|x| spread * x).collect();
                 let (gamma, beta) = (normals(2, size), normals(3, size));
@@ -338,7 +344,7 @@ fn initialisers_are_the_reference_s() {
             "gamma" => 3f64.sqrt(),
             _ => 0.0,
         };
-        // Uniform: as wide as the bound, and with its standard deviation, bound / sqrt 3.
+        // A uniform distribution reaches its bound and has the standard deviation bound / sqrt 3.
         assert!(
             f64::from(most) <= bound * (1.0 + 1e-6) && f64::from(most) >= 0.95 * bound,
             "{parameter}: {most}"
@@ -406,7 +412,7 @@ fn configurations_that_cannot_be() {
     }
 }
 
-/// Sizes may be asked of options that have not been checked.
+/// The sizes of a configuration that has not been checked saturate and do not panic.
 #[test]
 fn sizes_of_configurations_that_cannot_be() {
     let good = ModelConfig::new(8);
@@ -416,7 +422,7 @@ fn sizes_of_configurations_that_cannot_be() {
     assert_eq!(none.parameters_len(), 8 * 256 + 256 + 2 * 256);
     let headless = ModelConfig { num_heads: 0, ..good };
     assert_eq!((headless.head_dim(), headless.attention_width()), (0, 0));
-    // The kernels of attn_out are empty.
+    // Without heads the kernels of attn_out are empty.
     assert_eq!(headless.parameters_len(), sum - 4 * 256 * 256);
     let hidden = usize::MAX / 2;
     for huge in [
@@ -452,7 +458,7 @@ fn weights_that_do_not_fit() {
     let none = Weights { blocks: &[], ..good };
     assert_eq!(refused(config, none), Error::Length { what: "blocks", want: 1, got: 0 });
 
-    // Every parameter of a block and outside, one element short of a row or of itself.
+    // Each layer, with a parameter that is too short or too long.
     let narrow = [Linear::new(&flat[..8 * 11], &flat[..11])];
     let projection = Weights { input_projection: Some(narrow[0]), ..good };
     let wrong = |name, block, want, got| Error::Parameter { name, block, want, got };
@@ -491,7 +497,8 @@ fn weights_that_do_not_fit() {
     let error = refused(config, Weights { head: Some(head), ..good });
     assert_eq!(error, wrong("head", 0, [12, 3], [13, 3]));
 
-    // A kernel one element longer than its shape: as many whole rows, and a part of one.
+    // A kernel with one element more than its shape, which has the right number of whole rows and a part of
+    // one.
     fn longer<'w>(layer: Linear<'w>, flat: &'w [f32]) -> Linear<'w> {
         Linear::new(&flat[..layer.kernel().len() + 1], layer.bias())
     }
@@ -533,7 +540,7 @@ fn wrong_lengths_write_nothing() {
         let step_sizes =
             [batch * 8, batch * 32, model.step_scratch_len(batch).unwrap(), model.state_len(batch).unwrap()];
         let untouched = |x: &[f32]| x.iter().all(|x| x.to_bits() == sentinel.to_bits());
-        // Scratch may be longer than it must.
+        // Scratch may be longer than necessary.
         for (at, by) in [(0, -1), (0, 1), (1, -1), (1, 1), (2, -1)] {
             let mut sizes = sizes;
             sizes[at] = sizes[at].wrapping_add_signed(by);
@@ -551,7 +558,8 @@ fn wrong_lengths_write_nothing() {
             assert!(untouched(&output) && untouched(&scratch), "step {at} {by}");
             assert!(state.iter().all(|x| *x == 0.0), "step {at} {by}");
         }
-        // A state that no model made: half a token in the last layer's chunk. The first layer's is left alone too.
+        // The state of the last layer has an impossible count of 0.5 tokens. The state of the first layer is
+        // left untouched as well.
         let mut state = vec![0.0; step_sizes[3]];
         let last_count = step_sizes[3] - batch * (1 + 32) - 1;
         state[last_count] = 0.5;
@@ -583,7 +591,8 @@ fn no_tokens_and_no_sequences() {
     });
 }
 
-/// A state of lightning attention whose count is impossible, in any layer: refused before anything is written.
+/// A state of lightning attention with an impossible count, in any layer, is refused before anything is
+/// written.
 #[test]
 fn a_state_that_lightning_attention_did_not_make() {
     let attention = AttentionKind::Lightning;
@@ -593,7 +602,7 @@ fn a_state_that_lightning_attention_did_not_make() {
         let input = built.input(1, 1);
         let state = vec![0.0; model.state_len(1).unwrap()];
         let scratch = &mut vec![0.0; model.step_scratch_len(1).unwrap()];
-        // Two layers of four heads.
+        // The model has two layers of four heads.
         let head = state.len() / 8;
         for at in 0..8 {
             let (mut bad, mut output) = (state.clone(), vec![f32::NAN; 32]);
@@ -628,7 +637,7 @@ fn layers_refuse_wrong_lengths() {
     assert!(matches!(torn.pack(Isa::Scalar, &mut [0.0; 99]), Err(Error::Parameter { name: "kernel", .. })));
     assert!(matches!(run(torn, 6, 8, 0), Err(Error::Parameter { name: "kernel", .. })));
     assert!(matches!(run(Linear::default(), 6, 8, 0), Err(Error::Parameter { name: "kernel", .. })));
-    // 2^32 outputs, which is 0 in 32 bits.
+    // The product has 2^32 outputs, a number that wraps to 0 in 32 bits.
     let rows = vec![0.0; 1 << 16];
     let error = match (1usize << 16).checked_mul(1 << 16) {
         Some(want) => Error::Length { what: "y", want, got: 0 },

@@ -1,13 +1,13 @@
-//! Attention computes what its definition says: outputs, final states and the elements it must leave alone,
-//! against the recurrence in f64. Every instruction set of the machine runs every case, many tokens at once
-//! and token by token; the first test prints which those are.
+//! Attention compared with the recurrence in f64: outputs, last states, and elements that must be left
+//! untouched. Every case runs on every instruction set of the machine, by forward and token by token. The
+//! test `instruction_sets` prints which those are.
 
 use chunkwise::{Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Strides, Tensors, isa};
 
 use crate::common::*;
 
-/// Chunk lengths of PerChunk: a chunk for each token; shorter than a tile; a tile of each length there is; longer and not a
-/// multiple; never ended.
+/// Chunk lengths of PerChunk: one token; shorter than a tile; the tiles of 16 and of 24 tokens, and between
+/// them; longer than a tile, and not a multiple of 24; longer than every sequence.
 const CHUNKS: [usize; 7] = [1, 5, 16, 20, 24, 64, 5000];
 
 fn check(config: Config) {
@@ -47,7 +47,7 @@ fn check_case(mut case: Case) {
     }
 }
 
-/// Every feature map and every normaliser at one size.
+/// Checks every feature map and every normaliser at one size.
 fn check_all(batch: usize, len: usize, heads: usize, key: usize, value: usize) {
     for normaliser in normalisers(&CHUNKS) {
         for feature_map in MAPS {
@@ -57,7 +57,7 @@ fn check_all(batch: usize, len: usize, heads: usize, key: usize, value: usize) {
     }
 }
 
-/// What the standard library's detection says of a name.
+/// Whether the standard library detects the instruction set of this name.
 fn expected(name: &str) -> bool {
     match name {
         "scalar" => true,
@@ -71,7 +71,7 @@ fn expected(name: &str) -> bool {
     }
 }
 
-/// Says which instruction sets these tests run on, and that none is missing that the machine has.
+/// Reports the instruction sets on which the tests run, and checks that these are all that the machine has.
 #[test]
 fn instruction_sets() {
     for name in isa::NAMES {
@@ -86,27 +86,27 @@ fn instruction_sets() {
 
 #[test]
 fn sizes_of_heads() {
-    // A tile of tokens and a part of one.
+    // These are a tile of tokens and a part of one.
     const LEN: usize = TILE + 5;
     for (key, value) in [
-        (1, 1),     // nothing to pad with
+        (1, 1),     // one element
         (1, 512),   // outer products
         (512, 1),   // dot products
-        (3, 5),     // below the shortest vector
+        (3, 5),     // K below and V above the shortest vector
         (4, 8),     // one vector and one panel of 4 lanes
-        (5, 7),     // above the first, below the second
+        (5, 7),     // K above and V below these
         (8, 16),    // one vector and one panel of 8 lanes
-        (7, 17),    // below the first, above the second
-        (9, 15),    // the other way round
+        (7, 17),    // K below and V above these
+        (9, 15),    // K above and V below these
         (16, 32),   // one group of K; half a panel of 16 lanes
-        (15, 33),   // below and above
-        (17, 31),   // above and below
+        (15, 33),   // K below and V above these
+        (17, 31),   // K above and V below these
         (6, 24),    // a panel and a half of 8 lanes
-        (12, 48),   // three panels of them; three vectors of 16 lanes
-        (64, 64),   // the usual head: one panel of 16 lanes
-        (64, 128),  // V larger: decode takes eight vectors of 16 lanes at once
+        (12, 48),   // three panels of 8 lanes; three vectors of 16 lanes
+        (64, 64),   // the usual size of a head: one panel of 16 lanes
+        (64, 128),  // V larger: decode sweeps eight vectors of 16 lanes at once
         (128, 64),  // K larger
-        (63, 129),  // one less; one more
+        (63, 129),  // one less than 64; one more than 128
         (100, 100), // multiples of 4 only
         (130, 70),  // multiples of 2 only
         (37, 211),  // primes
@@ -117,7 +117,7 @@ fn sizes_of_heads() {
 
 #[test]
 fn large_heads() {
-    // S is 1 MiB: nothing stays in L1.
+    // S is 1 MiB and does not fit in L1.
     for (normaliser, feature_map) in normalisers(&[16, 20]).into_iter().zip(MAPS.into_iter().cycle()) {
         let rule = Rule::linear(normaliser).feature_map(feature_map);
         check(Config::new(rule, Shape::new(1, TILE + 1, 1, 512, 512)));
@@ -126,7 +126,8 @@ fn large_heads() {
 
 #[test]
 fn every_small_key() {
-    // Rows of S come in groups of 16: every remainder, behind none, one and two whole groups.
+    // The rows of S are computed in groups of 16. K has every remainder, after none, one and two whole
+    // groups.
     for key in 1..=34 {
         check_all(1, TILE + 3, 1, key, 3);
     }
@@ -134,8 +135,8 @@ fn every_small_key() {
 
 #[test]
 fn every_small_value() {
-    // Every number of columns in a last vector, behind none to two panels of 16 lanes; decode takes eight
-    // vectors.
+    // Every number of columns in the last vector, after none to two panels of 16 lanes, and after the eight
+    // vectors that a decode sweeps at once.
     for value in 1..=130 {
         check_all(1, TILE + 3, 1, 5, value);
     }
@@ -143,8 +144,9 @@ fn every_small_value() {
 
 #[test]
 fn lengths() {
-    // No token; every number of blocks in a tile and of tokens behind them; below, at and above two tiles of 16 and of 24;
-    // and a turn of 96 tokens; a few tiles and a part; and always several of the chunks of `CHUNKS`.
+    // No token; every number of blocks in a tile and of single tokens after them; below, at and above two and
+    // four tiles of 16 and of 24 tokens; a few tiles and a part of one. The longer sequences have several of
+    // the chunks of `CHUNKS`.
     let short = 0..=TILE + 1;
     for len in short.chain([31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 100, 129, 200]) {
         check_all(1, len, 1, 20, 40);
@@ -153,7 +155,8 @@ fn lengths() {
 
 #[test]
 fn every_small_chunk() {
-    // Every way in which a chunk is cut into tiles and blocks, up to three tiles and two tokens; three chunks and a part.
+    // Chunks are cut into tiles and blocks in every possible way, up to three tiles and two tokens. There are
+    // three chunks and a part of one.
     for chunk in 1..=3 * TILE + 2 {
         let shape = Shape::new(1, 3 * chunk + 1 + chunk / 2, 1, 9, 11);
         check(Config::new(Rule::linear(Normaliser::per_chunk(chunk)), shape));
@@ -165,14 +168,14 @@ fn batches_and_heads() {
     for (batch, heads) in [(1, 1), (1, 2), (3, 1), (2, 3), (5, 7)] {
         check_all(batch, TILE + 4, heads, 6, 10);
     }
-    // More heads than one task walks through together: 1 MiB of S.
+    // S of all heads is 1 MiB, so that they are divided into several tasks.
     let rule = Rule::linear(Normaliser::Global { eps: 1e-6 });
     check(Config::new(rule, Shape::new(1, TILE + 4, 64, 64, 64)));
 }
 
 #[test]
 fn turns_of_heads() {
-    // Heads whose sums stay in L1 go on for 96 tokens at a time; those of larger ones for a tile.
+    // A task computes several heads in turn, a tile of tokens of each at a time.
     for normaliser in normalisers(&[20, 64]) {
         for (key, value) in [(64, 64), (64, 128)] {
             check(Config::new(Rule::linear(normaliser), Shape::new(1, 250, 3, key, value)));
@@ -201,7 +204,8 @@ fn scales() {
 
 #[test]
 fn wide_inputs() {
-    // Where exp underflows in the branch taken, and overflows in the one not taken.
+    // exp underflows for the negative inputs, and would overflow for the positive ones, for which elu does
+    // not use it.
     for (factor, normaliser) in
         [10.0, 1e4].into_iter().flat_map(|f| normalisers(&[5, 20]).into_iter().map(move |n| (f, n)))
     {
@@ -216,8 +220,9 @@ fn wide_inputs() {
 
 #[test]
 fn strongly_negative_inputs() {
-    // Elu is a multiple of 2^-24 there, some ten of them: exp alone would be off by percents. Numbers that
-    // exp brings near the middle between two multiples are left out, for a ULP would decide.
+    // Elu is a small multiple of 2^-24 there, about ten of them, so that exp alone would be off by several
+    // percent. Numbers whose exp is near the middle between two multiples are left out, because a rounding
+    // error would decide between these.
     let clear = |x: f32| {
         let steps = f64::from(x).exp() * f64::from(1 << 24);
         (steps.fract() - 0.5).abs() > 0.05
@@ -233,7 +238,7 @@ fn strongly_negative_inputs() {
 
 #[test]
 fn epsilons() {
-    // Large enough to be seen, and none at all.
+    // These eps are large enough to change the results; the last case has none.
     for eps in [0.5, 3.0] {
         for feature_map in
             MAPS.into_iter().chain([FeatureMap::Relu { eps: 0.25 }, FeatureMap::Relu { eps: 0.0 }])
@@ -253,7 +258,8 @@ fn epsilons() {
 
 #[test]
 fn layouts() {
-    // q, k, v and o each in another order, without and with gaps; 0 and 1 are [B, T, H, D] and [B, H, T, D].
+    // q, k, v and o have different orders, with and without gaps. Orders 0 and 1 are [B, T, H, D] and [B, H,
+    // T, D].
     for normaliser in normalisers(&[5, 16, 20]) {
         let config = Config::new(Rule::linear(normaliser), Shape::new(2, TILE + 6, 3, 10, 18));
         for orders in [[0; 4], [1; 4], [0, 1, 2, 3], [5, 4, 3, 2], [4, 2, 1, 0], [2, 5, 0, 4], [3, 3, 5, 1]] {
@@ -266,7 +272,7 @@ fn layouts() {
 
 #[test]
 fn shared_inputs() {
-    // Strides of 0 are legal for what is only read: one k and v for all heads, one q for all tokens.
+    // Strides of 0 are legal for tensors that are only read: all heads share k and v, and all tokens share q.
     for normaliser in normalisers(&[5, 20]) {
         let config = Config::new(Rule::linear(normaliser), Shape::new(2, TILE + 6, 3, 10, 18));
         let Shape { q_strides, k_strides, v_strides, .. } = config.shape;
@@ -281,7 +287,8 @@ fn shared_inputs() {
 
 #[test]
 fn packed_qkv() {
-    // One buffer, as a qkv layer writes it: rows of q | k | v, heads side by side in each.
+    // q, k and v are in one buffer, as a qkv layer writes it: in each row, all heads of q, then of k, then of
+    // v.
     let (batch, len, heads, key, value) = (2, TILE + 6, 3, 10, 18);
     let (v_at, row) = (2 * heads * key, heads * (2 * key + value));
     let qkv = normals(1, batch * len * row);
@@ -316,8 +323,8 @@ fn packed_qkv() {
 
 #[test]
 fn states() {
-    // A sequence in three pieces, through each way of passing a state; cut inside a tile and inside a chunk,
-    // so that 5, 20 and 64 go on in the middle of a chunk, with and without finished ones before it.
+    // A sequence is computed in three pieces, with each way of passing a state. It is cut within tiles, and
+    // within the chunks of 5, 20 and 64 tokens, with and without finished chunks before the cut.
     let pieces = [0..7, 7..50, 50..93];
     for normaliser in normalisers(&CHUNKS) {
         for feature_map in MAPS {

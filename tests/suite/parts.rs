@@ -1,5 +1,5 @@
-//! A call that is split by heads gives the bits of the whole, wherever it is split, in whatever order and on whatever threads
-//! its parts run; sequences at different places in their chunks too.
+//! A call that is split by heads gives the bits of the whole, for any split, any order of the parts and any
+//! threads, also where sequences have different counts of tokens in their chunks.
 
 use chunkwise::{Config, Error, Isa, Normaliser, Part, Rule, Shape, State, Tensors};
 
@@ -10,7 +10,7 @@ fn alone(part: Part<'_>) {
     part.run(&mut scratch).unwrap();
 }
 
-/// Cuts all heads at the places given and runs the pieces on threads of their own.
+/// Splits a call at these heads and runs each part on a thread of its own.
 fn run(all: Part<'_>, cuts: &[usize]) {
     let mut rest = all;
     std::thread::scope(|scope| {
@@ -46,7 +46,8 @@ fn any_split_equals_the_whole() {
                         "{isa} {normaliser:?} {cuts:?}"
                     );
 
-                    // From there one token more, the second sequence from another place.
+                    // One more token is decoded; the second sequence begins again from zero, so that its
+                    // count differs.
                     let head = state.len() / 12;
                     let other = case.zero_state();
                     last[4 * head..8 * head].copy_from_slice(&other[4 * head..8 * head]);

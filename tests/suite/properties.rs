@@ -1,7 +1,7 @@
-//! What follows from the mathematics and from the contract on bits, on shapes drawn at random: causality,
-//! linearity, sequences in pieces, heads and sequences that don't know of each other, layouts, scratch. Every
-//! case runs on every instruction set. The oracle is asked for nothing but the size of rounding errors: the
-//! library is compared with itself, most of the time for the same bits.
+//! Properties that follow from the mathematics and from the guarantees about bits, on random shapes:
+//! causality, linearity, cuts of a sequence, independence of heads and sequences, layouts, scratch. Every
+//! case runs on every instruction set. The library is compared with itself, mostly for the same bits; the
+//! oracle is only used for the size of rounding errors.
 
 #[cfg(feature = "std")]
 use chunkwise::Stream;
@@ -12,10 +12,11 @@ use proptest::test_runner::{TestCaseResult, TestRunner};
 
 use crate::common::*;
 
-/// Two results that may be summed in different orders: each is within [`NORM_ERROR`] of the exact one.
+/// The bound for the difference of two results that are summed in different orders, each of which is within
+/// [`NORM_ERROR`] of the exact result.
 const TWO_NORM_ERRORS: f64 = 2.0 * NORM_ERROR;
 
-/// Runs a property on cases drawn at random and whatever else it needs, on every instruction set.
+/// Checks a property on random cases, with random values of `others`, on every instruction set.
 pub(super) fn for_all<S: Strategy>(others: S, property: impl Fn(&Case, &S::Value) -> TestCaseResult) {
     let config = ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() };
     let result = TestRunner::new(config).run(&(shape(), others), |((config, seed), others)| {
@@ -27,15 +28,17 @@ pub(super) fn for_all<S: Strategy>(others: S, property: impl Fn(&Case, &S::Value
     }
 }
 
-/// Cases of each property; fewer where an emulator runs them and says so (PROPTEST_CASES is proptest's own name).
+/// The number of cases of each property. Scripts that run the tests under an emulator set proptest's variable
+/// PROPTEST_CASES to a smaller number.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
 }
 
-/// Shapes around the sizes of vectors, panels and tiles under any strides, and a seed for the numbers; they
-/// shrink to the smallest one.
+/// Configurations with sizes around those of vectors, panels and tiles and with any strides, and a seed for
+/// the numbers. They shrink to the smallest one.
 fn shape() -> impl Strategy<Value = (Config, u64)> {
-    // Tokens up to a few tiles and beyond a turn of 96; columns up to a panel and beyond the longest vectors of decode.
+    // T is up to three tiles, or about four. V is up to the widest panel and a little more, or around the 128
+    // columns that a decode sweeps at once.
     let len = prop_oneof![7 => 1..=70_usize, 1 => 90..=120_usize];
     let value = prop_oneof![7 => 1..=70_usize, 1 => 120..=150_usize];
     let sizes = (1..=2_usize, len, 1..=3_usize, 1..=34_usize, value);
@@ -54,7 +57,7 @@ fn feature_map() -> impl Strategy<Value = FeatureMap> {
 }
 
 fn normaliser() -> impl Strategy<Value = Normaliser> {
-    // Chunks shorter than a tile, up to three tiles and more, and never ended.
+    // Chunks are shorter than a tile, up to three tiles and a little more, or longer than every sequence.
     let chunk = prop_oneof![1..TILE, TILE..3 * TILE + 4, Just(1000)];
     prop_oneof![
         Just(Normaliser::None),
@@ -63,29 +66,30 @@ fn normaliser() -> impl Strategy<Value = Normaliser> {
     ]
 }
 
-/// An order of the dimensions in memory, and the gaps between them.
+/// An order of the dimensions in memory and gaps, see [`nested`].
 fn layout() -> impl Strategy<Value = (usize, [usize; 3])> {
     (0..6_usize, prop_oneof![Just([0; 3]), prop::array::uniform3(0..20_usize)])
 }
 
-/// A place among others, of which there are as many as the case has.
+/// An index among as many elements as the case has.
 pub(super) fn place() -> impl Strategy<Value = Index> {
     any::<Index>()
 }
 
-/// A number that must not get into what doesn't depend on it.
+/// A number that would be visible in any result that depends on it.
 fn poison() -> impl Strategy<Value = f32> {
     prop::sample::select(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY])
 }
 
-/// The bits of two results must be the same.
+/// Checks that two results have the same bits.
 pub(super) fn same(what: &str, a: &[f32], b: &[f32]) -> TestCaseResult {
     let difference = first_difference(a, b).map(|at| (at, a[at], b[at]));
     prop_assert_eq!(difference, None, "{}", what);
     Ok(())
 }
 
-/// Two results must be within twice the documented error, on the scale of the terms that were summed.
+/// Checks that two results differ by at most twice the documented error, relative to the terms that were
+/// summed.
 fn close_sums(what: &str, a: &[f32], b: &[f32], size: &[f64]) -> TestCaseResult {
     let b: Vec<f64> = b.iter().copied().map(f64::from).collect();
     let error = norm_error_of(a, &b, size);
@@ -93,7 +97,7 @@ fn close_sums(what: &str, a: &[f32], b: &[f32], size: &[f64]) -> TestCaseResult 
     Ok(())
 }
 
-/// Outputs of the first tokens are the same bits whatever follows, also if nothing does.
+/// The outputs of the first tokens have the same bits whatever follows them.
 #[test]
 fn causal() {
     for_all((place(), poison()), |case, (cut, poison)| {
@@ -120,9 +124,9 @@ fn causal() {
     });
 }
 
-/// NaN or infinity in one element gets exactly where the formula takes it, in prefill and in decode: from q
-/// to its own row, from k to its own and the later rows of its head, from v to its column of these. All other
-/// bits stay what they were.
+/// NaN or infinity in one element reaches exactly the outputs that depend on it, by forward and by decode:
+/// from q its own row, from k its own and the later rows of its head, from v its column of these. All other
+/// outputs keep their bits.
 #[test]
 fn poison_spreads_as_the_formula_says() {
     fn decoded(case: &Case) -> Vec<f32> {
@@ -163,14 +167,14 @@ fn poison_spreads_as_the_formula_says() {
     });
 }
 
-/// How the tokens of a piece are computed.
+/// How a piece is computed.
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    /// Many at once, the state replaced.
+    /// A forward that replaces the state.
     Carried,
-    /// Many at once, from one state to another.
+    /// A forward from one state to another.
     InitialFinal,
-    /// One by one.
+    /// A decode of each token.
     Decode,
 }
 
@@ -178,7 +182,8 @@ fn way() -> impl Strategy<Value = Way> {
     prop::sample::select(&[Way::Carried, Way::InitialFinal, Way::Decode])
 }
 
-/// Runs a case in pieces that begin at these tokens, each its own way: the outputs and the last state.
+/// Computes a case in pieces that begin at these tokens, each in its own way; returns the outputs and the
+/// last state.
 fn in_pieces(case: &Case, begins: impl IntoIterator<Item = (usize, Way)>) -> (Vec<f32>, Vec<f32>) {
     let mut begins: Vec<_> = begins.into_iter().chain([(0, Way::Carried)]).collect();
     begins.sort_by_key(|(begin, _)| *begin);
@@ -197,8 +202,8 @@ fn in_pieces(case: &Case, begins: impl IntoIterator<Item = (usize, Way)>) -> (Ve
     (o, state)
 }
 
-/// A sequence in pieces, cut anywhere, some of them empty, each computed at once or token by token, has the bits of the
-/// whole sequence.
+/// A sequence in pieces has the bits of the whole, wherever it is cut, also if pieces are empty, and whether
+/// each is computed by forward or token by token.
 #[test]
 fn pieces_are_the_whole() {
     for_all(prop::collection::vec((place(), way()), 1..8), |case, begins| {
@@ -212,7 +217,7 @@ fn pieces_are_the_whole() {
     });
 }
 
-/// Every token by itself, by decode and by forward of one token.
+/// A sequence that is computed token by token, by decode and by forward, has the bits of the whole.
 #[test]
 fn tokens_are_the_whole() {
     for_all(Just(()), |case, ()| {
@@ -226,7 +231,7 @@ fn tokens_are_the_whole() {
     });
 }
 
-/// A stream that brings its own memory gives the same bits, with steps back to snapshots, and in copies of it.
+/// A [`Stream`] has the same bits, also after snapshots are restored, and in copies of it.
 #[cfg(feature = "std")]
 #[test]
 fn streams_are_the_whole() {
@@ -237,7 +242,7 @@ fn streams_are_the_whole() {
         begins.sort_by_key(|(begin, _)| *begin);
         let ends = begins.iter().skip(1).map(|(begin, _)| *begin).chain([len]).collect::<Vec<_>>();
         let mut stream = Stream::new(case.config).expect("a legal configuration");
-        // Once more from the beginning.
+        // The second run begins after a reset.
         for _ in 0..2 {
             let mut o = case.output();
             for (&(begin, way), &end) in begins.iter().zip(&ends) {
@@ -268,7 +273,8 @@ fn streams_are_the_whole() {
     });
 }
 
-/// The compensated state takes its rounding errors once in four tokens: cut at multiples of these it has the same bits.
+/// A compensated state keeps the rounding error of each block of four tokens, so that it has the same bits
+/// where a sequence is cut at multiples of four tokens.
 #[test]
 fn compensated_pieces_of_whole_blocks_are_the_whole() {
     for_all(prop::collection::vec((place(), any::<bool>()), 1..8), |case, begins| {
@@ -285,7 +291,8 @@ fn compensated_pieces_of_whole_blocks_are_the_whole() {
     });
 }
 
-/// Instruction sets that fuse give each other's bits, many tokens at once and one by one, with both kinds of state.
+/// All instruction sets that have a fused multiply-add give the same bits, by forward and by decode, with
+/// both kinds of state.
 #[test]
 fn instruction_sets_agree() {
     let mut others = fused();
@@ -319,8 +326,8 @@ fn instruction_sets_agree() {
     });
 }
 
-/// Many tokens, then one by one, then many again, in the middle of chunks or not: the state means the same to
-/// both.
+/// A forward, then decodes, then another forward have the bits of one forward, also where they are cut within
+/// chunks.
 #[test]
 fn prefill_then_decode_is_forward() {
     for_all((place(), place()), |case, (one, two)| {
@@ -337,7 +344,7 @@ fn prefill_then_decode_is_forward() {
     });
 }
 
-/// Every way of passing the state is the same computation, and queries play no part in it.
+/// All ways of passing the state give the same bits, and the state does not depend on q.
 #[test]
 fn ways_of_passing_the_state_agree() {
     for_all(place(), |case, cut| {
@@ -370,12 +377,12 @@ fn ways_of_passing_the_state_agree() {
     });
 }
 
-/// Linear in v: powers of two are exact, a sum is rounded.
+/// Outputs are linear in v: exactly for powers of two, within rounding errors for a sum.
 #[test]
 fn linear_in_v() {
     for_all((-20..20, any::<u32>()), |case, (power, seed)| {
         let factor = 2_f32.powi(*power);
-        // NaN stays between the rows.
+        // Elements between the rows remain NaN.
         let with_v = |v: &dyn Fn(f32, f32) -> f32| {
             let mut case = case.clone();
             let w = normals(u64::from(*seed), case.v.len());
@@ -392,11 +399,11 @@ fn linear_in_v() {
     });
 }
 
-/// Heads and sequences don't know of each other, and strides are only strides: the same rows with the heads
-/// turned round, each sequence alone, or each head alone, in another layout, give the same bits.
+/// Heads and sequences are independent, and strides do not matter: rows have the same bits in another layout
+/// with the heads rotated, with each sequence alone, and with each head alone.
 #[test]
 fn rows_elsewhere_are_the_same_bits() {
-    /// Outputs, states, one decoded token.
+    /// The outputs, the last state, and the outputs of one decoded token.
     fn results(case: &Case) -> [Vec<f32>; 3] {
         let (o, state) = case.whole_and_state();
         let mut one = case.output();
@@ -411,7 +418,7 @@ fn rows_elsewhere_are_the_same_bits() {
         let head_len = want_state.len() / (batch * heads);
         let head_state = |state: &'_ [f32], index: usize| state[index * head_len..][..head_len].to_vec();
 
-        // Sequences and heads of the other case, and which of this one's they are.
+        // The sequences and heads of this case of which each other case consists.
         let turned = |h: usize| (h + turn) % heads;
         let mut others = vec![((0..batch).collect::<Vec<_>>(), (0..heads).map(turned).collect::<Vec<_>>())];
         for b in 0..batch {
@@ -439,8 +446,8 @@ fn rows_elsewhere_are_the_same_bits() {
     });
 }
 
-/// What scratch, output and final state held before plays no part, nor where scratch begins; what is asked
-/// for is enough, and never more than the bound for static arrays.
+/// Results depend neither on the previous contents of scratch, outputs and last state, nor on the alignment
+/// of scratch; and the length of scratch is at most the bound for static arrays.
 #[test]
 fn memory_may_hold_anything() {
     for_all(Just(()), |case, ()| {

@@ -1,28 +1,30 @@
-//! Streams of very many steps: with snapshots taken and restored at random, the state is bit for bit that of a stream
-//! without; eight threads that share one model get the bits that one gets.
+//! Streams of very many steps: taking and restoring snapshots at random does not change a bit, and eight
+//! threads that share a model get the same bits as one thread.
 //!
-//! The whole of it: `cargo test --test suite -- --ignored soak::`. Last run on 2026-11-25, on AVX-512: the same bits everywhere, in
-//! 162 seconds of processor time.
+//! `cargo test --test suite -- --ignored soak::` runs the long tests. They passed on 2026-11-25 on AVX-512,
+//! in 162 seconds of processor time.
 
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
 use chunkwise::{Attention, Config, Normaliser, Rule, Shape, Tensors};
 
 use crate::common::normals;
 
-/// Two days of sixty steps a second.
+/// The number of steps of the long tests: two days at 60 steps a second.
 const LONG: usize = 10_000_000;
+/// The number of steps of the other tests.
 const SHORT: usize = 100_000;
 
-/// Different inputs, which come again and again.
+/// The number of different inputs, which are repeated.
 const INPUTS: usize = 1009;
 
-/// Something that takes steps: input, state, output.
+/// A computation in steps, each of which reads input number `at`, updates the state and returns the bits of
+/// the output.
 trait Stream {
     fn state_len(&self) -> usize;
     fn step(&mut self, at: usize, state: &mut [f32]) -> Vec<u32>;
 }
 
-/// The state after so many steps, and the last output.
+/// The state after this number of steps, and the last output.
 fn straight(steps: usize, stream: &mut impl Stream) -> (Vec<u32>, Vec<u32>) {
     let (mut state, mut last) = (vec![0.0; stream.state_len()], Vec::new());
     for at in 0..steps {
@@ -31,8 +33,8 @@ fn straight(steps: usize, stream: &mut impl Stream) -> (Vec<u32>, Vec<u32>) {
     (bits(&state), last)
 }
 
-/// The same by another way: from time to time back to the last snapshot, which is some steps ago, and now and then on
-/// with other inputs first.
+/// The same results on a detour: the stream sometimes goes back to a snapshot of some steps ago, and
+/// sometimes computes other inputs before it is restored.
 fn wandering(steps: usize, stream: &mut impl Stream) -> (Vec<u32>, Vec<u32>) {
     let (mut state, mut last) = (vec![0.0; stream.state_len()], Vec::new());
     let (mut at, mut snapshot) = (0, (0, state.clone()));
@@ -129,7 +131,7 @@ const TINY: ModelConfig = ModelConfig {
     ..ModelConfig::new(3)
 };
 
-/// One user's stream through a model that others use too.
+/// A stream of one user, through a model that other users share.
 struct User<'a> {
     model: &'a Model<'a>,
     inputs: Vec<f32>,
@@ -157,7 +159,7 @@ impl Stream for User<'_> {
     }
 }
 
-/// Of so many steps in all.
+/// Compares streams on eight threads, of this many steps together, with the same streams on one thread.
 fn eight_threads(steps: usize) {
     const USERS: u64 = 8;
     let steps = steps / USERS as usize;

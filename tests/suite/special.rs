@@ -1,15 +1,16 @@
-//! Special values: what is too small, too large or no number at all gets through the kernels as it gets through
-//! the recurrence. Every instruction set of the machine, many tokens at once and token by token.
+//! Special values: numbers that are very small, very large or not finite have the results that they have in
+//! the recurrence. Every case runs on every instruction set of the machine, by forward and token by token.
 //!
-//! What is promised, and what is not:
+//! The library guarantees the following:
 //!
-//! - Denormals are numbers: none is taken for zero, and where a product underflows it is rounded, not dropped.
-//! - An output that is exactly zero is +0 where the state began at zero; `zeros.rs` has more of them.
-//! - Finite outputs of the recurrence are finite here as long as S, phi(q) . z and phi(q)^T S fit in f32; outputs
-//!   beyond f32::MAX are infinities of their sign. A compensated S that is infinite becomes NaN, for the rounding error
-//!   of an infinity is NaN.
-//! - What the recurrence makes NaN or infinite is NaN or infinite here. Which of the two is open where an
-//!   infinity meets zeros or infinities of both signs: `(a b) c` and `a (b c)` differ there. NaN inputs give NaN.
+//! - Denormals are numbers: none is replaced by zero, and a product that underflows is rounded.
+//! - An output that is exactly zero is +0 if the state began at zero; `zeros.rs` has more tests of zeros.
+//! - Where an output of the recurrence is finite, it is finite here if S, phi(q) . z and phi(q)^T S are
+//!   finite in f32. Outputs beyond f32::MAX are infinities of the same sign. An infinite element of a
+//!   compensated S becomes NaN, because its rounding error is NaN.
+//! - Where an output of the recurrence is not finite, it is not finite here. It may be NaN or an infinity
+//!   where an infinity meets zeros or infinities of both signs, because `(a b) c` and `a (b c)` differ there.
+//!   NaN inputs give NaN.
 
 use chunkwise::element::Element;
 use chunkwise::reference::phi;
@@ -18,22 +19,24 @@ use half::{bf16, f16};
 
 use crate::common::*;
 
-/// Two tiles and a part; PerChunk ends chunks of 5, 16 and 20 tokens in it.
+/// T: two tiles and a part of one, in which chunks of 5, 16 and 20 tokens end.
 const LEN: usize = 2 * TILE + 9;
-/// One vector of the longest and a part.
+/// K: one of the longest vectors and a part of one.
 const KEY: usize = 19;
-/// A panel of the longest vectors and a part, which decode takes in vectors and in single columns.
+/// V: two of the longest vectors and a part of one. A decode sweeps the whole vectors in place and the others
+/// in a panel.
 const VALUE: usize = 37;
-/// The worst element as in `oracle.rs`: 2 sqrt(KEY + LEN) + 16 roundings.
+/// The bound for the worst element: 32 roundings, a little less than [`element_bound`] for these sizes, 2
+/// sqrt(KEY + LEN) + 16 = 33.4.
 const ELEMENT: f64 = 32.0 / (1u64 << 24) as f64;
-/// Half the distance of denormals: the error of one rounding there.
+/// Half the distance between denormals, which is the error of rounding to one.
 const HALF_DENORMAL: f64 = f64::from_bits((1023 - 150) << 52);
-/// The smallest one.
+/// The smallest denormal.
 const DENORMAL: f32 = f32::from_bits(1);
-/// Elu's grid below zero.
+/// The distance between values of elu below zero.
 const STEP: f32 = 1.0 / (1 << 24) as f32;
 
-/// Every map and every normaliser.
+/// Configurations with every map and every normaliser.
 fn configs() -> impl Iterator<Item = Config> {
     let all = normalisers(&[5, 16, 20]).into_iter();
     all.flat_map(|normaliser| {
@@ -43,7 +46,7 @@ fn configs() -> impl Iterator<Item = Config> {
     })
 }
 
-/// Outputs and last states of a case, many tokens at once and one by one, on every instruction set.
+/// The outputs and last states of a case, by forward and by decode, on every instruction set.
 fn every_way(case: &Case) -> Vec<(String, Vec<f32>, Vec<f32>)> {
     let ways = Isa::available().flat_map(|isa| {
         let case = case.on(isa);
@@ -55,8 +58,8 @@ fn every_way(case: &Case) -> Vec<(String, Vec<f32>, Vec<f32>)> {
     ways.collect()
 }
 
-/// phi of all numbers through the kernels: k of one token with v = 1 is the state, so every lane is seen; and
-/// with phi(k) = v = 1 every q of one element is an output.
+/// Passes phi of all numbers, as the kernels compute it, to `check`. With one token and v = 1, phi(k) is the
+/// state, so that every lane of a vector is tested; with phi(k) = v = 1 and K = 1, phi(q) is an output.
 fn for_each_phi(map: FeatureMap, x: &[f32], mut check: impl FnMut(&str, f32, f32)) {
     let one = match map {
         FeatureMap::Elu => 0.0,
@@ -79,7 +82,7 @@ fn for_each_phi(map: FeatureMap, x: &[f32], mut check: impl FnMut(&str, f32, f32
 #[test]
 fn maps_at_their_limits() {
     let x = [
-        (-0.0, 1.0), // both branches meet here
+        (-0.0, 1.0), // both branches give 1 here
         (0.0, 1.0),
         (DENORMAL, 1.0), // 1 + x, and 1 + (exp(x) - 1), round to 1
         (-DENORMAL, 1.0),
@@ -120,7 +123,8 @@ fn maps_at_their_limits() {
     }
 }
 
-/// `1 + (exp(x) - 1)` in f32 is a multiple of 2^-24, and within two of them of the oracle's, for exp is within 1.3e-7.
+/// `1 + (exp(x) - 1)` in f32 is a multiple of 2^-24, and differs from the oracle by at most two of these
+/// steps.
 #[test]
 fn elu_below_zero_is_on_its_grid() {
     let x: Vec<f32> = (0..=20_000).map(|i| i as f32 * -0.001).collect();
@@ -128,7 +132,8 @@ fn elu_below_zero_is_on_its_grid() {
         let want = phi(FeatureMap::Elu, x);
         assert_eq!((got / STEP).fract(), 0.0, "{way}: phi({x}) = {got:e} is not a multiple of 2^-24");
         assert!((0.0..=1.0).contains(&got), "{way}: phi({x}) = {got}");
-        // exp is within 1.3e-7, a little more than two steps, and 1 + (exp - 1) is rounded to the grid.
+        // The error of exp is at most 1.3e-7, a little more than two steps, and 1 + (exp - 1) is rounded to a
+        // multiple of a step.
         assert!(
             (f64::from(got) - want).abs() <= 2.0 * f64::from(STEP),
             "{way}: phi({x}) = {got:e}, {want:e}"
@@ -136,11 +141,12 @@ fn elu_below_zero_is_on_its_grid() {
     });
 }
 
-/// Inputs that are denormal, or whose products are. Each rounding may be off by half a denormal more, and what
-/// was rounded there is multiplied by what comes after it: by v, and by scale / norm, at most scale / eps.
+/// Inputs that are denormal, or whose products are. Each rounding then has an additional error of half a
+/// denormal, which is multiplied by the factors that follow: by v, and by scale / norm, which is at most
+/// scale / eps.
 #[test]
 fn denormals() {
-    /// Normal numbers times these are mostly denormal; mostly products of two of them are; of three.
+    /// With these factors numbers are mostly denormal; products of two numbers are; products of three are.
     const SMALL: [f32; 3] = [1e-39, 1e-20, 1e-14];
     for config in configs() {
         let clean = Case::new(config, 1);
@@ -158,7 +164,8 @@ fn denormals() {
                 _ => 1.0,
             };
             let largest = |x: &[f32]| x.iter().fold(1.0, |a: f64, x| a.max(f64::from(x.abs())));
-            // Of S and of o; products with phi(q) of what was rounded in S, and the sums of KEY of them.
+            // The additional errors in S, and in o, where those of S are multiplied by phi(q) and KEY of them
+            // are added.
             let in_state = LEN as f64 * HALF_DENORMAL;
             let in_output =
                 (LEN * KEY) as f64 * HALF_DENORMAL * largest(&case.q) * largest(&case.v) * amplified;
@@ -179,7 +186,8 @@ fn denormals() {
     }
 }
 
-/// One product at each place, rounded once: the bound above would not see a denormal that became zero.
+/// A single product of q, k and v is rounded correctly; the bound of the test above would permit a denormal
+/// to become zero.
 #[test]
 fn denormals_are_not_flushed() {
     let numbers = [
@@ -190,11 +198,11 @@ fn denormals_are_not_flushed() {
         (1.0, 1e-20, 1.3e-20), // a product to be rounded
         (1.7e-20, 1.0, -1.1e-20),
         (1.7e-20, 1.1e-20, 1.0),
-        (1e-40, 1.0, 1e30), // a denormal that gets large again
+        (1e-40, 1.0, 1e30), // a denormal, multiplied by a large number
         (1.0, 1e-40, 1e30),
         (1e30, 1.0, 1e-40),
-        (1.0, 1e-30, 1.2e-15), // half a denormal and more: rounded up
-        (1.0, 1e-30, 4e-16),   // less: zero
+        (1.0, 1e-30, 1.2e-15), // more than half a denormal: rounded up
+        (1.0, 1e-30, 4e-16),   // less than half: zero
     ];
     for (q, k, v) in numbers {
         let rule = Rule::linear(Normaliser::None).feature_map(FeatureMap::Identity);
@@ -210,7 +218,7 @@ fn denormals_are_not_flushed() {
 
 #[test]
 fn zeros() {
-    // Zeros of both signs in v, then in all of q and k, which is not zero after Elu and Relu.
+    // Zeros of both signs in v, then in q, k and v; phi of q and k is not zero for Elu and Relu.
     let zeros = |x: &mut Vec<f32>| x.iter_mut().enumerate().for_each(|(i, x)| *x = [0.0, -0.0, -0.0][i % 3]);
     for config in configs() {
         let clean = Case::new(config, 1);
@@ -226,7 +234,7 @@ fn zeros() {
                 }
             }
         }
-        // Zeros only in q, and in k: a denominator of eps alone, for Identity.
+        // Zeros only in q, or only in k: for Identity the denominator is then eps.
         let (mut q, mut k) = (clean.clone(), clean.clone());
         zeros(&mut q.q);
         zeros(&mut k.k);
@@ -241,7 +249,7 @@ fn zeros() {
     }
 }
 
-/// A case with one element, or a whole row, of one input replaced.
+/// A case in which some elements of a row of one input are replaced.
 fn poisoned(clean: &Case, tensor: usize, token: usize, columns: std::ops::Range<usize>, poison: f32) -> Case {
     let mut case = clean.clone();
     let (x, dim) = [(&mut case.q, KEY), (&mut case.k, KEY), (&mut case.v, VALUE)]
@@ -252,8 +260,8 @@ fn poisoned(clean: &Case, tensor: usize, token: usize, columns: std::ops::Range<
     case
 }
 
-/// NaN and infinities in q, k and v, in one element and in a whole row, in the first token, inside the second
-/// tile and in the last token.
+/// NaN and infinities in q, k and v, in one element and in a whole row, of the first token, of one within the
+/// second tile and of the last token.
 #[test]
 fn poison_goes_where_the_recurrence_takes_it() {
     for config in configs() {
@@ -298,8 +306,8 @@ fn poison_goes_where_the_recurrence_takes_it() {
     }
 }
 
-/// Where the recurrence meets no zero and no two signs, an infinity is an infinity of its sign, and stays one
-/// until the other comes: then there is NaN, for good.
+/// Where an infinity meets neither a zero nor an infinity of the other sign, outputs are infinities of its
+/// sign. From the token with the other infinity on they are NaN.
 #[test]
 fn infinities_keep_their_sign() {
     let (up, down) = (3, TILE + 7);
@@ -331,7 +339,8 @@ fn infinities_keep_their_sign() {
     }
 }
 
-/// Infinite k under no normaliser, where phi(q) is positive: the sign of v. (A normaliser makes it inf / inf.)
+/// An infinite k without a normaliser, where phi(q) is positive, gives infinities with the sign of v. (With a
+/// normaliser the output is inf / inf.)
 #[test]
 fn infinite_keys() {
     let config = Config::new(Rule::linear(Normaliser::None), Shape::new(1, LEN, 1, KEY, VALUE));
@@ -345,8 +354,8 @@ fn infinite_keys() {
     }
 }
 
-/// v as large as f32 allows, all of one sign: a finite output as long as phi(q)^T S fits, an infinity where o itself
-/// doesn't, one of the two in between (a quotient of which the numerator doesn't fit), and never NaN or the other
+/// Values of v near f32::MAX, all of one sign. An output is finite if phi(q)^T S is finite in f32, and an
+/// infinity if o itself is not. If only the numerator is not, it may be either, but never NaN or of the other
 /// sign.
 #[test]
 fn large_values() {
@@ -366,7 +375,7 @@ fn large_values() {
                 for ((got, want), numerator) in o.iter().zip(&want).zip(&numerator) {
                     let close = (f64::from(*got) - want).abs() <= ELEMENT * want.abs();
                     let infinite = *got == sign * f32::INFINITY;
-                    // Within rounding of MAX it may be either.
+                    // Numbers that differ from MAX by no more than rounding errors may be either.
                     let right = if want.abs() > MAX * (1.0 + ELEMENT) {
                         infinite
                     } else if numerator.abs() < MAX * (1.0 - ELEMENT) {
@@ -381,11 +390,11 @@ fn large_values() {
     }
 }
 
-/// q and k so large that their products nearly fill f32's range, and beyond it.
+/// q and k whose products are near the limit of f32, and beyond it.
 #[test]
 fn large_products() {
     for config in configs() {
-        // The largest q . z is LEN KEY 16 1e34 = 1.2e38, and v is small enough for phi(q)^T S to fit likewise.
+        // The largest q . z is LEN KEY 16 1e34 = 1.7e38, and v is so small that phi(q)^T S is finite as well.
         let mut case = Case::new(config, 1);
         case.q.iter_mut().chain(&mut case.k).for_each(|x| *x = x.abs().clamp(0.1, 4.0) * 1e17);
         let (want, _) = case.oracle();
@@ -394,8 +403,8 @@ fn large_products() {
             let worst = element_error(&o, &want, &size);
             assert!(worst <= ELEMENT, "{way}: off by {worst:e}: {config:?}");
         }
-        // phi(q)^T S beyond it: infinity of v's sign without a normaliser, as the recurrence rounded to f32; with
-        // one it is inf / inf.
+        // Where phi(q)^T S overflows, the output is an infinity with the sign of v without a normaliser, as
+        // in the recurrence rounded to f32, and inf / inf with one.
         case.q.iter_mut().chain(&mut case.k).for_each(|x| *x *= 1e4);
         case.v.iter_mut().for_each(|x| *x = 1.0);
         for (way, o, _) in every_way(&case) {
@@ -407,7 +416,7 @@ fn large_products() {
     }
 }
 
-/// Denominators near the smallest normal number, with no eps to hold them up: the quotient is an average all the same.
+/// Denominators near the smallest normal number, without eps: the outputs are still averages of v.
 #[test]
 fn small_denominators() {
     for feature_map in [FeatureMap::Relu { eps: 0.0 }, FeatureMap::Identity] {
@@ -415,7 +424,7 @@ fn small_denominators() {
         let rule = Rule::linear(normaliser).feature_map(feature_map);
         let config = Config::new(rule, Shape::new(1, LEN, 1, KEY, VALUE));
         let mut case = Case::new(config, 1);
-        // Each product is 0.09e-36 at least, so that all are normal and the sums' reciprocals finite.
+        // Each product is at least 0.09e-36, so that all are normal and the reciprocals of sums are finite.
         case.q.iter_mut().chain(&mut case.k).for_each(|x| *x = x.abs().clamp(0.3, 4.0) * 1e-18);
         let (want, _) = case.oracle();
         let (size, _) = case.without_cancellation().oracle();
@@ -426,7 +435,7 @@ fn small_denominators() {
     }
 }
 
-/// NaN and infinities in one column of a state that is brought along stay in it.
+/// NaN and infinities in one column of an initial state stay in that column.
 #[test]
 fn poisoned_states() {
     for config in configs() {
@@ -453,7 +462,8 @@ fn poisoned_states() {
     }
 }
 
-/// v of a 16-bit type through the kernels, multiplied by 1 and by the scale: its own bits come back, or what is given.
+/// With q = k = 1, an output is v times the scale, rounded to the 16-bit type; checks it for each v, scale
+/// and expected output.
 fn check_16_bits<E: Element + std::fmt::Debug>(numbers: &[(E, f32, E)], same: fn(&E, &E) -> bool) {
     let one = [1.0_f32];
     for &(v, scale, want) in numbers {
@@ -481,8 +491,8 @@ fn sixteen_bits() {
     check_16_bits::<f16>(
         &[
             (denormal, 1.0, denormal),
-            (denormal, 0.75, denormal), // up
-            (denormal, 0.5, f16::ZERO), // to even
+            (denormal, 0.75, denormal), // rounded up
+            (denormal, 0.5, f16::ZERO), // a tie, rounded to even
             (least, 0.5, f16::from_bits(0x0200)),
             (f16::MAX, 1.0, f16::MAX),
             (f16::MAX, 1.0002, f16::MAX), // rounded down
@@ -493,7 +503,7 @@ fn sixteen_bits() {
         ],
         |a, b| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(),
     );
-    // A denormal of bf16 is one of f32 too.
+    // A denormal of bf16 is also a denormal of f32.
     let (denormal, least) = (bf16::from_bits(0x0001), bf16::MIN_POSITIVE);
     check_16_bits::<bf16>(
         &[

@@ -1,7 +1,7 @@
-//! Any number of threads gives the same bits: outputs, and final states through every way of passing them,
-//! whether the work is cut along sequences, heads, groups of neighbouring heads or columns of V. The shapes
-//! are large enough for five workers by the thresholds in `chunkwise::attention`, and each test asserts that
-//! it was cut.
+//! Outputs and last states have the same bits on any number of threads, with every way of passing a state,
+//! whether the work is divided by sequences, heads, groups of neighbouring heads or columns of V. The shapes
+//! are large enough for five workers by the thresholds in `chunkwise::attention`, and each test checks that
+//! the work was divided.
 
 use std::cell::UnsafeCell;
 use std::sync::Barrier;
@@ -11,13 +11,13 @@ use chunkwise::{Config, Isa, Normaliser, Rule, Shape, State};
 
 use crate::common::*;
 
-/// Five threads that run at once, whatever the machine has.
+/// Runs a test in a pool of five threads, whatever the machine has.
 fn on_five_threads(test: impl FnOnce() + Send) {
     rayon::ThreadPoolBuilder::new().num_threads(5).build().expect("five threads").install(test);
 }
 
-/// The second part of the tokens after the first, through each way of passing the state, and all of them at
-/// once: pairs of outputs and states.
+/// The outputs and states of all tokens at once, and of the second part of the tokens after the first, with
+/// each way of passing the state.
 fn results(case: &Case) -> [(Vec<f32>, Vec<f32>); 5] {
     let len = case.config.shape.len;
     let cut = len / 3;
@@ -48,7 +48,7 @@ fn check(batch: usize, heads: usize, order: usize) {
                     case.config.execution.threads = threads;
                     let many = case.attention();
                     let context = format!("{threads} threads: {:?}", case.config);
-                    // Tasks bring scratch for what each of them takes, so that one plan shows from another.
+                    // Different plans need scratch of different lengths.
                     assert_ne!(many.scratch_len(), one.scratch_len(), "not cut for {context}");
                     for (at, (got, want)) in results(&case).iter().zip(&want).enumerate() {
                         assert_eq!(first_difference(&got.0, &want.0), None, "output {at}, {context}");
@@ -72,7 +72,7 @@ fn heads() {
 
 #[test]
 fn neighbouring_heads() {
-    // More than one task takes together, so that even one thread has a remainder.
+    // There are more heads than one task computes, so that the last task has fewer, also on one thread.
     check(1, 10, 0);
 }
 
@@ -91,7 +91,7 @@ fn columns_of_two_heads() {
 fn decode() {
     on_five_threads(|| {
         for normaliser in normalisers(&[2, 64]) {
-            // 96 heads of 56 KiB.
+            // The state has 96 heads of 55 KiB.
             let config = Config::new(Rule::linear(normaliser), Shape::new(6, 3, 16, 128, 110));
             for isa in Isa::available() {
                 let mut case = Case::new(config, 1).on(isa);
@@ -115,7 +115,8 @@ fn decode() {
     });
 }
 
-/// Pieces of a sequence, each on another number of threads, at once or token by token: the bits of the whole on one thread.
+/// Pieces of a sequence, each on another number of threads, by forward or token by token, have the bits of
+/// the whole on one thread.
 #[test]
 fn pieces_on_any_threads() {
     const ENDS: [usize; 9] = [1, 90, 93, 94, 250, 300, 301, 304, 560];
@@ -153,17 +154,18 @@ fn pieces_on_any_threads() {
     });
 }
 
-/// Two of the library's threads write one number at once, for `.ci/tsan`: its sanitizer must see that.
+/// Two of the library's threads write the same number at the same time, which the sanitizer of `.ci/tsan`
+/// must detect.
 #[test]
 #[ignore = "a data race, for .ci/tsan"]
 #[allow(unsafe_code, reason = "a data race")]
 fn a_race() {
     struct Shared(UnsafeCell<u32>);
-    // SAFETY: this is untrue, as the test's name says.
+    // SAFETY: this is wrong on purpose; the test exists to cause a data race.
     unsafe impl Sync for Shared {}
     impl Shared {
         fn add(&self) {
-            // SAFETY: likewise.
+            // SAFETY: as above.
             unsafe { *self.0.get() += 1 };
         }
     }
@@ -177,7 +179,7 @@ fn a_race() {
 
 #[test]
 fn small_work_stays_on_the_calling_thread() {
-    // The usual user: 4 heads of 16 to 64, one sequence, up to 64 tokens.
+    // Typical small calls have one sequence of up to 64 tokens and 4 heads with K = V = 16 to 64.
     for (len, key) in [(1, 64), (64, 16), (16, 64)] {
         let config = Config::new(Rule::linear(Normaliser::per_chunk(64)), Shape::new(1, len, 4, key, key));
         let case = Case::new(config, 1);

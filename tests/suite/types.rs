@@ -1,5 +1,5 @@
-//! bf16 and f16: the same kernels on widened rows, bit for bit, in any mixture of types; and what rounding the tensors
-//! costs beside what the kernels cost.
+//! bf16 and f16: any mixture of types gives the bits of f32 on the widened rows, and the error is hardly more
+//! than that of rounding the tensors.
 
 use chunkwise::nn::{BlockWeights, LayerNorm, Linear, Model, ModelConfig, Weights, init};
 use chunkwise::{Attention, Config, Error, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
@@ -10,8 +10,8 @@ use proptest::test_runner::TestCaseResult;
 use crate::common::*;
 use crate::properties::{for_all, place, same};
 
-/// From the zero state, in pieces that begin at these tokens, each at once or, where it says so, token by token: outputs and
-/// the last state.
+/// Computes pieces that begin at these tokens from a state of zeros, each token by token if its flag is set
+/// and by forward otherwise; returns the outputs and the last state.
 fn in_pieces<Q: Number, K: Number, V: Number, O: Number>(
     config: Config,
     q: &[Q],
@@ -43,7 +43,7 @@ fn in_pieces<Q: Number, K: Number, V: Number, O: Number>(
     (o, state)
 }
 
-/// Many tokens at once from the zero state: outputs and final state.
+/// Computes all tokens by forward from a state of zeros; returns the outputs and the last state.
 fn forward<Q: Number, K: Number, V: Number, O: Number>(
     config: Config,
     q: &[Q],
@@ -53,7 +53,7 @@ fn forward<Q: Number, K: Number, V: Number, O: Number>(
     in_pieces(config, q, k, v, &[(0, false)])
 }
 
-/// Token by token from the zero state.
+/// Computes all tokens one by one from a state of zeros; returns the outputs and the last state.
 fn decode<Q: Number, K: Number, V: Number, O: Number>(
     config: Config,
     q: &[Q],
@@ -63,7 +63,7 @@ fn decode<Q: Number, K: Number, V: Number, O: Number>(
     in_pieces(config, q, k, v, &[(0, true)])
 }
 
-/// In types Q, K, V, O against f32 on what the narrow inputs hold.
+/// Compares a case in the types Q, K, V and O with f32 on the same numbers.
 fn check_bits<Q: Number, K: Number, V: Number, O: Number>(case: &Case) {
     let config = case.config;
     let (q, k, v) = (narrow::<Q>(&case.q), narrow::<K>(&case.k), narrow::<V>(&case.v));
@@ -85,7 +85,7 @@ fn the_same_bits_as_f32_on_widened_rows() {
     for isa in Isa::available() {
         for feature_map in MAPS {
             for normaliser in normalisers(&[5, 64]) {
-                // Less than a vector; no multiple of one; whole panels.
+                // Less than a vector; not a multiple of a vector; whole panels.
                 for (key, value) in [(3, 5), (17, 33), (32, 64)] {
                     let rule = Rule::linear(normaliser).feature_map(feature_map);
                     let config = Config::new(rule, Shape::new(2, 37, 2, key, value));
@@ -101,8 +101,8 @@ fn the_same_bits_as_f32_on_widened_rows() {
     }
 }
 
-/// A sequence in narrow types in pieces, at once or token by token, cut anywhere, has the bits of the whole; and the same on
-/// every instruction set that fuses.
+/// A sequence in narrow types has the same bits wherever it is cut, by forward or token by token, and on
+/// every instruction set that has a fused multiply-add.
 #[test]
 fn pieces_are_the_whole() {
     fn check<E: Number>(case: &Case, begins: &[(usize, bool)]) -> TestCaseResult {
@@ -155,7 +155,8 @@ fn gaps_between_rows_are_left_alone() {
     }
 }
 
-/// The error of a type beside that of rounding alone: the exact answer for the rounded inputs, rounded.
+/// Compares the error in a type with the error of rounding alone, which is that of the exact result for the
+/// rounded inputs, rounded.
 fn check_error<E: Number>(isa: Isa, feature_map: FeatureMap, normaliser: Normaliser) {
     let rule = Rule::linear(normaliser).feature_map(feature_map);
     let config = Config::new(rule, Shape::new(1, 300, 2, 48, 40)).isa(isa);
@@ -185,7 +186,8 @@ fn little_more_than_rounding() {
     }
 }
 
-/// The sums stay f32: in bf16, z would stop growing after some 256 tokens, and the outputs be off by 12 % and more.
+/// Sums are f32: in bf16, z would stop growing after some 256 tokens, and the outputs would be off by 12 % or
+/// more.
 #[test]
 fn a_long_bf16_stream_stays_within_2e_3() {
     for isa in Isa::available() {
@@ -228,8 +230,9 @@ fn a_slice_too_short_of_any_type() {
 #[test]
 fn layers_on_narrow_weights() {
     fn check<E: Number>(isa: Isa) {
-        // Columns below, at and above the block that is widened at once; rows of W that don't come in eights,
-        // and more of them than are widened at once where they are packed.
+        // The numbers of outputs are below, at and above the 256 columns that are widened at once. Those of
+        // inputs are not multiples of the eight rows of W that are read together; the last is larger than the
+        // number of rows that are widened at once in packed weights.
         for (inputs, outputs) in [(1, 1), (9, 17), (16, 255), (20, 256), (13, 600), (550, 33)] {
             let (kernel, bias) =
                 (narrow::<E>(&normals(2, inputs * outputs)), narrow::<E>(&normals(3, outputs)));
@@ -283,14 +286,14 @@ fn layers_on_narrow_weights() {
     }
 }
 
-/// A whole model whose parameters are narrow, against the same numbers in f32.
+/// A model with narrow parameters has the bits of the model with the same numbers in f32.
 #[test]
 fn models_on_narrow_weights() {
     fn check<E: Number>(isa: Isa) {
         let config = ModelConfig { hidden_size: 40, num_layers: 2, ..ModelConfig::new(7) };
         let mut flat = vec![0.0; config.parameters_len()];
         init(&config, 1, &mut flat).expect("a flat model");
-        // A fresh model's biases are zero, and whether they are read would not show.
+        // The biases of a fresh model are zero, so that the result would not depend on whether they are read.
         flat.iter_mut().zip(normals(2, config.parameters_len())).for_each(|(x, noise)| *x += 0.1 * noise);
         let narrow = narrow::<E>(&flat);
         let wide = widen(&narrow);
@@ -298,7 +301,7 @@ fn models_on_narrow_weights() {
         let (a, b) = (run::<E>(isa, config, &narrow, &input), run::<f32>(isa, config, &wide, &input));
         assert_eq!(first_difference(&a, &b), None, "{isa}, {}", E::NAME);
     }
-    /// The output of 70 tokens by forward, and of the last by step.
+    /// The output of a forward of 70 tokens, then the output of the last of 70 steps.
     fn run<E: Number>(isa: Isa, config: ModelConfig, flat: &[E], input: &[f32]) -> Vec<f32> {
         let mut blocks = [BlockWeights::default(); 2];
         let weights = Weights::from_flat(&config, flat, &mut blocks).expect("a flat model");

@@ -1,4 +1,5 @@
-//! States in the layout of other libraries: transposed head by head, and refused where they are no states.
+//! States in the layout of other libraries, in which each head is transposed, and errors of these
+//! conversions.
 
 use chunkwise::Error;
 use chunkwise::state::{from_value_major, to_value_major};

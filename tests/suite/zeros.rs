@@ -1,8 +1,9 @@
-//! Zeros of both signs. Every sum begins at +0 and ends with a sum, so what is exactly zero is +0: outputs and states from
-//! the zero state, whatever the signs of the zeros in q, k and v, of the scale and of the denominator. A sum with -0 would
-//! keep the sign of what it is added to, so that a sign could depend on where a sequence is cut.
+//! Zeros of both signs. Every sum begins at +0 and its last operation is an addition, so that outputs and
+//! states from a state of zeros are +0 where they are exactly zero, whatever the signs of the zeros in q, k
+//! and v, of the scale and of the denominator. If a sum began at -0 the sign could depend on where a sequence
+//! is cut.
 //!
-//! Inputs are small whole numbers: sums are exact, and no product underflows.
+//! Inputs are small integers, so that sums are exact and no product underflows.
 
 use chunkwise::nn::{BlockWeights, Model, ModelConfig, OutputMode, Weights};
 use chunkwise::{Config, FeatureMap, Isa, Normaliser, Rule, Shape, State, Tensors};
@@ -10,13 +11,14 @@ use half::{bf16, f16};
 
 use crate::common::*;
 
-/// A block and a part of every instruction set; PerChunk ends chunks of 1 and of 5 tokens in it.
+/// T: whole blocks and a part of one on every instruction set; chunks of 1 and of 5 tokens end within it.
 const LEN: usize = 11;
 
-/// From which q, k and v are drawn: nothing but zeros, sums that cancel, sums that do not.
+/// The numbers from which q, k and v are drawn: only zeros, numbers whose sums cancel, and numbers whose sums
+/// do not.
 const NUMBERS: [&[f32]; 3] = [&[-0.0], &[0.0, -0.0, 1.0, -1.0, 2.0], &[-1.0, -0.0, -2.0]];
 
-/// Numbers drawn from a few.
+/// Random choices from a few numbers.
 fn draw(seed: u64, len: usize, from: &[f32]) -> Vec<f32> {
     normals(seed, len).iter().map(|x| from[(x.to_bits() >> 3) as usize % from.len()]).collect()
 }
@@ -36,11 +38,11 @@ fn rules() -> impl Iterator<Item = Rule> {
     })
 }
 
-/// Each rule with each choice of numbers.
+/// Calls `check` for each rule with each choice of numbers.
 fn for_each_case(mut check: impl FnMut(&Case)) {
     for rule in rules() {
         for choice in 0..NUMBERS.len().pow(3) {
-            // Below a vector and a group; a group, and a panel of the longest vectors with a part.
+            // Less than a vector and a group; a group, and two of the longest vectors with a part of one.
             for (key, value) in [(3, 5), (16, 37)] {
                 let mut case = Case::new(Config::new(rule, Shape::new(1, LEN, 1, key, value)), 1);
                 let mut choices = choice;
@@ -54,7 +56,7 @@ fn for_each_case(mut check: impl FnMut(&Case)) {
     }
 }
 
-/// How many zeros there are, of which none is -0.
+/// The number of zeros, after a check that none of them is -0.
 #[track_caller]
 fn positive_zeros(numbers: &[f32], what: &str) -> usize {
     let zeros = numbers.iter().filter(|x| **x == 0.0);
@@ -74,7 +76,7 @@ fn of_attention_are_positive() {
             zeros += positive_zeros(&o, &what);
             others += o.iter().filter(|x| **x != 0.0).count();
             positive_zeros(&state, &what);
-            // Compensated, only cuts at multiples of four tokens have the same bits.
+            // With compensation, only cuts at multiples of four tokens have the same bits.
             let cuts = if case.config.rule.compensated { &[4][..] } else { &[1, 3, 4] };
             for cut in cuts {
                 let (mut pieces, mut carried) = (case.output(), case.zero_state());
@@ -103,7 +105,7 @@ fn of_attention_are_positive() {
     assert!(zeros > 100_000 && others > 100_000, "{zeros} zeros, {others} others");
 }
 
-/// Whole numbers are the same in 16 bits, and so are the outputs but for their last rounding.
+/// The integers are exact in 16 bits, so that outputs are those of f32, rounded.
 #[test]
 fn of_16_bits_are_those_of_f32() {
     fn check<E: Number>(case: &Case) {
@@ -124,7 +126,8 @@ fn of_16_bits_are_those_of_f32() {
     });
 }
 
-/// A row of equal numbers is normed to zeros of beta's sign where gamma is negative; their mean is a sum.
+/// The layer norm of a row of equal numbers consists of zeros, which are -0 here, because gamma is negative
+/// and beta is -0. Their mean is a sum, and so is +0.
 #[test]
 fn of_means_are_positive() {
     let config = ModelConfig {
@@ -146,7 +149,7 @@ fn of_means_are_positive() {
     let weights = Weights::from_flat(&config, &flat, &mut blocks).expect("a flat model");
     for isa in Isa::available() {
         let model = Model::new(config, weights, Some(isa), 1).expect("a legal model");
-        // One tile, and more.
+        // One tile, and more than one.
         for len in [3, 300] {
             let input = vec![1.0; len * config.embed_dim];
             let mut output = vec![SENTINEL; config.hidden_size];

@@ -1,16 +1,17 @@
-//! A weight file that is right, and can be made wrong.
+//! Weight files for tests: a valid one, which tests modify.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use chunkwise::nn::{ModelConfig, init};
 
-/// A file to be, written by hand so that it can be wrong in every way.
+/// The contents of a safetensors file. The file is written here, not by a library, so that it can be
+/// malformed in every way.
 #[derive(Clone)]
 pub(crate) struct File {
     pub(crate) config: Option<String>,
     pub(crate) tensors: Vec<(String, &'static str, Vec<usize>, Vec<u8>)>,
 }
 
-/// Of a small model.
+/// The configuration of a small model.
 pub(crate) const CONFIG: ModelConfig = ModelConfig {
     hidden_size: 8,
     num_heads: 2,
@@ -20,20 +21,20 @@ pub(crate) const CONFIG: ModelConfig = ModelConfig {
     ..ModelConfig::new(3)
 };
 
-/// What its shapes don't tell.
+/// The options of this model that do not follow from the shapes of its tensors.
 pub(crate) const JSON: &str = r#"{"num_heads": 2, "chunk_size": 4, "seq_len": 12, "feature_map": "elu"}"#;
 
 fn bytes_of(data: &[f32]) -> Vec<u8> {
     data.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-/// Numbers to fill it with.
+/// Numbers for tensors.
 pub(crate) fn numbers(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i as f32 * 0.7).sin()).collect()
 }
 
 impl File {
-    /// A model with a head and an input.
+    /// A valid file: a model with a head and an input.
     pub(crate) fn good() -> Self {
         let mut flat = vec![0.0; CONFIG.parameters_len()];
         init(&CONFIG, 7, &mut flat).unwrap();
@@ -50,7 +51,7 @@ impl File {
         file
     }
 
-    /// The same numbers as a model of lightning attention, whose names say that it is one.
+    /// The same numbers as a model of lightning attention, which the names of its tensors identify.
     pub(crate) fn lightning() -> Self {
         let mut file = Self::good();
         for tensor in &mut file.tensors {
@@ -80,7 +81,7 @@ impl File {
         self
     }
 
-    /// The entries of its header.
+    /// The entries of the file's header.
     pub(crate) fn entries(&self) -> Vec<String> {
         let mut entries = Vec::new();
         if let Some(config) = &self.config {
@@ -100,12 +101,12 @@ impl File {
         entries
     }
 
-    /// The file.
+    /// The bytes of the file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.with_header(&format!("{{{}}}", self.entries().join(", ")))
     }
 
-    /// The file with another header.
+    /// The bytes of the file with another header.
     pub(crate) fn with_header(&self, header: &str) -> Vec<u8> {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend(header.as_bytes());

@@ -9,20 +9,8 @@ use super::report::{Limit, Measurement, Report};
 use super::shape::Shape;
 use super::show::digits;
 use super::spec::Spec;
+use crate::plot_style::{COLOURS, INK, PALE, font, styled};
 
-const INK: RGBColor = RGBColor(40, 44, 52);
-const PALE: RGBColor = RGBColor(120, 126, 138);
-const GRID: RGBColor = RGBColor(226, 229, 234);
-/// Colours that can be distinguished without telling red from green.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(148, 103, 20),
-    RGBColor(86, 100, 190),
-];
-const FONT: &str = "DejaVu Sans, Helvetica, Arial, sans-serif";
 const WIDTH: u32 = 1200;
 const HEAD: u32 = 84;
 const PANEL: u32 = 470;
@@ -33,10 +21,6 @@ const LINE: u32 = 18;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
-
-fn font(size: i32, colour: RGBColor) -> TextStyle<'static> {
-    (FONT, size).into_font().color(&colour)
-}
 
 /// The plot as an SVG.
 pub(super) fn plot(report: &Report) -> Result<String, Box<dyn Error>> {
@@ -191,20 +175,17 @@ fn roofline(
         .x_label_area_size(52)
         .y_label_area_size(72)
         .build_cartesian_2d((x.0..x.1).log_scale().base(2.0), (y.0..y.1).log_scale().base(2.0))?;
-    chart
-        .configure_mesh()
-        .x_desc("executed flops per byte that must be moved")
-        .y_desc("executed GFLOP/s")
-        .x_labels(12)
-        .y_labels(10)
-        .x_label_formatter(&|x| x.to_string())
-        .y_label_formatter(&|y| digits(*y))
-        .label_style(font(13, INK))
-        .axis_desc_style(font(14, INK))
-        .axis_style(PALE)
-        .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
-        .draw()?;
+    styled(
+        chart
+            .configure_mesh()
+            .x_desc("executed flops per byte that must be moved")
+            .y_desc("executed GFLOP/s")
+            .x_labels(12)
+            .y_labels(10)
+            .x_label_formatter(&|x| x.to_string())
+            .y_label_formatter(&|y| digits(*y)),
+    )
+    .draw()?;
 
     for (at, Limit { isa, threads, rate, .. }) in fma.iter().enumerate() {
         let colour = variants.colour(isa, *threads);
@@ -215,15 +196,8 @@ fn roofline(
         let left = left + 8 + at as i32 % 3 * 235;
         root.draw(&Text::new(what, (left, line - 17), font(13, colour)))?;
     }
-    // Only the memory of the fastest is drawn, because more lines would hide the points.
-    let fastest = fma.iter().max_by(|a, b| a.rate.best.total_cmp(&b.rate.best));
-    let levels = limits.iter().filter(|limit| {
-        let same =
-            fastest.is_some_and(|fastest| (&limit.isa, limit.threads) == (&fastest.isa, fastest.threads));
-        same && ["L1", "L2", "L3", "DRAM"].iter().any(|level| limit.name == format!("update {level}"))
-    });
     let mut labels = Vec::new();
-    for Limit { name, rate, .. } in levels {
+    for Limit { name, rate, .. } in levels(limits, &fma) {
         let roof = |x: f64| (x, rate.best * x);
         let (left, right) = (x.0.max(y.0 / rate.best), x.1.min(peak / rate.best));
         chart.draw_series(DashedLineSeries::new([roof(left), roof(right)], 5, 4, PALE.stroke_width(1)))?;
@@ -245,6 +219,16 @@ fn roofline(
     let (labels, right) = (labels.collect(), chart.backend_coord(&(x.1, y.0)).0);
     let top = chart.backend_coord(&(x.0, y.1)).1;
     draw_labels(root, labels, right + 14, (top, bottom))
+}
+
+/// The ceilings of memory on the fastest instruction set and number of threads: more lines would hide the points.
+fn levels<'a>(limits: &'a [Limit], fma: &[&'a Limit]) -> Vec<&'a Limit> {
+    let Some(fastest) = fma.iter().max_by(|a, b| a.rate.best.total_cmp(&b.rate.best)) else {
+        return Vec::new();
+    };
+    let names = ["L1", "L2", "L3", "DRAM"].map(|level| format!("update {level}"));
+    let on_fastest = |limit: &&Limit| (&limit.isa, limit.threads) == (&fastest.isa, fastest.threads);
+    limits.iter().filter(on_fastest).filter(|limit| names.contains(&limit.name)).collect()
 }
 
 /// A text for a point in a chart.
@@ -371,20 +355,17 @@ fn against(root: &Area<'_>, area: &Area<'_>, axis: Axis, all: &[Series]) -> Draw
         .x_label_area_size(52)
         .y_label_area_size(72)
         .build_cartesian_2d((x.0..x.1).log_scale().base(2.0), y.0..y.1)?;
-    chart
-        .configure_mesh()
-        .x_desc(axis.name())
-        .y_desc("GFLOP/s (for attention: recurrent), median, p10 to p90")
-        .x_labels(12)
-        .y_labels(8)
-        .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| format!("{y:.0}"))
-        .label_style(font(13, INK))
-        .axis_desc_style(font(14, INK))
-        .axis_style(PALE)
-        .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
-        .draw()?;
+    styled(
+        chart
+            .configure_mesh()
+            .x_desc(axis.name())
+            .y_desc("GFLOP/s (for attention: recurrent), median, p10 to p90")
+            .x_labels(12)
+            .y_labels(8)
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| format!("{y:.0}")),
+    )
+    .draw()?;
     let mut labels = Vec::new();
     for Series { label, colour, points } in all {
         let medians: Vec<(f64, f64)> = points.iter().map(|(x, [median, ..])| (*x, *median)).collect();

@@ -42,6 +42,13 @@ fn text(report: &Report, markdown: bool) -> String {
     text += &format!("{bullet}{}\n", command.join(" "));
     text += &format!("{bullet}{rounds} rounds of ceilings and work in turn{stopped}\n\n");
 
+    text += &format!("{}\n\n", ceilings_table(ceilings, markdown).trim_fmt());
+    text += &format!("{}\n", measurements_table(measurements, markdown).trim_fmt());
+    text += NOTE;
+    text
+}
+
+fn ceilings_table(ceilings: &[Limit], markdown: bool) -> Table {
     let mut limits =
         table(markdown, &["ceiling", "isa", "threads", "footprint", "best", "median", "p10 to p90", ""], 4);
     for Limit { isa, threads, name, bytes, unit, rate, .. } in ceilings {
@@ -57,8 +64,10 @@ fn text(report: &Report, markdown: bool) -> String {
             unit.clone(),
         ]);
     }
-    text += &format!("{}\n\n", limits.trim_fmt());
+    limits
+}
 
+fn measurements_table(measurements: &[Measurement], markdown: bool) -> Table {
     let mut header = vec![
         "op",
         "B,H,T,K,V",
@@ -113,9 +122,7 @@ fn text(report: &Report, markdown: bool) -> String {
         }
         work.add_row(row);
     }
-    text += &format!("{}\n", work.trim_fmt());
-    text += NOTE;
-    text
+    work
 }
 
 const NOTE: &str = "
@@ -275,56 +282,69 @@ fn csv(report: &Report) -> Shown {
         })?;
     }
     for measurement in measurements {
-        let Measurement { spec, flops, bytes, tokens, repeats, seconds, readings, .. } = measurement;
-        let Measurement { tokens_per_s, gflops, gbs, bound, error, allowed_error, against, .. } = measurement;
-        let Measurement { recurrent_flops, recurrent_gflops, recurrent_bound, .. } = measurement;
-        let Spec { op, rule, shape, dtype, map, norm, chunk, weights, state_offset, isa, threads } = spec;
-        let recurrent = |of: fn(&Bound) -> f64| recurrent_bound.as_ref().map(of);
-        let against = against.as_ref();
-        writer.serialize(Line {
-            kind: "measurement",
-            op: op.to_string(),
-            rule: *rule,
-            batch: Some(shape.batch),
-            key_heads: shape.key_heads,
-            heads: Some(shape.heads),
-            len: Some(shape.len),
-            key: Some(shape.key),
-            value: Some(shape.value),
-            dtype: Some(*dtype),
-            map: *map,
-            norm: *norm,
-            chunk: *chunk,
-            weights: *weights,
-            state_offset: *state_offset,
-            isa,
-            threads: *threads,
-            unit: "s",
-            flops: Some(*flops),
-            recurrent_flops: *recurrent_flops,
-            bytes: *bytes,
-            tokens: Some(*tokens),
-            repeats: Some(*repeats),
-            tokens_per_s: Some(*tokens_per_s),
-            gflops_best: Some(gflops.best),
-            gflops_median: Some(gflops.median),
-            recurrent_gflops_best: recurrent_gflops.map(|rate| rate.best),
-            recurrent_gflops_median: recurrent_gflops.map(|rate| rate.median),
-            recurrent_best_percent: recurrent(|bound| bound.best_percent),
-            recurrent_median_percent: recurrent(|bound| bound.median_percent),
-            gbs_best: Some(gbs.best),
-            gbs_median: Some(gbs.median),
-            ceiling: Some(&bound.ceiling),
-            best_percent: Some(bound.best_percent),
-            median_percent: Some(bound.median_percent),
-            error: Some(*error),
-            allowed_error: Some(*allowed_error),
-            against_old: against.map(|against| against.ratio),
-            against_low: against.map(|against| against.low),
-            against_high: against.map(|against| against.high),
-            verdict: against.map(|against| &against.verdict[..]),
-            ..line(*seconds, readings)
-        })?;
+        let summary = line(measurement.seconds, &measurement.readings);
+        writer.serialize(results(measurement, settings(&measurement.spec, summary)))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+/// A line with what was measured.
+fn settings<'a>(spec: &'a Spec, line: Line<'a>) -> Line<'a> {
+    let Spec { op, rule, shape, dtype, map, norm, chunk, weights, state_offset, isa, threads } = spec;
+    Line {
+        kind: "measurement",
+        op: op.to_string(),
+        rule: *rule,
+        batch: Some(shape.batch),
+        key_heads: shape.key_heads,
+        heads: Some(shape.heads),
+        len: Some(shape.len),
+        key: Some(shape.key),
+        value: Some(shape.value),
+        dtype: Some(*dtype),
+        map: *map,
+        norm: *norm,
+        chunk: *chunk,
+        weights: *weights,
+        state_offset: *state_offset,
+        isa,
+        threads: *threads,
+        unit: "s",
+        ..line
+    }
+}
+
+/// A line with the results of a measurement.
+fn results<'a>(measurement: &'a Measurement, line: Line<'a>) -> Line<'a> {
+    let Measurement { flops, bytes, tokens, repeats, tokens_per_s, gflops, gbs, bound, .. } = measurement;
+    let Measurement { recurrent_flops, recurrent_gflops, recurrent_bound, .. } = measurement;
+    let Measurement { error, allowed_error, against, .. } = measurement;
+    let recurrent = |of: fn(&Bound) -> f64| recurrent_bound.as_ref().map(of);
+    let against = against.as_ref();
+    Line {
+        flops: Some(*flops),
+        recurrent_flops: *recurrent_flops,
+        bytes: *bytes,
+        tokens: Some(*tokens),
+        repeats: Some(*repeats),
+        tokens_per_s: Some(*tokens_per_s),
+        gflops_best: Some(gflops.best),
+        gflops_median: Some(gflops.median),
+        recurrent_gflops_best: recurrent_gflops.map(|rate| rate.best),
+        recurrent_gflops_median: recurrent_gflops.map(|rate| rate.median),
+        recurrent_best_percent: recurrent(|bound| bound.best_percent),
+        recurrent_median_percent: recurrent(|bound| bound.median_percent),
+        gbs_best: Some(gbs.best),
+        gbs_median: Some(gbs.median),
+        ceiling: Some(&bound.ceiling),
+        best_percent: Some(bound.best_percent),
+        median_percent: Some(bound.median_percent),
+        error: Some(*error),
+        allowed_error: Some(*allowed_error),
+        against_old: against.map(|against| against.ratio),
+        against_low: against.map(|against| against.low),
+        against_high: against.map(|against| against.high),
+        verdict: against.map(|against| &against.verdict[..]),
+        ..line
+    }
 }

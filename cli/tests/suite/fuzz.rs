@@ -1,4 +1,4 @@
-//! The check of the command line that `fuzz/` calls on bytes of its own, on bytes that are the same in every run.
+//! Runs the check of the command line that `fuzz/` also runs, on bytes that are the same every time.
 
 #[test]
 fn arguments_and_files() {

@@ -1,5 +1,6 @@
-/* Attention on a Cortex-M7 without an operating system, an allocator or a C library: a prompt by one forward, then a stream
- * of single tokens, whose outputs must have the bits of one forward over all of it. Talks and ends by semihosting. */
+/* Attention on a Cortex-M7 without an operating system, an allocator or a C library. A prompt is computed by one
+ * forward, then a stream of single tokens; the outputs must have the bits of one forward over all tokens. The program
+ * prints and exits by semihosting. */
 #include <chunkwise.h>
 
 enum { T = 40, PROMPT = 32, H = 2, K = 16, V = 16 };
@@ -18,7 +19,7 @@ static int semihost(int operation, const void *argument) {
 static void say(const char *text) { semihost(4, text); }
 
 static void leave(int good) {
-    /* SYS_EXIT_EXTENDED with ADP_Stopped_ApplicationExit and a status. */
+    /* This is SYS_EXIT_EXTENDED with ADP_Stopped_ApplicationExit and a status. */
     uint32_t block[2] = {0x20026, good ? 0 : 1};
     say(good ? "pass\n" : "FAIL\n");
     semihost(0x20, block);
@@ -43,7 +44,7 @@ static cw_call call_of(int first, int len, float *o) {
     return call;
 }
 
-/* Not inlined: what it saves of the floating point registers it must not save before they are on. */
+/* This must not be inlined into reset, which could then save floating point registers before they are enabled. */
 __attribute__((noinline)) static void run(void) {
     cw_attention attention = CW_ATTENTION(CW_PER_CHUNK, 1e-8f, 16);
     uint32_t x = 1;
@@ -69,7 +70,7 @@ __attribute__((noinline)) static void run(void) {
 
     for (int i = 0; i < T * H * V; i++)
         if ((&whole[0][0][0])[i] != (&pieces[0][0][0])[i]) leave(0);
-    /* Something must have been computed, or all would agree. */
+    /* The outputs would also agree if nothing had been computed, so one of them must not be zero. */
     leave(whole[T - 1][H - 1][V - 1] != 0 && cw_forward(&attention, 0) == CW_NULL);
 }
 
@@ -78,7 +79,7 @@ extern uint32_t bss_begin, bss_end, data_begin, data_end, data_source, stack_top
 void reset(void);
 
 void reset(void) {
-    /* The floating point unit, before anything uses it. */
+    /* This enables the floating point unit, before any code uses it. */
     *(volatile uint32_t *)0xe000ed88 |= 0xfu << 20;
     __asm__ volatile("dsb\nisb");
     for (uint32_t *to = &bss_begin; to < &bss_end; to++) *to = 0;

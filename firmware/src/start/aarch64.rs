@@ -1,4 +1,4 @@
-//! An aarch64 processor at EL1, RAM in the second GiB: QEMU's virt machine.
+//! The start-up of an aarch64 processor at EL1 with RAM in the second GiB, as in QEMU's virt machine.
 
 use core::arch::{asm, global_asm};
 
@@ -9,15 +9,16 @@ global_asm!(
     .section .text.start, "ax"
     .global _start
 _start:
-    // Neon traps unless it is allowed.
+    // Neon instructions trap unless they are enabled.
     mov     x0, #(3 << 20)
     msr     cpacr_el1, x0
     adr     x0, vectors
     msr     vbar_el1, x0
     isb
 
-    // Without a page table all memory is like a device's, where a vector must not lie across its own size. 39 bits of
-    // address, pages of 4 KiB, so that the first table's entries are 1 GiB each; walks are cached and shareable.
+    // Without a page table all memory has the type of devices, for which accesses must be aligned to their
+    // size. With addresses of 39 bits and pages of 4 KiB, an entry of the first table covers 1 GiB. Table
+    // walks are cached and shareable.
     ldr     x0, =0xff00
     msr     mair_el1, x0
     ldr     x0, =(25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23)
@@ -53,7 +54,8 @@ vectors:
     .section .data.table, "aw"
     .balign 4096
 table:
-    // Accessed; the first GiB is devices, the second inner-shareable memory of attribute 1.
+    // Both entries are marked as accessed. The first GiB contains devices, the second is inner-shareable
+    // memory with attribute 1.
     .quad   0x00000401
     .quad   0x40000705
     .fill   510, 8, 0
@@ -64,7 +66,7 @@ table:
 
 extern "C" fn fault() -> ! {
     let (syndrome, at): (u64, u64);
-    // SAFETY: registers that say what happened and where, read only.
+    // SAFETY: this only reads the registers that contain the cause and the address of the exception.
     unsafe { asm!("mrs {}, esr_el1", "mrs {}, elr_el1", out(reg) syndrome, out(reg) at) };
     println!("exception: syndrome {syndrome:#x} at {at:#x}");
     process::exit(1)

@@ -1,4 +1,4 @@
-//! A Cortex-M: cortex-m-rt starts it.
+//! The start-up of a Cortex-M, by cortex-m-rt.
 
 use cortex_m_rt::{ExceptionFrame, entry, exception};
 use semihosting::{println, process};

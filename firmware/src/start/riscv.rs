@@ -1,4 +1,5 @@
-//! A RISC-V processor in machine mode, entered where the image begins: QEMU's virt machine without firmware.
+//! The start-up of a RISC-V processor in machine mode, as in QEMU's virt machine without firmware, which
+//! enters the image at its beginning.
 
 use core::arch::{asm, global_asm};
 
@@ -11,7 +12,8 @@ global_asm!(
 _start:
     la      t0, trap
     csrw    mtvec, t0
-    // Floating point traps unless its registers are in use; where there are none this changes nothing.
+    // Floating point instructions trap unless the state of their registers is enabled. On processors without
+    // floating point this has no effect.
     li      t0, 1 << 13
     csrs    mstatus, t0
     la      sp, __stack_top
@@ -23,7 +25,7 @@ _start:
     j       1b
 2:  tail    {main}
 
-    // The lowest bits of the trap's address are a mode.
+    // The lowest bits of the trap vector's address are a mode, and so must be zero.
     .balign 4
 trap:
     tail    {fault}
@@ -34,7 +36,7 @@ trap:
 
 extern "C" fn fault() -> ! {
     let (cause, at): (usize, usize);
-    // SAFETY: registers that say what happened and where, read only.
+    // SAFETY: this only reads the registers that contain the cause and the address of the trap.
     unsafe { asm!("csrr {}, mcause", "csrr {}, mepc", out(reg) cause, out(reg) at) };
     println!("trap: cause {cause:#x} at {at:#x}");
     process::exit(1)

@@ -1,4 +1,5 @@
-//! Rules with gates and the delta rule, grouped heads, ragged batches and attention that is not causal allocate nothing either.
+//! Rules with gates and the delta rule, grouped heads, ragged batches, attention that is not causal, and
+//! drafts allocate nothing either.
 
 use chunkwise::{Attention, Config, Gate, Heads, Isa, Normaliser, Rule, Shape, State};
 

@@ -1,11 +1,11 @@
-//! Where rows of a case lie, and the same rows elsewhere.
+//! Layouts of a case's tensors, and the same case in other layouts.
 
 use chunkwise::{Config, Gate, Heads, Shape, Strides};
 
 use super::super::at;
 use super::FamilyCase;
 
-/// A tensor of a call; the state counts as one, whose rows belong to sequences and heads.
+/// A tensor of a call. The state counts as a tensor, with a row for each sequence and head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
     Q,
@@ -17,8 +17,8 @@ pub(crate) enum Which {
     State,
 }
 
-/// Strides that nest batch, token and head in one of six orders, with a gap behind each; order 0 without gaps is
-/// contiguous.
+/// Strides that nest batch, token and head in one of six orders, with a gap after each; order 0 without gaps
+/// is contiguous.
 fn nested_strides([batch, len, heads, dim]: [usize; 4], order: usize, gaps: [usize; 3]) -> Strides {
     let config = Config::new(
         chunkwise::Rule::linear(chunkwise::Normaliser::None),
@@ -28,7 +28,7 @@ fn nested_strides([batch, len, heads, dim]: [usize; 4], order: usize, gaps: [usi
 }
 
 impl FamilyCase {
-    /// Heads and elements of a row of a tensor.
+    /// The number of heads of a tensor, and the number of elements in one of its rows.
     pub(crate) fn row_sizes(&self, which: Which) -> [usize; 2] {
         let Shape { groups, heads, key, value, .. } = self.config.shape;
         let Heads { query, key: keys, value: values, .. } = groups;
@@ -45,7 +45,8 @@ impl FamilyCase {
         }
     }
 
-    /// Sequences, tokens, heads and elements of a row of a tensor as it lies: of a ragged batch all is one sequence.
+    /// The sizes of a tensor in memory: sequences, tokens, heads, and elements of a row. A ragged batch
+    /// counts as one sequence.
     pub(crate) fn extent(&self, which: Which) -> [usize; 4] {
         let Shape { batch, len, ragged, .. } = self.config.shape;
         let [heads, dim] = self.row_sizes(which);
@@ -66,13 +67,13 @@ impl FamilyCase {
         }
     }
 
-    /// All rows of a tensor.
+    /// The indices `[b, t, h]` of all rows of a tensor.
     pub(crate) fn rows(&self, which: Which) -> impl Iterator<Item = [usize; 3]> + use<> {
         let [batch, len, heads, _] = self.extent(which);
         (0..batch).flat_map(move |b| (0..len).flat_map(move |t| (0..heads).map(move |h| [b, t, h])))
     }
 
-    /// Elements from the first to the last one of a tensor.
+    /// The number of elements that a tensor spans.
     pub(crate) fn reach(&self, which: Which) -> usize {
         let [batch, len, heads, dim] = self.extent(which);
         if batch * len * heads == 0 {
@@ -82,7 +83,8 @@ impl FamilyCase {
         }
     }
 
-    /// The same rows in tensors of other strides: an order and gaps for each of q, k, v, g, beta and o.
+    /// The same case with other strides, which are given as an order and gaps for each of q, k, v, g, beta
+    /// and o.
     pub(crate) fn laid_out(&self, layouts: [(usize, [usize; 3]); 6]) -> Self {
         use Which::{Beta, G, K, O, Q, V};
         let strides = |which: Which, (order, gaps): (usize, [usize; 3])| {
@@ -98,8 +100,9 @@ impl FamilyCase {
         self.rearranged(config, |_, row| row)
     }
 
-    /// A case of another configuration, whose row `[b, t, h]` of a tensor, and whose state of a sequence and head, is this
-    /// one's row `from(tensor, [b, t, h])`. A_log and dt_bias go with the state's heads. Between the rows is NaN.
+    /// A case with another configuration, in which row `[b, t, h]` of each tensor is row
+    /// `from(tensor, [b, t, h])` of this case. The states count as rows too, and A_log and dt_bias are
+    /// rearranged like the heads of the state. Elements between rows are NaN.
     pub(crate) fn rearranged(&self, config: Config, from: impl Fn(Which, [usize; 3]) -> [usize; 3]) -> Self {
         let mut case = Self { config, sequences: None, ..self.clone() };
         let tensor = |case: &Self, which: Which, old: &[f32]| {
@@ -142,7 +145,7 @@ impl FamilyCase {
         case
     }
 
-    /// The state of a sequence and head.
+    /// The part of a state that belongs to a sequence and head.
     pub(crate) fn state_of<'a>(&self, state: &'a [f32], sequence: usize, head: usize) -> &'a [f32] {
         let len = state.len() / (self.config.shape.batch * self.config.shape.heads);
         &state[(sequence * self.config.shape.heads + head) * len..][..len]

@@ -1,4 +1,4 @@
-//! The recurrence in f64 over a case.
+//! The oracle for a case: the recurrence in f64.
 
 use chunkwise::reference::{Recurrence, Token, beta, decay};
 use chunkwise::{Config, Normaliser, Rule, Shape};

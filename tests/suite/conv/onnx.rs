@@ -1,5 +1,5 @@
-//! The ONNX operator CausalConvWithState (opset 27) is a convolution with channels first: every case of its node tests, in the
-//! types that they have.
+//! The ONNX operator CausalConvWithState (opset 27), which is a convolution with channels first: every case
+//! of its node tests, in the types of that case.
 
 use chunkwise::conv::{Activation, CausalConv, Config, Strides, Tensors};
 use chunkwise::files;
@@ -9,10 +9,10 @@ use half::f16;
 use crate::common::*;
 use crate::family::golden::{choice, configuration, golden, header};
 
-/// Cases of the file.
+/// The number of cases in the file.
 const CASES: usize = 13;
 
-/// Outputs and the last state, with channels first, in a type.
+/// The outputs and the last state, with channels first, computed in one type.
 fn run<E: Number>(config: Config, [x, weight, bias]: [&[f32]; 3], past: &[f32]) -> [Vec<f32>; 2] {
     let conv = CausalConv::new(config).expect("a legal configuration");
     let mut state = vec![0.0; conv.state_len()];

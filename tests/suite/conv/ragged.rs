@@ -1,8 +1,8 @@
-//! Sequences of different lengths, one behind the other.
+//! Ragged batches: sequences of different lengths, one after the other.
 
 use super::*;
 
-/// Sequences of different lengths, some of none, are what they are alone.
+/// Each sequence of a ragged batch has the results that it has alone; some have no tokens.
 #[test]
 fn ragged_is_one_by_one() {
     let ends = [0, 0, 1, 40, 40, 43, 110, 110_u32];
@@ -15,7 +15,7 @@ fn ragged_is_one_by_one() {
                     Strides::channels_first(len, channels),
                     Strides { batch: 0, token: 2 * channels, channel: 2 },
                 ][layout];
-                // Whatever is said of the batch plays no part.
+                // The stride of the batch is not used.
                 let strides = Strides { batch: [0, 1, usize::MAX][layout], ..strides };
                 let config = Config::new(batch, len, channels, width).activation(Activation::Silu).isa(isa);
                 let mut conv = Conv::new(config.strides(strides, strides), 3, true);
@@ -55,7 +55,7 @@ fn ragged_is_one_by_one() {
     }
 }
 
-/// A sequence without tokens may lie behind the last token, where no stride leads any more.
+/// A sequence without tokens may begin after the last token, whose offset would overflow.
 #[test]
 fn ragged_of_one_token() {
     for isa in Isa::available() {

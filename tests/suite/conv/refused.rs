@@ -1,4 +1,4 @@
-//! What is wrong with a configuration or a call is refused with the error that says so, and nothing has been written.
+//! Invalid configurations and calls return the error that describes them, and nothing is written.
 
 use chunkwise::{Error, Result};
 
@@ -43,7 +43,7 @@ fn configurations_that_are_refused() {
     }
 }
 
-/// All that a call is given.
+/// The arguments of a call.
 #[derive(Clone)]
 struct Given {
     x: Vec<f32>,
@@ -69,13 +69,14 @@ impl Given {
         }
     }
 
-    /// The error of this with a change, of a call that has written nothing.
+    /// The error of a call with these arguments after a change, after a check that the call has written
+    /// nothing.
     #[track_caller]
     fn refused(&self, conv: &CausalConv, decode: bool, change: impl FnOnce(&mut Self)) -> Error {
         let mut given = self.clone();
         change(&mut given);
         let before = given.clone();
-        let error = given.run(conv, decode).expect_err("what is wrong must be refused");
+        let error = given.run(conv, decode).expect_err("invalid arguments must be refused");
         assert!(untouched(&given.y, &before.y) && untouched(&given.last, &before.last), "{error}");
         error
     }
@@ -88,7 +89,7 @@ fn calls_that_are_refused() {
     let conv = CausalConv::new(config).expect("a legal configuration");
     for decode in [false, true] {
         let tokens = if decode { 1 } else { 3 };
-        // The second sequence of a decode begins where it does in a forward.
+        // The second sequence of a decode begins at the same element as in a forward.
         let rows = 15 + 5 * tokens;
         let given = Given {
             x: normals(1, rows),
@@ -99,7 +100,7 @@ fn calls_that_are_refused() {
             last: normals(5, 30),
             y: vec![SENTINEL; rows],
         };
-        given.clone().run(&conv, decode).expect("as much as it must be");
+        given.clone().run(&conv, decode).expect("slices of the required lengths");
         let short = |what| Error::TooShort { what, need: rows, got: rows - 1 };
         let refused = |change: fn(&mut Given)| given.refused(&conv, decode, change);
         assert_eq!(refused(|g| g.x.truncate(g.x.len() - 1)), short("x"));
@@ -122,12 +123,12 @@ fn calls_that_are_refused() {
             refused(|g| g.initial.truncate(g.initial.len() - 1)),
             Error::Length { what: "state", want: 30, got: 29 }
         );
-        // Ragged: of the 3 tokens, for the 2 sequences.
+        // In a ragged batch the two sequences have three tokens together.
         let mut ragged = given.clone();
         ragged.sequences = Some(vec![0, 1, 3]);
         ragged.x.truncate(15);
         ragged.y.truncate(15);
-        ragged.clone().run(&conv, false).expect("as much as it must be");
+        ragged.clone().run(&conv, false).expect("slices of the required lengths");
         for wrong in [[1, 1, 3], [0, 1, 2], [0, 1, 4], [0, 4, 3], [3, 1, 0]] {
             let error = ragged.refused(&conv, false, |g| g.sequences = Some(wrong.to_vec()));
             assert_eq!(error, Error::Sequences, "{wrong:?}");
@@ -138,12 +139,13 @@ fn calls_that_are_refused() {
         }
         let error = ragged.refused(&conv, false, |g| g.x.truncate(g.x.len() - 1));
         assert_eq!(error, Error::TooShort { what: "x", need: 15, got: 14 });
-        // Where sequences overlap is known when it is known that they are not ragged.
+        // Whether sequences overlap is only checked in a call, because a ragged batch does not use their
+        // stride.
         let mut overlapping = config;
         overlapping.y_strides.batch = 14;
-        let conv = CausalConv::new(overlapping).expect("of one sequence");
+        let conv = CausalConv::new(overlapping).expect("a legal configuration");
         assert_eq!(given.refused(&conv, false, |_| ()), Error::Overlap { what: "y" });
-        ragged.clone().run(&conv, false).expect("the batch's stride plays no part");
+        ragged.clone().run(&conv, false).expect("a ragged batch does not use the stride of the batch");
     }
 }
 

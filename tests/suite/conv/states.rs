@@ -1,10 +1,10 @@
-//! The state in other libraries' layouts, and where there are no tokens.
+//! The state in other libraries' layouts, and calls without tokens.
 
 use chunkwise::Error;
 
 use super::*;
 
-/// ONNX's states, and those of transformers with a column more.
+/// The states of ONNX, and those of transformers, which have one more column.
 #[test]
 fn states_of_others() {
     for [batch, _, channels, width] in sizes() {
@@ -26,7 +26,7 @@ fn states_of_others() {
         conv.state_from_channels_first(&columns, &mut state).expect("states of their lengths");
         assert!(untouched(&state, &want), "{batch} {channels} {width}");
 
-        // Of other lengths: refused, and nothing written.
+        // States of other lengths are refused, and nothing is written.
         let longer = [&full[..], &[0.0]].concat();
         let mut same = state.clone();
         let (want, got) = (full.len(), longer.len());
@@ -64,10 +64,10 @@ fn no_tokens() {
             }
         }
     }
-    // More sequences than could be walked through.
+    // There are more sequences than a loop could visit.
     let conv = CausalConv::new(Config::new(usize::MAX / 64, 0, 1, 2)).expect("a legal configuration");
     conv.forward(Tensors::new(&[0.0; 0], &[1.0, 2.0], &mut [0.0; 0]), State::Zero).expect("nothing to do");
-    // Ragged ones without tokens.
+    // A ragged batch without tokens.
     let conv = CausalConv::new(Config::new(2, 0, 1, 2)).expect("a legal configuration");
     let (mut last, tensors) = ([SENTINEL; 2], Tensors::new(&[0.0; 0], &[1.0, 2.0], &mut [0.0; 0]));
     conv.forward(tensors.sequences(&[0, 0, 0]), State::InitialFinal(&[3.0, 4.0], &mut last))

@@ -1,5 +1,5 @@
-//! How far outputs and states are from the recurrence in f64: what docs/numerics.md says of gates and delta rules, and the rows
-//! of its table, which these tests print.
+//! The errors of outputs and states against the recurrence in f64: the bounds that docs/numerics.md states
+//! for gates and delta rules, and the rows of its table, which these tests print.
 
 use chunkwise::{Config, Gate, GateMap, Isa, Rule, Shape, Update};
 use half::{bf16, f16};
@@ -7,17 +7,18 @@ use half::{bf16, f16};
 use crate::common::family::*;
 use crate::common::*;
 
-/// The documented accuracy of the delta rule where the keys of a head nearly agree and beta is in [1.8, 2]: each token then
-/// reflects the state, with the roundings of those before. It is half as much again as the worst that was measured, which was
-/// 1.60e-6 without vectors and 1.23e-6 with them.
+/// The documented norm error of the delta rule where the keys of a head nearly agree and beta is in [1.8, 2].
+/// Each token then reflects the state, together with the rounding errors of earlier tokens. The bound is 1.5
+/// times the worst error that was measured, which was 1.60e-6 with scalar code and 1.23e-6 with vectors.
 const CORRELATED_ERROR: f64 = 2.4e-6;
 
 /// K, V and T.
 const SIZES: [[usize; 3]; 4] = [[16, 16, 64], [64, 64, 256], [96, 20, 150], [128, 32, 512]];
-/// Draws of each rule and size; the first of them in 16 bits too.
+/// The number of random cases for each rule and size; the first of them is also computed in 16 bits.
 const DRAWS: u64 = 4;
 
-/// The rules of an update by sizes and draws, with decays that leave a long past.
+/// Cases of all rules with an update, all sizes and draws, with decays close to 1, so that the state
+/// remembers many tokens.
 fn long_cases(update: Update, draws: u64, change: impl Fn(&mut FamilyCase, u64)) -> Vec<FamilyCase> {
     let mut cases = Vec::new();
     for (_, rule) in rules().into_iter().filter(|(_, rule)| rule.update == update) {
@@ -35,7 +36,7 @@ fn long_cases(update: Update, draws: u64, change: impl Fn(&mut FamilyCase, u64))
     cases
 }
 
-/// Keys that nearly agree: a direction of the head's, and as much noise for each token.
+/// Makes the keys of a head nearly equal: the same direction for all tokens plus this amount of noise.
 fn correlate(case: &mut FamilyCase, draw: u64, noise: f32) {
     let key = case.config.shape.key;
     let direction = normals(100 + draw, key);
@@ -45,7 +46,7 @@ fn correlate(case: &mut FamilyCase, draw: u64, noise: f32) {
     case.beta = uniform(51 + draw, case.beta.len(), 1.8, 2.0);
 }
 
-/// A case at once and token by token, in tensors of a type.
+/// The results of a case in tensors of a type, by one forward and token by token.
 fn both<E: Number>(case: &FamilyCase) -> [(Vec<f32>, Vec<f32>); 2] {
     let len = case.config.shape.len;
     let tokens = (0..len).map(|token| (token..token + 1, true));
@@ -66,8 +67,9 @@ fn worst(cases: &[FamilyCase]) -> Vec<(Isa, f64)> {
     worst
 }
 
-/// The worst norm error of outputs from the numbers before they were rounded to a type, and the worst part that it is of the
-/// error of rounding inputs and outputs alone; on any instruction set.
+/// The worst norm error of outputs on any instruction set, compared with the oracle on the numbers before
+/// they were rounded to a type, and the worst ratio of this error to the error of rounding only the inputs
+/// and outputs.
 fn worst_rounded<E: Number>(cases: &[FamilyCase]) -> [f64; 2] {
     let mut worst: [f64; 2] = [0.0; 2];
     for case in cases {
@@ -82,7 +84,8 @@ fn worst_rounded<E: Number>(cases: &[FamilyCase]) -> [f64; 2] {
     worst
 }
 
-/// A row of the table: no more than `bound` in f32, and than half as much again as rounding in 16 bits.
+/// Prints the rows of the table for some cases. The error must be at most `bound` in f32, and at most 1.5
+/// times the error of rounding in 16 bits.
 #[track_caller]
 fn row(name: &str, bound: f64, cases: impl Fn(u64) -> Vec<FamilyCase>) {
     let f32s = worst(&cases(DRAWS));
@@ -116,9 +119,10 @@ fn delta_with_correlated_keys() {
     });
 }
 
-/// A decay that is the same for 4096 tokens: what rounding makes of it is the same every time and does not cancel. The exponential
-/// of a logarithm is rounded to f32, and so are the products of the decays of a block. Both are of the size of 2^-25 of a decay
-/// that is nearly 1, for each of the tokens that the state remembers, of which there are 1 / |g|.
+/// A decay that is the same for 4096 tokens is rounded in the same way every time, so that the errors do not
+/// cancel. The exponential of a logarithm is rounded to f32, and so are the products of the decays of a
+/// block. Where the decay is nearly 1, each rounding adds up to 2^-25 for each of the 1 / |g| tokens that the
+/// state remembers.
 #[test]
 fn constant_decays() {
     let rounding = |remembered: f64| remembered / f64::from(1 << 25);
@@ -146,7 +150,8 @@ fn constant_decays() {
             check(&format!("the decay exp({g}) as a logarithm"), as_log, 2.0 * rounding(remembered));
             check(&format!("the decay exp({g}) as a number"), as_number, rounding(remembered));
         }
-        // They are numbers of f32, and their exponentials are they, or next to them.
+        // RetNet's decays are numbers of f32; the exponentials of their logarithms are these numbers or
+        // neighbours of them.
         let retention = FamilyCase::of(rule, [1, 4096, 8, 16, 16]).at_zero().changed(|case| {
             let mut decays = [0.0; 8];
             chunkwise::rule::retention(&mut decays);

@@ -1,4 +1,4 @@
-//! Hashes of outputs and states of gates and delta rules, as in [`crate::bits`].
+//! Hashes of outputs and states of gates and delta rules, compared with constants as in [`crate::bits`].
 
 use chunkwise::{BetaMap, Config, Gate, GateMap, HeadOrder, Heads, Rule, Shape, Update};
 use half::{bf16, f16};
@@ -7,8 +7,9 @@ use crate::bits::{Hash, Random, check, literal};
 use crate::common::Number;
 use crate::common::family::*;
 
-/// Of rules with gates or the delta in f32, bf16 and f16, in the order of `family::rules`: of each with every map of its gate and
-/// every map of beta in turn, forward and decode, which have bits of their own.
+/// Hashes of rules with gates or the delta rule in f32, bf16 and f16, in the order of `family::rules`. Each
+/// includes all maps of the gate, with the maps of beta in turn, and the results of forward and of decode,
+/// whose bits differ.
 const FAMILY: [[u64; 3]; 7] = [
     [0x8117_9164_00f5_ddb5, 0x49e7_3c7d_0cad_4ee2, 0x2ecd_8d0a_382a_9104],
     [0x4a7a_a567_ae77_110b, 0x73cb_4d1a_b190_9914, 0xcd30_f23d_1c5e_3b8f],
@@ -19,8 +20,8 @@ const FAMILY: [[u64; 3]; 7] = [
     [0x02f6_68a6_b468_76e3, 0xd121_c611_bff0_32fe, 0xb440_2e2f_747e_19f2],
 ];
 
-/// A case of numbers that are made of whole ones: maps of gates and of beta get numbers on both sides of zero, else decays are
-/// below 1, some of them 0, and betas between 0 and 1.
+/// A case of numbers that are made from integers. Softplus, Bounded and the maps of beta are applied to
+/// numbers of both signs; otherwise decays are at most 1, some of them 0, and betas are between 0 and 1.
 fn family_case(rule: Rule, groups: Heads, [len, key, value]: [usize; 3], seed: u64) -> FamilyCase {
     let mut random = Random(seed);
     let mut case = FamilyCase::new(Config::new(rule, Shape::grouped(2, len, groups, key, value)), 0);
@@ -65,7 +66,8 @@ fn of_the_family() {
             for (i, gate_map) in gate_maps.iter().enumerate() {
                 let beta_map = if rule.update == Update::Delta { BETA_MAPS[i % 3] } else { BetaMap::Given };
                 let rule = rule.gate_map(*gate_map).beta_map(beta_map);
-                // Below every vector; above one and two groups of K and a panel of V; beyond decode's four vectors; whole ones.
+                // Less than a vector; more than two groups of K and more than a panel of V; more than the
+                // four vectors that decode sweeps at once; whole vectors.
                 for (seed, groups, sizes) in [
                     (1, Heads::new(4, 2, 1), [31, 5, 3]),
                     (2, Heads::equal(1), [45, 35, 67]),

@@ -1,5 +1,5 @@
-//! Drafts that are verified on a state that is only read, and committed as far as they are accepted: outputs are those of
-//! `forward`, states those of as many calls of `decode`.
+//! Drafts: `verify` has the outputs of `forward` and only reads the state; `commit` gives the state after as
+//! many calls of `decode` as tokens are accepted.
 
 use chunkwise::{Attention, Config, Error, Heads, Isa, Normaliser, Part, Rule, Shape, Tensors, Update};
 use half::bf16;
@@ -8,7 +8,7 @@ use super::all_rules;
 use crate::common::family::*;
 use crate::common::*;
 
-/// Every causal rule, every kind of state among them.
+/// All causal rules, with all kinds of states.
 fn drafted() -> Vec<(String, Rule)> {
     let mut all: Vec<_> = all_rules().into_iter().map(|(name, rule)| (name.to_string(), rule)).collect();
     for normaliser in normalisers(&[1, 5, 64]) {
@@ -21,19 +21,19 @@ fn drafted() -> Vec<(String, Rule)> {
     all
 }
 
-/// A draft behind eleven tokens, in the middle of a chunk of five.
+/// A draft on the state after eleven tokens, which is in the middle of a chunk of five.
 fn draft(config: Config) -> FamilyCase {
     let before = FamilyCase::new(with(config, |config| config.shape = like(config.shape, 11)), 1);
     let state = before.changed(|case| case.initial = vec![0.0; case.attention().state_len()]).forward().1;
     FamilyCase::new(config, 2).changed(|case| case.initial = state)
 }
 
-/// The same heads on another number of tokens.
+/// The same heads and sizes with another number of tokens.
 fn like(shape: Shape, len: usize) -> Shape {
     Shape::grouped(shape.batch, len, shape.groups, shape.key, shape.value)
 }
 
-/// Outputs and the record of a verify, with tensors of a type.
+/// The outputs and the record of `verify`, with tensors of a type.
 fn verify<E: Number>(case: &FamilyCase) -> (Vec<f32>, Vec<f32>) {
     let attention = case.attention();
     let [q, k, v, g, beta] = [&case.q, &case.k, &case.v, &case.g, &case.beta].map(|x| narrow::<E>(x));
@@ -48,14 +48,14 @@ fn verify<E: Number>(case: &FamilyCase) -> (Vec<f32>, Vec<f32>) {
     (widen(&o), record)
 }
 
-/// The state after a part of the draft.
+/// The state after the accepted tokens of a draft.
 fn commit(attention: &Attention, record: &[f32], accepted: &[u32], state: &[f32]) -> Vec<f32> {
     let mut state = state.to_vec();
     attention.commit(record, accepted, &mut state).expect("legal arguments");
     state
 }
 
-/// Verifies a draft, and commits every number of its tokens, another one of each sequence.
+/// Verifies a draft, and commits every number of its tokens; different sequences commit different numbers.
 fn check(name: &str, case: &FamilyCase) {
     let Shape { batch, len, .. } = case.config.shape;
     let (o, record) = verify::<f32>(case);
@@ -105,12 +105,13 @@ fn heads_that_are_shared() {
     }
 }
 
-/// Strides and threads change no bit of outputs, record and state; what lies between the rows of o is kept.
+/// Strides and threads change no bit of outputs, record and state, and elements between the rows of o are
+/// left untouched.
 #[test]
 fn strides_and_threads() {
     for (name, rule) in drafted().into_iter().step_by(3) {
         for isa in Isa::available() {
-            // Enough work for several threads; one head is split by its columns.
+            // There is enough work for several threads; a single head is divided by its columns.
             for (batch, heads, key, value) in [(1, 1, 64, 3100), (2, 6, 128, 700)] {
                 let case = draft(Config::new(rule, Shape::new(batch, 16, heads, key, value)).isa(isa));
                 let accepted = &[16, 3][..batch];
@@ -130,7 +131,7 @@ fn strides_and_threads() {
     }
 }
 
-/// Tensors in bf16 have the record of the same numbers in f32.
+/// Tensors in bf16 give the record that the same numbers in f32 give.
 #[test]
 fn sixteen_bits() {
     for (name, rule) in drafted() {

@@ -1,5 +1,5 @@
-//! What is refused of gates, delta rules, heads and sequences, with which error; nothing has been written then. Next to each
-//! refusal stands the nearest call that is accepted.
+//! Errors of gates, delta rules, heads and sequences. A refused call writes nothing. The tests also make the
+//! nearest call that is accepted.
 
 use chunkwise::{
     Attention, BetaMap, Config, Error, FeatureMap, Gate, GateMap, HeadOrder, Heads, Normaliser, Rule, Shape,
@@ -21,7 +21,7 @@ enum Call {
 
 const CALLS: [Call; 4] = [Call::Forward, Call::Part, Call::Decode, Call::DecodePart];
 
-/// A call, and whether it has written anything.
+/// The result of a call, and whether the call has written anything.
 fn call(case: &FamilyCase, call: Call) -> (Result<(), Error>, bool) {
     let attention = case.attention();
     let (mut o, mut state) = (case.output(), case.initial.clone());
@@ -37,11 +37,11 @@ fn call(case: &FamilyCase, call: Call) -> (Result<(), Error>, bool) {
     (done, before.iter().zip([o, state, scratch]).any(|(before, after)| !untouched(before, &after)))
 }
 
-/// The error of a call, which has written nothing.
+/// The error of a call, after a check that the call has written nothing.
 #[track_caller]
 fn refused(case: &FamilyCase, way: Call) -> Error {
     let (done, written) = call(case, way);
-    let error = done.expect_err("a call to be refused");
+    let error = done.expect_err("the call must be refused");
     assert!(!written, "{way:?}: written before it was refused: {error}");
     error
 }
@@ -55,7 +55,7 @@ fn new(rule: Rule) -> Result<Attention, Error> {
     Attention::new(Config::new(rule, Shape::new(1, 5, 2, 4, 3)))
 }
 
-/// The error of a rule.
+/// The conflict for which a rule is refused.
 #[track_caller]
 fn conflict(rule: Rule) -> &'static str {
     match new(rule) {
@@ -95,7 +95,7 @@ fn options_that_do_not_go_together() {
     }
 }
 
-/// All combinations there are: what is legal is what the page of the rule names, and nothing else is refused.
+/// Checks all combinations of options: a rule is accepted exactly if its documentation allows it.
 #[test]
 fn every_combination() {
     let mut seen = [0; 2];
@@ -122,7 +122,7 @@ fn every_combination() {
                             plain_gate && update == Update::Linear && beta_map == BetaMap::Given;
                         let per_chunk = normaliser == Normaliser::per_chunk(7);
                         let legal = match update {
-                            // Encoders, and streams.
+                            // Linear attention without a gate allows all options if it is causal.
                             _ if plain_linear => causal || !(per_chunk || compensated),
                             Update::Delta => {
                                 (plain_gate || gate != Gate::None)
@@ -156,19 +156,19 @@ fn every_combination() {
 #[test]
 fn numbers_that_are_not_finite() {
     for eps in [f32::NAN, f32::INFINITY, -1e-6, f32::NEG_INFINITY] {
-        let error = new(Rule::delta(Gate::Scalar).qk_norm(eps)).expect_err("an eps that is none");
+        let error = new(Rule::delta(Gate::Scalar).qk_norm(eps)).expect_err("an eps that is not valid");
         assert_eq!(error, Error::NotFinite { what: "the eps of the norm of q and k" });
     }
     new(Rule::delta(Gate::Scalar).qk_norm(0.0)).expect("an eps of 0");
     for lower in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let rule = Rule::gated(Gate::Key).gate_map(GateMap::Bounded { lower });
-        let error = new(rule).expect_err("a bound that is none");
+        let error = new(rule).expect_err("a bound that is not finite");
         assert_eq!(error, Error::NotFinite { what: "the gate's lower bound" });
     }
     new(Rule::gated(Gate::Key).gate_map(GateMap::Bounded { lower: 1.0 })).expect("any finite bound");
     for scale in [f32::NAN, f32::INFINITY] {
         assert_eq!(
-            new(Rule::delta(Gate::None).scale(scale)).expect_err("no scale"),
+            new(Rule::delta(Gate::None).scale(scale)).expect_err("a scale that is not finite"),
             Error::NotFinite { what: "scale" }
         );
     }
@@ -240,7 +240,7 @@ fn sequences() {
             assert_eq!(refused(&other, way), Error::Sequences, "{begins:?}");
         }
     }
-    // One token of each sequence: where they began plays no part.
+    // A decode takes one token of each sequence, and does not use the beginnings.
     for sequences in [case.sequences.clone(), None] {
         accepted(&case.changed(|case| case.sequences = sequences), Call::Decode);
     }
@@ -282,7 +282,7 @@ fn tensors_that_the_rule_has_no_use_for() {
 fn tensors_that_are_too_short() {
     for gate in [Gate::Scalar, Gate::Key] {
         for gate_map in [GateMap::Softplus, GateMap::Bounded { lower: -5.0 }] {
-            // Of one token, so that a decode needs as much.
+            // There is one token, so that forward and decode need the same lengths.
             let contiguous = FamilyCase::of(Rule::delta(gate).gate_map(gate_map), [2, 1, 3, 4, 5]);
             let strided = contiguous.laid_out([(1, [3, 1, 2]); 6]);
             for case in [contiguous, strided] {
@@ -336,7 +336,7 @@ fn strides_of_gates_that_overflow() {
             ] {
                 assert_eq!(refused(&of(strides.0, strides.1), way), Error::Overflow { what }, "{way:?}");
             }
-            // The stride of tokens plays no part in a decode.
+            // A decode does not use the stride of tokens.
             let tokens = of(Strides { token: far, ..g }, beta);
             if matches!(way, Call::Forward | Call::Part) {
                 assert_eq!(refused(&tokens, way), Error::Overflow { what: "g" }, "{way:?}");

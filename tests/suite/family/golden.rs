@@ -1,5 +1,5 @@
-//! What the reference implementations of the family compute (`tests/golden/family/README.md` has the format): every file, by
-//! forward and by decode, on every instruction set.
+//! The outputs of the reference implementations of gates and delta rules (`tests/golden/family/README.md`
+//! describes the files): every file is recomputed by forward and by decode, on every instruction set.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,10 @@ use serde_json::Value;
 use crate::common::family::*;
 use crate::common::*;
 
-/// Files of kind `family`: one that gets lost must not pass for one that is right.
+/// The number of files of the kind `family`, so that a missing file fails the test.
 const FILES: usize = 47;
 
-/// Files of other kinds, which have tests of their own.
+/// Files of other kinds, which other tests read.
 const OTHERS: [&str; 2] = ["onnx_causal_conv", "onnx_linear_attention"];
 
 pub(crate) fn golden(name: &str) -> PathBuf {
@@ -35,7 +35,7 @@ pub(crate) fn configuration(bytes: &[u8]) -> Value {
     serde_json::from_str(text).expect("a configuration of JSON")
 }
 
-/// The value of a field of text.
+/// The value that belongs to the text of a field.
 #[track_caller]
 pub(crate) fn choice<T: Copy>(config: &Value, field: &str, choices: &[(&str, T)]) -> T {
     let text = config[field].as_str().unwrap_or_else(|| panic!("{field} is no text: {config}"));
@@ -51,7 +51,7 @@ fn number(config: &Value, field: &str) -> Option<f32> {
     value.as_f64().map(|x| x as f32)
 }
 
-/// All fields of a configuration: one that is new must not be passed over.
+/// All fields of a configuration, so that a new field can't be ignored.
 const FIELDS: [&str; 15] = [
     "beta_map",
     "eps",
@@ -123,7 +123,7 @@ fn rule(config: &Value) -> Rule {
     }
 }
 
-/// A case and what the reference says of it.
+/// A case, and the results and tolerance of the reference.
 struct Golden {
     case: FamilyCase,
     o: Vec<f64>,
@@ -155,7 +155,7 @@ fn read(name: &str, bytes: &[u8]) -> Golden {
     let groups = Heads::new(query, keys, values).order(order);
     let rule = rule(&config);
     let heads = groups.state();
-    // z lies behind each head's S.
+    // In a state, z of each head follows its S.
     let states = |(_, s): (Vec<usize>, Vec<f32>), (_, z): (Vec<usize>, Vec<f32>)| -> Vec<f32> {
         let (s, z) = if s.is_empty() {
             (vec![0.0; batch * heads * key * value], vec![0.0; batch * heads * key])
@@ -186,7 +186,7 @@ fn read(name: &str, bytes: &[u8]) -> Golden {
     };
     let o = take("o").1;
     assert_eq!(o.len(), case.output().len(), "{name}: o");
-    assert!(unread.is_empty(), "{name}: nothing was done with {unread:?}");
+    assert!(unread.is_empty(), "{name}: not used: {unread:?}");
     let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect();
     let tolerance = config["tolerance"].as_f64().expect("a tolerance");
     Golden { case, o: wide(o), state: wide(last), tolerance }
@@ -228,7 +228,7 @@ fn every_file() {
     assert_eq!((seen, &others[..]), (FILES, &OTHERS.map(String::from)[..]));
 }
 
-/// The oracle is held to the references too: it judges everything else.
+/// The oracle, with which all other tests compare, is itself compared with the references.
 #[test]
 fn the_oracle() {
     for path in files_of_the_folder() {

@@ -1,5 +1,5 @@
-//! Nothing outside a slice is touched: every buffer of a call lies against memory that faults, as in `crate::guard`; g, beta,
-//! A_log, dt_bias and the beginnings of sequences too.
+//! No access is outside a slice: every buffer of a call, including g, beta, A_log, dt_bias and the beginnings
+//! of sequences, lies next to pages that fault, as in `crate::guard`.
 
 use chunkwise::{Attention, Config, Gate, GateMap, Heads, Isa, Normaliser, Rule, Shape, State, Tensors};
 use half::{bf16, f16};
@@ -8,7 +8,7 @@ use crate::common::family::*;
 use crate::common::*;
 use crate::guard::{Fence, on_both_sides};
 
-/// One for each of: q, k, v, o, g, beta; A_log, dt_bias, both states, scratch; the beginnings.
+/// Fences for q, k, v, o, g and beta; for A_log, dt_bias, the two states and scratch; and for the beginnings.
 struct Buffers {
     tensors: [Fence; 6],
     numbers: [Fence; 5],
@@ -26,8 +26,8 @@ impl Buffers {
 type Types = fn(&mut Buffers, &FamilyCase);
 const TYPES: [Types; 4] = [run::<f32, f32>, run::<bf16, bf16>, run::<f16, f32>, run::<f32, f16>];
 
-/// All tokens twice, the second time on the state that the first left, then one more. q, v and beta are of type A, the others of
-/// type B.
+/// Computes all tokens twice, the second time on the state after the first, then decodes one more. q, v and
+/// beta have type A, the other tensors type B.
 fn run<A: Number, B: Number>(buffers: &mut Buffers, case: &FamilyCase) {
     let attention = case.attention();
     let one = case.changed(|case| case.config.shape.len = case.config.shape.len.min(1));
@@ -78,7 +78,8 @@ fn run<A: Number, B: Number>(buffers: &mut Buffers, case: &FamilyCase) {
     });
 }
 
-/// Every rule, with parameters of a map where it has a gate; the linear one with a norm, and attention that is not causal.
+/// Every rule, with the parameters of a map where it has a key gate; linear attention with a norm, causal or
+/// not.
 fn all_rules() -> Vec<Rule> {
     let mut all: Vec<Rule> = rules().into_iter().map(|(_, rule)| rule).collect();
     for rule in all.iter_mut().filter(|rule| rule.gate == Gate::Key) {
@@ -90,7 +91,7 @@ fn all_rules() -> Vec<Rule> {
     all
 }
 
-/// Every instruction set and type.
+/// Runs a case on every instruction set and with every combination of types.
 fn check(buffers: &mut Buffers, case: &FamilyCase) {
     for isa in Isa::available() {
         for types in TYPES {

@@ -1,5 +1,5 @@
-//! Which heads belong together: the order of heads, tiled against interleaved ones, and grouped heads against tensors that repeat
-//! them. All of these are the same bits.
+//! Which heads of the tensors belong together. The order of heads, tiled or interleaved heads, and grouped
+//! heads or tensors that repeat them all give the same bits.
 
 use chunkwise::{Config, HeadOrder, Heads, Isa, Rule, Shape};
 
@@ -35,7 +35,7 @@ fn reordered(
     (o, state)
 }
 
-/// Heads don't know of each other: turned round, they have the same bits.
+/// Heads are independent: if they are rotated, each has the same bits.
 #[test]
 fn turned_round() {
     for (name, rule) in all_rules().into_iter().filter(|(_, rule)| rule.causal) {
@@ -53,7 +53,8 @@ fn turned_round() {
     }
 }
 
-/// Tiled heads are interleaved ones in another order: with groups of n, tiled head `j few + i` is interleaved head `i n + j`.
+/// Tiled heads are interleaved heads in another order: with groups of n, tiled head `j few + i` is
+/// interleaved head `i n + j`.
 #[test]
 fn tiled_and_interleaved() {
     for (name, rule) in all_rules().into_iter().filter(|(_, rule)| rule.causal) {
@@ -61,10 +62,12 @@ fn tiled_and_interleaved() {
             for (q, k, v) in GROUPS {
                 let groups = Heads::new(q, k, v);
                 let (state, output) = (groups.state(), groups.output());
-                // A tensor of `many` heads shares those of the tensor that has fewest; what is shared keeps its order.
+                // A tensor of `many` heads shares those of the tensor with the fewest heads, which keep their
+                // order.
                 let fewest = q.min(k).min(v);
                 let of = move |many: usize| move |h: usize| (h % fewest) * (many / fewest) + h / fewest;
-                // Of three numbers of heads the one between shares and is shared, in two steps.
+                // With three different numbers of heads the one in the middle shares heads and is itself
+                // shared, so that one permutation does not describe it.
                 let middle =
                     q.max(k).max(v) == output && [q, k, v].iter().any(|n| *n > fewest && *n < output);
                 if middle {
@@ -85,7 +88,7 @@ fn tiled_and_interleaved() {
     }
 }
 
-/// Grouped heads have the bits of tensors in which each head is repeated, with as many heads as o.
+/// Grouped heads give the bits of tensors in which heads are repeated, so that each has as many heads as o.
 #[test]
 fn grouped_and_repeated() {
     for (name, rule) in all_rules().into_iter().filter(|(_, rule)| rule.causal) {
@@ -113,7 +116,7 @@ fn grouped_and_repeated() {
                     ("decode", case.decode(), repeated.decode()),
                 ] {
                     let name = format!("{name}, {isa}, {groups:?}, {call}");
-                    // The state of each output is that of the head that it shares.
+                    // The repeated heads have the state of the head that they share.
                     let states: Vec<f32> = (0..2)
                         .flat_map(|b| (0..output).map(move |h| (b, h)))
                         .flat_map(|(b, h)| {

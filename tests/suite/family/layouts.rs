@@ -1,5 +1,4 @@
-//! Where rows lie, what is beside them and who computes them change no bit: strides, batches, ragged batches, parts and
-//! threads.
+//! Strides, batches, ragged batches, parts and threads change no bit; the lengths of scratch are exact.
 
 use chunkwise::{Attention, Config, Heads, Isa, Part, Rule, Shape, State, Tensors};
 
@@ -7,7 +6,8 @@ use super::{all_rules, same};
 use crate::common::family::*;
 use crate::common::*;
 
-/// Grouped heads: two of q for each head of the state, and one of v for two.
+/// A case of grouped heads, 4 of q, 2 of k and 1 of v: two heads of q share each head of the state, and the
+/// two heads of the state share the head of v.
 fn grouped(rule: Rule, batch: usize, len: usize, [key, value]: [usize; 2]) -> FamilyCase {
     FamilyCase::new(Config::new(rule, Shape::grouped(batch, len, Heads::new(4, 2, 1), key, value)), 5)
 }
@@ -37,7 +37,7 @@ fn strides() {
     }
 }
 
-/// A sequence of a batch has the bits that it has alone.
+/// Each sequence of a batch has the bits that it has alone.
 #[test]
 fn batches() {
     for (name, rule) in all_rules() {
@@ -60,7 +60,7 @@ fn batches() {
 
 const LENS: [usize; 6] = [0, 7, 0, 29, 1, 16];
 
-/// A case of one sequence of a ragged batch.
+/// One sequence of a ragged batch as a case of its own.
 fn one_of(case: &FamilyCase, sequence: usize) -> FamilyCase {
     let begin: usize = LENS[..sequence].iter().sum();
     let Shape { groups, key, value, .. } = case.config.shape;
@@ -73,7 +73,7 @@ fn one_of(case: &FamilyCase, sequence: usize) -> FamilyCase {
     })
 }
 
-/// The sequences of a ragged batch, and some whose tensors are strided, have the bits that each has alone.
+/// Each sequence of a ragged batch has the bits that it has alone, in contiguous tensors and in others.
 #[test]
 fn ragged_batches() {
     for (name, rule) in all_rules() {
@@ -97,12 +97,12 @@ fn ragged_batches() {
     }
 }
 
-/// A decode of a ragged batch takes one token of each sequence, which lie behind each other.
+/// A decode of a ragged batch takes one token of each sequence, and these tokens are contiguous.
 #[test]
 fn ragged_decode() {
     for (name, rule) in all_rules().into_iter().filter(|(_, rule)| rule.causal) {
         for isa in Isa::available() {
-            // Of a ragged batch of three tokens, each a sequence.
+            // The ragged batch has three sequences of one token each.
             let case = FamilyCase::ragged(rule, &[1, 1, 1], [2, 20, 12], 7).on(isa);
             let attention = case.attention();
             let (mut o, mut state) = (case.output(), case.initial.clone());
@@ -113,7 +113,7 @@ fn ragged_decode() {
     }
 }
 
-/// A call that is split by heads.
+/// A call that is split by heads gives the bits of the whole.
 #[test]
 fn parts() {
     fn alone(part: Part<'_>) {
@@ -151,7 +151,7 @@ fn parts() {
     }
 }
 
-/// Two and three threads: cut along sequences, heads, and columns of V.
+/// Calls on two and three threads, which are divided by sequences, heads and columns of V.
 #[cfg(feature = "std")]
 #[test]
 fn threads() {
@@ -173,7 +173,7 @@ fn threads() {
                         let [few, more] = [&case, &many].map(|case| case.attention().scratch_len());
                         assert!(more > few, "{name}, {isa}, {threads}: not cut");
                         same(&format!("{name}, {isa}, {threads} threads"), &many.forward(), &want);
-                        // Tasks that share a head, on a state that is not the one they write.
+                        // Tasks that share a head read another state than the one they write.
                         let (mut o, mut last) = (many.output(), vec![SENTINEL; want.1.len()]);
                         let scratch = &mut vec![f32::NAN; more];
                         let state = State::InitialFinal(&many.initial, &mut last);
@@ -188,7 +188,7 @@ fn threads() {
     });
 }
 
-/// One token on two and three threads.
+/// Decodes on two and three threads.
 #[cfg(feature = "std")]
 #[test]
 fn decode_on_threads() {
@@ -196,7 +196,7 @@ fn decode_on_threads() {
     pool.install(|| {
         for rule in [Rule::delta(chunkwise::Gate::Scalar).qk_norm(1e-6), Rule::gated(chunkwise::Gate::Key)] {
             for isa in Isa::available() {
-                // 96 heads of 64 KiB.
+                // The state has 96 heads of 64 KiB.
                 let shape = Shape::grouped(3, 1, Heads::new(64, 16, 32), 128, 128);
                 let case = FamilyCase::new(Config::new(rule, shape), 10).on(isa);
                 let want = case.decode();
@@ -211,7 +211,8 @@ fn decode_on_threads() {
     });
 }
 
-/// What scratch, outputs and last states held before plays no part, nor where scratch begins.
+/// Results depend neither on the previous contents of scratch, outputs and last states, nor on the alignment
+/// of scratch.
 #[test]
 fn memory_may_hold_anything() {
     for (name, rule) in all_rules() {
@@ -239,7 +240,7 @@ fn memory_may_hold_anything() {
     }
 }
 
-/// Scratch is asked for to the element; the bound for static arrays is no less, on any instruction set.
+/// The length of scratch is exact, and the bound for static arrays is no less on any instruction set.
 #[test]
 fn scratch() {
     for (name, rule) in rules() {
@@ -265,7 +266,7 @@ fn scratch() {
                         };
                         let short = chunkwise::Error::TooShort { what: "scratch", need, got: len };
                         assert_eq!(done, if len < need { Err(short) } else { Ok(()) }, "{name}, {isa}");
-                        // What is behind the part that was asked for is left alone.
+                        // Elements beyond that length are left untouched.
                         assert!(untouched(
                             &scratch[need.min(len)..],
                             &vec![SENTINEL; len.saturating_sub(need)]
@@ -275,13 +276,13 @@ fn scratch() {
             }
         }
     }
-    // There is no error to return: a bound that no memory can hold is as large as it gets.
+    // A bound can't return an error, so it saturates at a length that no memory can have.
     for [heads, key, value] in [[usize::MAX, 1, 1], [1, usize::MAX, 1], [1, 1, usize::MAX], [usize::MAX; 3]] {
         assert!(Attention::gated_scratch_bound(heads, key, value) > isize::MAX as usize / 4);
     }
 }
 
-/// What is asked for is enough for no token too, where tensors are empty and strides any number.
+/// Calls without tokens or without sequences take empty tensors.
 #[test]
 fn no_tokens() {
     for (name, rule) in all_rules() {

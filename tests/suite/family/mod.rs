@@ -20,7 +20,7 @@ use chunkwise::{Isa, Normaliser, Rule};
 use crate::common::family::*;
 use crate::common::*;
 
-/// Every rule, those of the linear update without a gate and of attention that is not causal among them.
+/// Every rule, including linear attention without a gate, causal or not.
 fn all_rules() -> Vec<(&'static str, Rule)> {
     let mut all = rules();
     let linear = Rule::linear(Normaliser::Global { eps: 1e-6 });
@@ -28,7 +28,7 @@ fn all_rules() -> Vec<(&'static str, Rule)> {
     all
 }
 
-/// Forward and, where there is one, decode against the oracle, on every instruction set.
+/// Compares forward and, if the case can be decoded, decode with the oracle, on every instruction set.
 #[track_caller]
 fn check(name: &str, case: &FamilyCase) {
     let ((want, want_state), bound) = (case.oracle(), case.bound());
@@ -51,7 +51,7 @@ fn check(name: &str, case: &FamilyCase) {
     }
 }
 
-/// The same bits in outputs and states.
+/// Checks that outputs and states have the same bits.
 #[track_caller]
 fn same(what: &str, got: &(Vec<f32>, Vec<f32>), want: &(Vec<f32>, Vec<f32>)) {
     assert_eq!(first_difference(&got.0, &want.0), None, "{what}: outputs");

@@ -1,5 +1,5 @@
-//! The ONNX operator LinearAttention (opset 27) is a choice of strides and of a rule: every case of its node tests, packed
-//! `[B, T, H*D]`, in the types that they have.
+//! The ONNX operator LinearAttention (opset 27), which is a choice of strides and of a rule: every case of
+//! its node tests, packed `[B, T, H*D]`, in the types of that case.
 
 use chunkwise::files::{self, Tensors};
 use chunkwise::{Config, Gate, Heads, Isa, Normaliser, Rule, Shape, Strides, Update};
@@ -10,10 +10,10 @@ use super::golden::{choice, configuration, golden, header};
 use crate::common::family::*;
 use crate::common::*;
 
-/// Cases of the file.
+/// The number of cases in the file.
 const CASES: usize = 14;
 
-/// An attribute or a number of a case.
+/// An attribute of a case that is a whole number.
 #[track_caller]
 fn count(attributes: &Value, name: &str) -> usize {
     attributes[name].as_u64().unwrap_or_else(|| panic!("{name}: {attributes}")) as usize
@@ -47,7 +47,7 @@ fn read(tensors: &Tensors<'_>, header: &Value, node: &Value) -> Node {
     let [batch, len, q_row] = query.shape[..].try_into().expect("three sizes");
     let (key_size, value_size) = (q_row / q_heads, value.shape[2] / kv_heads);
     assert_eq!(key.shape, [batch, len, kv_heads * key_size], "{name}");
-    // decay [B, T, H] or [B, T, H*K]; where K = 1 both are the same.
+    // decay is [B, T, H] or [B, T, H*K], which are the same for K = 1.
     let (decay, beta) = (tensor("decay"), tensor("beta"));
     let gate = match &decay {
         None => Gate::None,

@@ -1,4 +1,4 @@
-//! Every rule computes what its definition says, on harmless numbers and on the distributions that are hard for gates.
+//! Every rule is compared with the oracle, on harmless numbers and on distributions that are hard for gates.
 
 use chunkwise::{Config, FeatureMap, Gate, GateMap, Heads, Normaliser, Rule, Shape, Strides};
 use half::{bf16, f16};
@@ -18,7 +18,7 @@ fn every_rule_at_every_small_size() {
         {
             check(name, &FamilyCase::of(rule, [2, 21, 1, key, value]));
         }
-        // Whole tiles of sixteen and parts of them, with K and V of real models.
+        // Whole tiles of 16 tokens and part of one, with K and V of real models.
         check(name, &FamilyCase::of(rule, [1, 150, 1, 96, 192]));
     }
 }
@@ -36,7 +36,7 @@ fn heads_that_differ_in_number() {
     }
 }
 
-/// Sequences of no token first, last and between; of one, and of more than a tile.
+/// Sequences without tokens are first, last and in the middle; others have one token, or more than a tile.
 #[test]
 fn ragged_batches() {
     let linear = [
@@ -66,12 +66,13 @@ fn not_causal() {
     }
 }
 
-/// The rules with a gate whose logarithm is g.
+/// The rules with a gate, whose g is the logarithm of the decay.
 fn gated() -> impl Iterator<Item = (&'static str, Rule)> {
     rules().into_iter().filter(|(_, rule)| rule.gate != Gate::None)
 }
 
-/// The distributions of g that ggml tests with, and what they leave out: none, growth, and decays that are hardly numbers.
+/// The distributions of g in ggml's tests, and others: decays of 1, growth, and decays that are denormal or
+/// 0.
 #[test]
 fn gates_of_any_size() {
     for (name, rule) in gated() {
@@ -97,15 +98,17 @@ fn gates_of_any_size() {
     }
 }
 
-/// Some decays are exactly 0: what was before is forgotten, not NaN, whatever it was; what is infinite can't be.
+/// Where a decay is exactly 0, all earlier tokens are forgotten and do not cause NaN, provided that the state
+/// was finite.
 #[test]
 fn resets() {
     for (name, rule) in gated() {
         for map in [GateMap::Log, GateMap::Linear] {
             let zero = if map == GateMap::Log { f32::NEG_INFINITY } else { 0.0 };
             let rule = rule.gate_map(map);
-            // All rows of the state at once, so that nothing of the past is left: at the first token, within a block, at its
-            // end and its beginning, in two blocks of a tile and in all tokens.
+            // All rows of the state are reset at once, so that nothing of the past remains: at the first
+            // token, at the first and at the second token of a block, in several blocks, and at many tokens
+            // in a row.
             for tokens in [&[0][..], &[6], &[7], &[8], &[3, 4, 30], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 36]] {
                 let mut case = FamilyCase::of(rule, [1, 37, 2, 20, 12]);
                 let row = case.g.len() / 37;
@@ -113,7 +116,7 @@ fn resets() {
                     case.g[token * row..][..row].fill(zero);
                 }
                 check(&format!("{name}, reset at {tokens:?}"), &case);
-                // Nothing of what was before the last of them is left, bit for bit.
+                // No bit from the last reset on depends on the state before it.
                 let other = case.changed(|case| case.initial.iter_mut().for_each(|x| *x *= 3e30));
                 let last = tokens[tokens.len() - 1];
                 let [o, other_o] = [&case, &other].map(|case| case.forward());
@@ -121,7 +124,7 @@ fn resets() {
                 let tail = |o: &(Vec<f32>, Vec<f32>)| (o.0[last * row..].to_vec(), o.1.clone());
                 same(&format!("{name}, from {tokens:?} on"), &tail(&other_o), &tail(&o));
             }
-            // Some rows of the state only.
+            // Only some rows of the state are reset.
             let case = FamilyCase::of(rule, [1, 37, 2, 20, 12])
                 .changed(|case| case.g.iter_mut().step_by(3).for_each(|g| *g = zero));
             check(&format!("{name}, some reset"), &case);
@@ -129,7 +132,7 @@ fn resets() {
     }
 }
 
-/// Every map of g and of beta, with and without A_log and dt_bias, on numbers of any size.
+/// Every map of g and of beta, with and without A_log and dt_bias, on numbers of all sizes.
 #[test]
 fn every_map() {
     for (name, rule) in rules() {
@@ -170,7 +173,7 @@ fn every_map() {
     }
 }
 
-/// The norm of q and k goes with every rule and map.
+/// The norm of q and k can be combined with every rule and map.
 #[test]
 fn norms_of_q_and_k() {
     let linear = [
@@ -185,7 +188,7 @@ fn norms_of_q_and_k() {
             }
         }
     }
-    // A row of zeros has no direction, and eps keeps it from being NaN.
+    // A row of zeros has no direction; eps prevents NaN.
     let zeros = FamilyCase::of(Rule::delta(Gate::Scalar).qk_norm(1e-6), [1, 9, 1, 20, 12])
         .changed(|case| case.k[3 * 20..4 * 20].fill(0.0));
     check("a row of zeros", &zeros);
@@ -206,7 +209,8 @@ fn maps_and_scales() {
     }
 }
 
-/// A constant decay `[H]`, whose strides of batch and token are 0: RetNet's. The bits are those of g repeated.
+/// Constant decays `[H]`, as RetNet's, whose strides of batch and token are 0. They give the bits of a
+/// repeated g.
 #[test]
 fn constant_decays() {
     for (update, rule) in
@@ -234,7 +238,7 @@ fn constant_decays() {
     }
 }
 
-/// Tensors in bf16 and f16, g and beta too: the bits of f32 on the widened numbers, rounded once.
+/// Tensors in bf16 and f16, including g and beta, give the bits of f32 on the widened numbers, rounded once.
 #[test]
 fn other_types() {
     fn check<E: Number>(name: &str, case: &FamilyCase) {

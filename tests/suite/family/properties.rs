@@ -1,5 +1,4 @@
-//! What holds of every rule without an oracle: who depends on whom, where a sequence may be cut, what a gate of 0 and a beta of 0
-//! are.
+//! Properties of every rule that need no oracle: causality, cuts of a sequence, gates of 0 and betas of 0.
 
 use chunkwise::{FeatureMap, Gate, Isa, Normaliser, Rule, State, Update};
 
@@ -7,8 +6,9 @@ use super::same;
 use crate::common::family::*;
 use crate::common::*;
 
-/// Tokens, heads, K and V of the cases: several tiles and part of a block, K and V that are no multiple of a vector.
+/// The number of tokens of the cases: several tiles, the last of which is not whole.
 const LEN: usize = 38;
+/// B, T, H, K and V of the cases; K and V are not multiples of the longest vectors.
 const SIZES: [usize; 5] = [2, LEN, 2, 20, 12];
 
 /// Every rule on every instruction set.
@@ -30,8 +30,8 @@ fn tensor(case: &mut FamilyCase, which: Which) -> &mut Vec<f32> {
     }
 }
 
-/// A NaN in a row of the second sequence's first head changes no bit of an output before it, of another sequence or of another
-/// head; it does change what depends on it.
+/// A NaN in a row of the second sequence's first head reaches all outputs and states that depend on it. It
+/// changes no bit of earlier outputs, of the other sequence and of the other head.
 #[test]
 fn causality() {
     const INPUTS: [Which; 5] = [Which::Q, Which::K, Which::V, Which::G, Which::Beta];
@@ -41,7 +41,8 @@ fn causality() {
             if tensor(&mut case.clone(), which).is_empty() {
                 continue;
             }
-            // At each place in a block, in the first and in the last one, which is not whole.
+            // The tokens are the first and the second ones of blocks: at the beginning and the end of the
+            // first tile, in the second tile and at the end of the last one.
             for token in [0, 1, 14, 15, 16, 36, 37] {
                 let [heads, dim] = case.row_sizes(which);
                 let poisoned = case.changed(|case| {
@@ -72,8 +73,8 @@ fn causality() {
     }
 }
 
-/// Cut at multiples of two tokens, with pieces of none among them, a sequence has the bits of the whole; the last piece may end
-/// anywhere.
+/// A sequence that is cut at multiples of two tokens has the bits of the whole, also if some pieces have no
+/// tokens.
 #[test]
 fn pieces_of_whole_blocks_are_the_whole() {
     for (name, case) in cases() {
@@ -85,7 +86,7 @@ fn pieces_of_whole_blocks_are_the_whole() {
     }
 }
 
-/// Cut anywhere else, by forward and by decode, it is within the bound of the recurrence, as the whole is.
+/// A sequence that is cut elsewhere, and computed by forward and decode, is within the bound of the error.
 #[test]
 fn other_pieces_are_within_the_bound() {
     for (name, case) in cases() {
@@ -96,7 +97,7 @@ fn other_pieces_are_within_the_bound() {
                 let mut pieces = vec![];
                 let mut begin = 0;
                 for (i, end) in ends.into_iter().enumerate() {
-                    // Of the pieces every second one token by token.
+                    // Every second piece is decoded token by token.
                     if by_decode && i % 2 == 1 {
                         pieces.extend((begin..end).map(|token| (token..token + 1, true)));
                     } else {
@@ -113,7 +114,8 @@ fn other_pieces_are_within_the_bound() {
     }
 }
 
-/// A decode has the bits of a forward of one token, wherever the sequence is; and where states and sums are zeros of either sign.
+/// A decode has the bits of a forward of one token, at every token of a sequence, and where states and sums
+/// are zeros of either sign.
 #[test]
 fn decode_is_forward_of_one_token() {
     for (name, case) in cases() {
@@ -132,7 +134,7 @@ fn decode_is_forward_of_one_token() {
     }
 }
 
-/// Every way of passing the state is the same computation, from zeros and from another state.
+/// All ways of passing the state give the same bits, from a state of zeros and from another state.
 #[test]
 fn ways_of_passing_the_state() {
     for (name, case) in cases() {
@@ -157,8 +159,8 @@ fn ways_of_passing_the_state() {
     }
 }
 
-/// A gate of 0 is no gate: within the bound for the linear update, whose sums have another order then, and bit for bit for the
-/// delta rule.
+/// A gate whose g is 0 has no effect: the results of the linear update, whose sums have another order without
+/// a gate, are the same within the bound, and those of the delta rule have the same bits.
 #[test]
 fn a_gate_of_zero_is_none() {
     for isa in Isa::available() {
@@ -190,7 +192,8 @@ fn a_gate_of_zero_is_none() {
     }
 }
 
-/// A token whose beta is 0 adds nothing: its k and v play no part in any bit, and where the decay is 1 the state keeps its bits.
+/// A token whose beta is 0 adds nothing: no bit depends on its k and v, and where its decay is 1 the state
+/// keeps its bits.
 #[test]
 fn a_beta_of_zero_is_no_token() {
     for (name, case) in cases().filter(|(_, case)| case.config.rule.update == Update::Delta) {
@@ -219,12 +222,12 @@ fn a_beta_of_zero_is_no_token() {
             case.g.fill(0.0);
         });
         for (_, state) in [none.forward(), none.decode()] {
-            assert!(untouched(&state, &none.initial), "{name}: the state of tokens that are none");
+            assert!(untouched(&state, &none.initial), "{name}: betas of 0 changed the state");
         }
     }
 }
 
-/// A stream that brings its own memory: pieces of whole blocks, steps back, and single tokens.
+/// A [`chunkwise::Stream`] has the bits of a forward, and can be reset and restored.
 #[cfg(feature = "std")]
 #[test]
 fn streams() {
