@@ -519,7 +519,7 @@ fn compiles(code: &str, name: &str, language: [&str; 2]) -> bool {
 }
 
 #[test]
-fn the_header_is_what_rust_says() {
+fn header_matches_rust() {
     let (Assertions { c, cpp }, _) = assertions();
     if compiles(&c, "c_header.c", ["c", "-std=c11"]) {
         compiles(&cpp, "c_header.cpp", ["c++", "-std=c++14"]);
@@ -528,7 +528,7 @@ fn the_header_is_what_rust_says() {
 
 #[cfg(feature = "cuda")]
 #[test]
-fn the_header_for_gpus_is_what_rust_says() {
+fn gpu_header_matches_rust() {
     let (code, functions) = cuda_assertions();
     compiles(&code, "c_header_cuda.c", ["c", "-std=c11"]);
     let header = header("include/chunkwise_cuda.h");

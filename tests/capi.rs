@@ -414,7 +414,7 @@ fn structures_of_other_sizes() {
         let status = unsafe { cw_forward(attention, &call) };
         (status, memory.written(status))
     };
-    takes_what_there_is(&good, |attention| forward(attention, &|call| call));
+    reads_fields_of_any_size(&good, |attention| forward(attention, &|call| call));
 
     // Each call points to memory of its own, so that only the size is taken from the other structure.
     for size in ends::<cw_call>() {
@@ -440,7 +440,7 @@ fn structures_of_other_sizes() {
     let mut memory = fresh.clone();
     let call = memory.call(T);
     // SAFETY: the memory is this test's.
-    fills_what_there_is(|sizes| unsafe { cw_attention_sizes(&good, &call, sizes) });
+    writes_fields_of_any_size(|sizes| unsafe { cw_attention_sizes(&good, &call, sizes) });
 }
 
 #[test]

@@ -514,16 +514,16 @@ fn structures_of_other_sizes() {
     let model = load(&file, &mut memory);
 
     // SAFETY: the memory is this test's, here and below.
-    fills_what_there_is(|config| unsafe { cw_model_file_config(&file, config) });
+    writes_fields_of_any_size(|config| unsafe { cw_model_file_config(&file, config) });
     // SAFETY: as above.
-    fills_what_there_is(|sizes| unsafe { cw_model_sizes_of(model, batch as u64, len as u64, sizes) });
-    takes_what_there_is(&config, |config| {
+    writes_fields_of_any_size(|sizes| unsafe { cw_model_sizes_of(model, batch as u64, len as u64, sizes) });
+    reads_fields_of_any_size(&config, |config| {
         let (mut bytes, mut align) = (0, 0);
         // SAFETY: as above.
         let status = unsafe { cw_model_memory(config, &mut bytes, &mut align) };
         (status, vec![bytes as u32, align as u32])
     });
-    takes_what_there_is(&file, |file| {
+    reads_fields_of_any_size(&file, |file| {
         let mut config = cw_model_config::DEFAULT;
         // SAFETY: as above.
         let status = unsafe { cw_model_file_config(file, &mut config) };

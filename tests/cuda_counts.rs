@@ -235,7 +235,7 @@ fn count_decode(device: &Device, heads: usize, dim: usize, normaliser: Normalise
 /// A decode reads and writes the state once, in whole sectors, 16 bytes for each thread. Its instructions
 /// take much less time than its accesses to memory.
 #[test]
-fn decode_passes_over_the_state_once() {
+fn decode_reads_the_state_once() {
     /// Fewer heads than multiprocessors, so that heads without a normaliser are divided among more blocks.
     const FEW: usize = 16;
     /// More heads than multiprocessors.

@@ -73,7 +73,7 @@ fn without_version(function: &str) -> &str {
 }
 
 /// Checks that an error is one sentence and contains these words.
-fn assert_says(error: &Error, words: &[&str]) {
+fn assert_message(error: &Error, words: &[&str]) {
     let text = error.to_string();
     assert!(words.iter().all(|word| text.contains(word)), "{text:?} lacks one of {words:?}");
     assert!(
@@ -92,7 +92,7 @@ fn no_driver() {
     let error = refused("/nowhere/libcuda.so.1", 0);
     let Error::NoDriver { text } = &error else { panic!("{error:?}") };
     assert!(text.contains("/nowhere/libcuda.so.1"), "without the loader's message: {text:?}");
-    assert_says(&error, &["no CUDA driver", text]);
+    assert_message(&error, &["no CUDA driver", text]);
     // This file is not a library.
     let error = refused(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"), 0);
     let Error::NoDriver { text } = &error else { panic!("{error:?}") };
@@ -108,7 +108,7 @@ fn not_the_driver() {
         let Error::MissingSymbol { symbol, text } = &error else { panic!("{error:?}") };
         assert_eq!(*symbol, functions()[0], "the first that is missing");
         assert!(text.contains("cuInit"), "without the loader's message: {text:?}");
-        assert_says(&error, &["cuInit", text]);
+        assert_message(&error, &["cuInit", text]);
     }
 }
 
@@ -121,7 +121,7 @@ fn driver_too_old() {
         assert_eq!(error, Error::DriverTooOld { version, need: 11_000 });
     }
     emulator.driver_version(10_020);
-    assert_says(&refused(emulator_path(), 0), &["CUDA 10.2", "CUDA 11.0"]);
+    assert_message(&refused(emulator_path(), 0), &["CUDA 10.2", "CUDA 11.0"]);
     assert_eq!(emulator.calls("cuInit"), 0, "nothing was started");
     emulator.driver_version(11_000);
     assert!(open(emulator_path(), 0).is_ok(), "the oldest supported version is refused");
@@ -135,7 +135,7 @@ fn no_device() {
     emulator.device(0, (9, 0), 132, 232_448);
     let error = refused(emulator_path(), 0);
     assert_eq!(error, Error::NoDevice { ordinal: 0, count: 0, text: words.into() });
-    assert_says(&error, &["no CUDA device 0", "there are 0", words]);
+    assert_message(&error, &["no CUDA device 0", "there are 0", words]);
     emulator.reset();
     emulator.fail("cuInit", 100, 0);
     assert_eq!(refused(emulator_path(), 0), error);
@@ -147,7 +147,7 @@ fn no_device() {
     for ordinal in [2, 3, i32::MAX as usize, i32::MAX as usize + 1, usize::MAX] {
         let error = refused(emulator_path(), ordinal);
         assert_eq!(error, Error::NoDevice { ordinal, count: 2, text: String::new() });
-        assert_says(&error, &[&format!("no CUDA device {ordinal}"), "there are 2"]);
+        assert_message(&error, &[&format!("no CUDA device {ordinal}"), "there are 2"]);
     }
     assert_eq!(open(emulator_path(), 1).map(|device| device.multiprocessors()), Ok(132));
     assert_eq!(emulator.live(), Live::default());
@@ -162,7 +162,7 @@ fn capability_too_low() {
         let name = format!("Emulated sm_{}{}", capability.0, capability.1);
         assert_eq!(error, Error::Capability { name: name.clone(), capability });
         let dotted = format!("{}.{}", capability.0, capability.1);
-        assert_says(&error, &[&name, &dotted, "8.0"]);
+        assert_message(&error, &[&name, &dotted, "8.0"]);
     }
     assert_eq!(emulator.calls("cuDevicePrimaryCtxRetain"), 0, "a context was made for nothing");
     emulator.device(1, (8, 0), 108, 166_912);
@@ -186,14 +186,14 @@ fn out_of_memory() {
     for bytes in [2004, 1 << 40] {
         let error = Buffer::<f32>::zeros(&device, bytes / 4).expect_err("more than there is");
         assert_eq!(error, Error::OutOfMemory { bytes, text: "out of memory".into() });
-        assert_says(&error, &[&bytes.to_string(), "out of memory"]);
+        assert_message(&error, &[&bytes.to_string(), "out of memory"]);
     }
     let error = Buffer::from_slice(&device, &[0f32; 501]).expect_err("more than there is");
     assert_eq!(error, Error::OutOfMemory { bytes: 2004, text: "out of memory".into() });
     // The number of bytes overflows.
     let error = Buffer::<f32>::zeros(&device, usize::MAX / 2).expect_err("more than there is");
     assert_eq!(error, chunkwise::Error::Overflow { what: "the buffer" }.into());
-    assert_says(&error, &["the buffer"]);
+    assert_message(&error, &["the buffer"]);
     // An allocation that fits still succeeds, and the first buffer is unchanged.
     let rest = Buffer::<f32>::zeros(&device, 500).expect("the rest");
     assert_eq!(held.read(Stream::DEFAULT), Ok(vec![1.0; 500]));
@@ -228,7 +228,7 @@ fn unsupported_ptx() {
                 text: words.into()
             }
         );
-        assert_says(&error, &["sm_90a/prefill_bf16_dot/prefill_64_global", words]);
+        assert_message(&error, &["sm_90a/prefill_bf16_dot/prefill_64_global", words]);
         // Now the second module fails.
         emulator.fail("cuModuleLoadDataEx", 0, 0);
         emulator.fail("cuModuleLoadDataEx", code, 1);
@@ -250,7 +250,7 @@ fn compiling_is_disabled() {
     emulator.fail("cuModuleLoadDataEx", 223, 0);
     let error = things.all(&emulator).expect_err("no kernel");
     assert_eq!(error, Error::JitDisabled { text: "PTX JIT compilation was disabled".into() });
-    assert_says(&error, &["CUDA_DISABLE_PTX_JIT", "CUDA_DISABLE_JIT", "PTX JIT compilation was disabled"]);
+    assert_message(&error, &["CUDA_DISABLE_PTX_JIT", "CUDA_DISABLE_JIT", "PTX JIT compilation was disabled"]);
     emulator.fail("cuModuleLoadDataEx", 0, 0);
     assert!(things.all(&emulator).is_ok(), "the failure is remembered");
 }
@@ -293,7 +293,7 @@ fn unsupported_ptx_log() {
     assert_eq!(module, "sm_90a/prefill_bf16_dot/prefill_64_global");
     assert!(text.starts_with("the provided PTX was compiled with an unsupported toolchain. "), "{text}");
     assert!(text.ends_with("PTX ISA 8.0 is newer than the driver"), "without the log: {text}");
-    assert_says(&error, &[module, text]);
+    assert_message(&error, &[module, text]);
     drop(things);
     assert_eq!(emulator.live(), Live::default());
 }
@@ -424,7 +424,7 @@ fn every_call_fails() {
                 let call = without_version(function);
                 let name = format!("call {k} of {function}");
                 assert_eq!(result, Err(Error::Driver { call, code, text: text.into() }), "{name}");
-                assert_says(&result.expect_err("as above"), &[call, &code.to_string(), text]);
+                assert_message(&result.expect_err("as above"), &[call, &code.to_string(), text]);
                 emulator.fail(function, 0, 0);
                 // Where a context can't be entered, a buffer that could not be filled can't be freed either.
                 let lost = if function == "cuCtxPushCurrent_v2" { emulator.live().allocations } else { 0 };
@@ -523,7 +523,7 @@ fn drops_fail() {
 
 /// The driver has no text for an error.
 #[test]
-fn no_words() {
+fn unknown_codes() {
     let emulator = Alone::new();
     emulator.fail("cuGetErrorString", 1, 0);
     emulator.fail("cuLaunchKernel", 999, 0);
@@ -535,17 +535,20 @@ fn no_words() {
     emulator.fail("cuLaunchKernel", 123_456, 0);
     let error = things.all(&emulator).expect_err("no launch");
     assert_eq!(error, Error::Driver { call: "cuLaunchKernel", code: 123_456, text: "unknown error".into() });
-    assert_says(&error, &["cuLaunchKernel", "123456", "unknown error"]);
+    assert_message(&error, &["cuLaunchKernel", "123456", "unknown error"]);
 }
 
 /// The messages of errors that do not come from a driver.
 #[test]
-fn own_words() {
+fn specific_messages() {
     let _alone = Alone::new();
-    assert_says(&Error::Unsupported { what: "the compensated state" }, &["GPU", "the compensated state"]);
+    assert_message(&Error::Unsupported { what: "the compensated state" }, &["GPU", "the compensated state"]);
     let argument = chunkwise::Error::Zero { what: "heads" };
-    assert_says(&argument.into(), &[&argument.to_string()]);
-    assert_says(&Error::NoDevice { ordinal: 3, count: 1, text: String::new() }, &["device 3", "there are 1"]);
+    assert_message(&argument.into(), &[&argument.to_string()]);
+    assert_message(
+        &Error::NoDevice { ordinal: 3, count: 1, text: String::new() },
+        &["device 3", "there are 1"],
+    );
 }
 
 // --- faults of kernels
@@ -586,7 +589,7 @@ fn kernel_faults() {
         let failed = |call| Error::Driver { call, code, text: text.into() };
         let error = device.synchronize(Stream::DEFAULT).expect_err("the kernel's fault");
         assert_eq!(error, failed("cuStreamSynchronize"));
-        assert_says(&error, &["cuStreamSynchronize", &code.to_string(), text]);
+        assert_message(&error, &["cuStreamSynchronize", &code.to_string(), text]);
         assert_eq!(o.read(Stream::DEFAULT), Err(failed("cuMemcpyDtoHAsync")));
         assert_eq!(short.read(Stream::DEFAULT), Err(failed("cuMemcpyDtoHAsync")));
         assert_eq!(Buffer::<f32>::zeros(&device, 1).err(), Some(failed("cuMemAlloc")));
@@ -754,7 +757,7 @@ fn other_devices_memory() {
         let args = DecodeStep { q: q.from(0), k, v, state: to.slice_mut(), o };
         assert_eq!(attention.decode(args, Stream::DEFAULT), want);
     }
-    assert_says(&Error::OtherDevice { what: "q" }, &["q", "another device"]);
+    assert_message(&Error::OtherDevice { what: "q" }, &["q", "another device"]);
 
     let config = ModelConfig { hidden_size: 8, num_heads: 2, num_layers: 1, ..ModelConfig::new(4) };
     let mut flat = vec![0.0; config.parameters_len()];

@@ -185,7 +185,7 @@ impl Plan {
         // There are so many whole tiles that stages are used again, and a part of one.
         let tiles = if kernel.hopper && stages > 0 { 6 } else { 3 };
         let len = tiles * kernel.tokens + kernel.tokens / 2 + 3;
-        let case = edges_weigh(Case::new(
+        let case = with_large_edges(Case::new(
             Config::new(Rule::linear(normaliser), Shape::new(1, len, 1, KEY, VALUE)),
             11,
         ));
@@ -348,7 +348,7 @@ impl Plan {
 
 /// Makes the first and last columns of q and k large, so that an index that is off by one has more effect
 /// than rounding.
-fn edges_weigh(mut case: Case) -> Case {
+fn with_large_edges(mut case: Case) -> Case {
     for row in case.q.chunks_exact_mut(KEY).chain(case.k.chunks_exact_mut(KEY)) {
         (row[0], row[KEY - 1]) = (row[0] + 3.0, row[KEY - 1] + 3.0);
     }
@@ -379,7 +379,7 @@ fn plans(kernel: Kernel) -> Vec<Plan> {
     if kernel.narrow {
         // Whole tiles have a separate path.
         let shape = Shape::new(1, plans[0].case.config.shape.len, 1, KEY, WHOLE);
-        let whole = edges_weigh(Case::new(Config::new(Rule::linear(normaliser), shape), 12));
+        let whole = with_large_edges(Case::new(Config::new(Rule::linear(normaliser), shape), 12));
         plans.push(Plan::of(kernel, "whole tiles", whole, 2, Part::Whole));
     }
     // The computation of sums without outputs has a separate barrier.

@@ -259,10 +259,10 @@ impl Attention {
     }
 
     /// Checks lengths, as [`crate::Attention`] does, and that no tensor is in the memory of another device.
-    fn check(&self, len: usize, places: [(usize, Option<&Device>); 4]) -> Result<()> {
+    fn check(&self, len: usize, tensors: [(usize, Option<&Device>); 4]) -> Result<()> {
         let shape = self.config.shape.with_len(len);
         shape.check()?;
-        for ((what, need), (got, of)) in ["q", "k", "v", "o"].into_iter().zip(shape.reach()?).zip(places) {
+        for ((what, need), (got, of)) in ["q", "k", "v", "o"].into_iter().zip(shape.reach()?).zip(tensors) {
             check_room(what, need, got)?;
             self.device.check_memory(what, of)?;
         }
@@ -270,7 +270,7 @@ impl Attention {
     }
 
     fn check_state(&self, state: &Slice<'_>) -> Result<()> {
-        let (len, of) = state.place();
+        let (len, of) = state.len_and_device();
         check_len("state", self.state_len(), len)?;
         self.device.check_memory("state", of)
     }

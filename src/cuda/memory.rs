@@ -49,7 +49,7 @@ macro_rules! slice {
             }
 
             /// The number of elements, and the device whose memory they are in where that is known.
-            pub(super) fn place(&self) -> (usize, Option<&'a Device>) {
+            pub(super) fn len_and_device(&self) -> (usize, Option<&'a Device>) {
                 (self.len, self.device)
             }
         }

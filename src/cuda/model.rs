@@ -233,8 +233,8 @@ impl Model {
         check_len("input", input_len, input.len())?;
         check_len("output", self.output_len(batch, len), output.len())?;
         check_room("workspace", self.workspace_len(batch, len)?, workspace.len())?;
-        let places = [input.place(), output.place(), workspace.place()];
-        for (what, (_, of)) in ["input", "output", "workspace"].into_iter().zip(places) {
+        let slices = [input.len_and_device(), output.len_and_device(), workspace.len_and_device()];
+        for (what, (_, of)) in ["input", "output", "workspace"].into_iter().zip(slices) {
             self.device.check_memory(what, of)?;
         }
         if rows == 0 {

@@ -12,7 +12,7 @@ use crate::{HOLDS, MOST};
 /// tensors, twice while they are sorted.
 const HELD: usize = 24;
 /// The bytes that reading may hold in addition, whatever the length of the file.
-const HELD_BESIDE: usize = 1 << 16;
+const HELD_AT_LEAST: usize = 1 << 16;
 /// The bytes for each byte of JSON that is parsed into values, for a configuration or to explain an error.
 const VALUES: usize = 100;
 /// The same for all JSON that is parsed into values, which is at most 1 MiB.
@@ -34,7 +34,7 @@ fn measured<R>(what: &str, run: impl FnOnce() -> R) -> (R, usize) {
 }
 
 fn bound(len: usize) -> usize {
-    HELD * len + MOST_VALUES.min(VALUES * len) + HELD_BESIDE
+    HELD * len + MOST_VALUES.min(VALUES * len) + HELD_AT_LEAST
 }
 
 /// Checks that a file returns an error, within the bound of memory.
@@ -204,7 +204,7 @@ fn configurations() {
 /// An input without elements may have a shape of any number of sequences or steps, which takes neither memory
 /// nor time.
 #[test]
-fn inputs_that_claim() {
+fn inputs_with_false_sizes() {
     for mode in ["last_timestep", "all", "mean"] {
         let bytes =
             File::good().config(&JSON.replace('}', &format!(r#", "output_mode": "{mode}"}}"#))).bytes();
@@ -226,7 +226,7 @@ fn inputs_that_claim() {
                     Err(_) => assert!(mode != "all" && shape[1] == 0, "{what}"),
                 }
             }
-            assert!(most <= HELD_BESIDE, "{what}: held {most} bytes");
+            assert!(most <= HELD_AT_LEAST, "{what}: held {most} bytes");
         }
     }
 }
@@ -234,7 +234,7 @@ fn inputs_that_claim() {
 /// Lightning attention keeps the tokens of a chunk. Memory is allocated for the tokens of the input, however
 /// long the chunk is.
 #[test]
-fn a_chunk_that_claims() {
+fn chunk_with_false_size() {
     let file = File::lightning();
     let results = |chunk: usize| {
         let bytes = file.clone().config(&format!(r#"{{"num_heads": 2, "chunk_size": {chunk}}}"#)).bytes();
@@ -245,7 +245,7 @@ fn a_chunk_that_claims() {
         let what = format!("chunks of {chunk}");
         let (results, most) =
             measured(&what, || [files::forward(&model, &input), files::stream(&model, &input)]);
-        assert!(most <= HELD_BESIDE, "{what}: held {most} bytes");
+        assert!(most <= HELD_AT_LEAST, "{what}: held {most} bytes");
         results.map(|result| result.expect("a good input"))
     };
     assert_eq!(results(1 << 24), results(10));

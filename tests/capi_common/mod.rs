@@ -49,7 +49,7 @@ pub(crate) fn bytes<T: Headed>(of: &T) -> &[u8] {
 
 /// Checks that the library writes the same fields to a structure of any size as to the whole structure, and
 /// nothing else.
-pub(crate) fn fills_what_there_is<T: Headed>(fill: impl Fn(&mut T) -> i32) {
+pub(crate) fn writes_fields_of_any_size<T: Headed>(fill: impl Fn(&mut T) -> i32) {
     let mut whole = T::DEFAULT;
     assert_eq!(fill(&mut whole), CW_OK);
     for size in ends::<T>() {
@@ -72,7 +72,7 @@ pub(crate) fn fills_what_there_is<T: Headed>(fill: impl Fn(&mut T) -> i32) {
 
 /// Checks that the library reads the fields of a structure of any size, and takes defaults for the others.
 /// `answer` returns the status and the bits of what was written.
-pub(crate) fn takes_what_there_is<T: Headed>(whole: &T, mut answer: impl FnMut(&T) -> (i32, Vec<u32>)) {
+pub(crate) fn reads_fields_of_any_size<T: Headed>(whole: &T, mut answer: impl FnMut(&T) -> (i32, Vec<u32>)) {
     for size in ends::<T>() {
         let (short, long) = older(whole, size);
         let (got, want) = (answer(&short), answer(&long));

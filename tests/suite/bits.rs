@@ -236,7 +236,7 @@ fn rules() -> impl Iterator<Item = Rule> {
 }
 
 #[test]
-fn of_attention() {
+fn hashes_of_attention() {
     let hashes = |isa| {
         let mut all = [[0; 3]; 18];
         for (rule, hashes) in rules().zip(&mut all) {
@@ -261,7 +261,7 @@ fn of_attention() {
 }
 
 #[test]
-fn of_compensated_attention() {
+fn hashes_of_compensated_attention() {
     let hashes = |isa| {
         let mut all = [0; 18];
         for (rule, hash) in rules().zip(&mut all) {
@@ -325,7 +325,7 @@ fn model(isa: Isa, config: ModelConfig, batch: usize, steps: usize) -> u64 {
 }
 
 #[test]
-fn of_models() {
+fn hashes_of_models() {
     let odd =
         ModelConfig { hidden_size: 50, num_heads: 3, num_layers: 2, chunk_size: 20, ..ModelConfig::new(7) };
     let modes = [OutputMode::LastTimestep, OutputMode::All, OutputMode::Mean];
@@ -360,7 +360,7 @@ fn convolution<E: Number>(config: conv::Config, random: &mut Random, hash: &mut 
 }
 
 #[test]
-fn of_convolutions() {
+fn hashes_of_convolutions() {
     let hashes = |isa| {
         let mut all = [[0; 2]; 8];
         for (width, hashes) in (1..).zip(&mut all) {
@@ -412,7 +412,7 @@ fn lightning_attention<E: Number>(case: &Case, chunk: usize, hash: &mut Hash) {
 }
 
 #[test]
-fn of_lightning_attention() {
+fn hashes_of_lightning_attention() {
     let hashes = |isa| {
         CHUNKS.map(|chunk| {
             let mut three = [Hash::new(), Hash::new(), Hash::new()];
@@ -436,7 +436,7 @@ fn of_lightning_attention() {
 }
 
 #[test]
-fn of_gated_norms() {
+fn hashes_of_gated_norms() {
     fn norm<E: Number>(config: gated_norm::Config, random: &mut Random, hash: &mut Hash) {
         let len = config.batch * config.len * config.heads * config.size;
         let mut z = random.numbers(len);
@@ -468,7 +468,7 @@ fn of_gated_norms() {
 }
 
 #[test]
-fn of_lightning_models() {
+fn hashes_of_lightning_models() {
     let odd = ModelConfig {
         attention: AttentionKind::Lightning,
         hidden_size: 50,

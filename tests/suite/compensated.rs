@@ -56,13 +56,13 @@ fn the_same_answers() {
                             let whole: Vec<f32> = state[..sums]
                                 .iter()
                                 .zip(&state[sums..][..sums])
-                                .map(|(sum, lost)| {
+                                .map(|(sum, error)| {
                                     // A rounding error is at most half a unit in the last place.
                                     assert!(
-                                        lost.abs() <= 6e-8 * sum.abs() || *sum == 0.0,
-                                        "{how}: {sum} {lost}"
+                                        error.abs() <= 6e-8 * sum.abs() || *sum == 0.0,
+                                        "{how}: {sum} {error}"
                                     );
-                                    sum + lost
+                                    sum + error
                                 })
                                 .chain(state[2 * sums..].iter().copied())
                                 .collect();
@@ -100,14 +100,14 @@ fn what_rounding_takes_is_kept() {
                 for (i, sum) in state[..sums].iter().enumerate() {
                     // The sum of the current chunk is small, and so is exact without an error.
                     let chunk = state.get(2 * sums + i).map_or(0.0, |sum| f64::from(*sum));
-                    let lost = state[sums + i];
-                    let whole = f64::from(*sum) + f64::from(lost) + chunk;
+                    let error = state[sums + i];
+                    let whole = f64::from(*sum) + f64::from(error) + chunk;
                     assert_eq!(
                         whole,
                         f64::from(1 << 28) + 165.0,
-                        "{how}, {isa}, {normaliser:?}: {sum} {lost}"
+                        "{how}, {isa}, {normaliser:?}: {sum} {error}"
                     );
-                    assert!(lost.abs() <= 16.0, "{how}, {isa}, {normaliser:?}: {sum} {lost}");
+                    assert!(error.abs() <= 16.0, "{how}, {isa}, {normaliser:?}: {sum} {error}");
                 }
             }
         }

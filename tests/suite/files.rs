@@ -298,7 +298,7 @@ fn every_parameter_mistyped() {
 }
 
 #[test]
-fn parameters_without_a_place() {
+fn unknown_parameters() {
     let unknown = |name: &str| load(&File::good().with(name, &[2, 3]).bytes()).map(|_| ());
     for name in ["dense_0.kernel", "dense_0.bias", "fla_block_1_attn_norm.kernel", "norm.gamma", "a.b.beta"] {
         refused(unknown(name), &[name, "[2, 3]", "no place"]);
@@ -313,7 +313,7 @@ fn parameters_without_a_place() {
 }
 
 #[test]
-fn options_that_shapes_do_not_tell() {
+fn options_not_implied_by_shapes() {
     for (option, flag) in
         [("num_heads", "--num-heads"), ("chunk_size", "--chunk-size"), ("feature_map", "--feature-map")]
     {

@@ -127,7 +127,7 @@ mod environment {
     }
 
     #[test]
-    fn what_cannot_be_had_is_an_error() {
+    fn unavailable_isa_is_an_error() {
         let unknown = "the instruction set in CHUNKWISE_ISA is unknown or not available on this machine";
         for value in ["mmx", "best", " avx2", "0"] {
             expect(Some(value), unknown);

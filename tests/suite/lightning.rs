@@ -145,7 +145,7 @@ fn the_first_chunk_is_a_softmax() {
 
 /// A chunk is added to S and z when it ends and not before, and its keys and values are then cleared.
 #[test]
-fn a_state_is_what_it_says() {
+fn state_metadata_matches() {
     for isa in Isa::available() {
         let (key, value, chunk) = (3, 2, 5);
         let chunked = Chunked::new(Shape::new(1, 12, 1, key, value), chunk, isa);
@@ -291,7 +291,7 @@ fn narrow_types_are_rounded_once() {
 }
 
 #[test]
-fn nan_stays_behind() {
+fn nan_does_not_spread() {
     for isa in Isa::available() {
         for chunk in CHUNKS {
             let chunked = Chunked::new(Shape::new(1, 40, 2, 20, 35), chunk, isa);

@@ -182,7 +182,7 @@ fn neither_poison_nor_threads_change_a_bit() {
 }
 
 #[test]
-fn sequences_do_not_meet() {
+fn sequences_are_independent() {
     for config in configs() {
         let built = Built::new(config);
         let len = 70;

@@ -174,7 +174,7 @@ fn batches_and_heads() {
 }
 
 #[test]
-fn turns_of_heads() {
+fn several_heads_in_one_task() {
     // A task computes several heads in turn, a tile of tokens of each at a time.
     for normaliser in normalisers(&[20, 64]) {
         for (key, value) in [(64, 64), (64, 128)] {

@@ -65,7 +65,7 @@ fn positive_zeros(numbers: &[f32], what: &str) -> usize {
 }
 
 #[test]
-fn of_attention_are_positive() {
+fn zeros_of_attention_are_positive() {
     let (mut zeros, mut others) = (0, 0);
     for_each_case(|case| {
         let mut of_fused: Option<[Vec<f32>; 2]> = None;
@@ -107,7 +107,7 @@ fn of_attention_are_positive() {
 
 /// The integers are exact in 16 bits, so that outputs are those of f32, rounded.
 #[test]
-fn of_16_bits_are_those_of_f32() {
+fn hashes_of_16_bit_types() {
     fn check<E: Number>(case: &Case) {
         let attention = case.attention();
         let (q, k, v) = (narrow::<E>(&case.q), narrow::<E>(&case.k), narrow::<E>(&case.v));
@@ -129,7 +129,7 @@ fn of_16_bits_are_those_of_f32() {
 /// The layer norm of a row of equal numbers consists of zeros, which are -0 here, because gamma is negative
 /// and beta is -0. Their mean is a sum, and so is +0.
 #[test]
-fn of_means_are_positive() {
+fn zeros_of_means_are_positive() {
     let config = ModelConfig {
         hidden_size: 4,
         num_heads: 1,

@@ -21,7 +21,7 @@ impl Attention {
     pub fn decode<E: Element>(&self, args: DecodeStep<'_, E>, stream: Stream) -> Result<()> {
         let DecodeStep { q, k, v, state, o } = args;
         let Config { rule, shape, .. } = self.config;
-        self.check(1, [q.place(), k.place(), v.place(), o.place()])?;
+        self.check(1, [q.len_and_device(), k.len_and_device(), v.len_and_device(), o.len_and_device()])?;
         self.check_state(&state.as_slice())?;
         let _current = self.device.current()?;
         let (chunk, eps, feature_map, map_eps) = options(&rule);

@@ -26,9 +26,12 @@ impl Attention {
     pub fn forward<E: Element>(&self, args: Forward<'_, E>, stream: Stream) -> Result<()> {
         let Forward { q, k, v, state, o, workspace } = args;
         let Config { rule, shape, .. } = self.config;
-        self.check(shape.len, [q.place(), k.place(), v.place(), o.place()])?;
+        self.check(
+            shape.len,
+            [q.len_and_device(), k.len_and_device(), v.len_and_device(), o.len_and_device()],
+        )?;
         check_room("workspace", self.workspace_len(), workspace.len())?;
-        self.device.check_memory("workspace", workspace.place().1)?;
+        self.device.check_memory("workspace", workspace.len_and_device().1)?;
         let (initial, last) = self.state_addresses(&state)?;
         if self.rows() == 0 || shape.len == 0 && last == 0 {
             return Ok(());

@@ -57,7 +57,7 @@ fn family_bits<E: Number>(case: &FamilyCase, hash: &mut Hash) {
 }
 
 #[test]
-fn of_the_family() {
+fn hashes_of_the_family() {
     let hashes = |isa| {
         let mut all = [[0; 3]; 7];
         for ((_, rule), hashes) in rules().into_iter().zip(&mut all) {
