@@ -7,7 +7,9 @@ use std::path::Path;
 
 use chunkwise::Isa;
 use chunkwise::files::{self, ModelFile, Options};
-use chunkwise::nn::{ModelConfig, OutputMode};
+use chunkwise::nn::OutputMode;
+
+mod model_config;
 
 const GOLDEN: &str = "../tests/golden/fla_all_elu.safetensors";
 
@@ -46,16 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let mut code = String::new();
-    let ModelConfig { embed_dim, hidden_size, num_heads, num_layers, chunk_size, seq_len, .. } = config;
-    let ModelConfig { feature_map, output_mode, final_norm, layer_norm_eps, layer_norm_clip, .. } = config;
-    writeln!(
-        code,
-        "const CONFIG: ModelConfig = ModelConfig {{ hidden_size: {hidden_size}, num_heads: {num_heads}, \
-         num_layers: {num_layers}, chunk_size: {chunk_size}, seq_len: {seq_len}, \
-         feature_map: FeatureMap::{feature_map:?}, output_mode: OutputMode::{output_mode:?}, \
-         final_norm: {final_norm}, layer_norm_eps: {layer_norm_eps:?}, layer_norm_clip: {layer_norm_clip}, \
-         ..ModelConfig::new({embed_dim}) }};"
-    )?;
+    model_config::write(&mut code, &config)?;
     for (name, value) in [
         ("BATCH", batch),
         ("LEN", len),

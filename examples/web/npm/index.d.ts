@@ -1,12 +1,12 @@
 /**
- * What {@link load} takes: the bytes of `digits.wasm`, the compiled module, a response, or where to find it; or a promise
- * of one of these.
+ * An argument of {@link load}: the bytes of `digits.wasm`, the compiled module, a response that contains it, its address, or a
+ * promise of one of these.
  */
 export type Source = BufferSource | WebAssembly.Module | Response | URL | string;
 
 /** One of the handwritten digits that the module contains. */
 export interface Sample {
-  /** What the writer meant, 0 to 9. */
+  /** The digit that the writer meant, from 0 to 9. */
   readonly label: number;
   /** 64 pixels from 0 (paper) to 1 (ink), row by row. */
   readonly pixels: Float32Array;
@@ -15,8 +15,8 @@ export interface Sample {
 /**
  * Loads the model.
  *
- * @param source The module. By default it is the file `digits.wasm` beside this one, which node reads and a browser
- *   fetches. {@link Model.module} of a model that is there makes another one without compiling it again.
+ * @param source The module. By default it is the file `digits.wasm` in the folder of this file, which node reads and a browser
+ *   fetches. With {@link Model.module} of another model, it is not compiled again.
  *
  * @example
  * const model = await load();
@@ -25,8 +25,8 @@ export interface Sample {
 export function load(source?: Source | PromiseLike<Source>): Promise<Model>;
 
 /**
- * The model: 2 layers of linear attention with 3 heads, which read a digit of 8 x 8 pixels, one pixel a token, on a state
- * that does not grow. Models are independent of each other.
+ * The model: 2 layers of linear attention with 3 heads. It reads a digit of 8 x 8 pixels, each of which is a token, and its state
+ * does not grow. Models are independent of each other.
  */
 export class Model {
   private constructor();
@@ -47,7 +47,7 @@ export class Model {
   readonly chunk: number;
   /** The number of weights, which the module stores in f16. */
   readonly parameters: number;
-  /** Lanes of the vectors that the module computes with: 4 with simd128. */
+  /** Lanes of the vectors with which the module computes: 4, those of simd128. */
   readonly lanes: number;
   /** Handwritten digits to try: one of each kind, and two that the model reads wrong. */
   readonly samples: readonly Sample[];
@@ -57,35 +57,37 @@ export class Model {
 
   /**
    * The state, a view of the module's memory that every step changes: for each layer and head S `[16, 16]` and z `[16]`
-   * of all finished chunks, S and z of the current chunk, and the number of tokens in that. A copy of it is a snapshot.
+   * of all finished chunks, S and z of the current chunk, and the number of tokens in the current chunk. A copy of it is a
+   * snapshot.
    */
   readonly state: Float32Array;
 
-  /** Goes back to before the first pixel. */
+  /** Forgets all pixels, so that the next step reads the first pixel of a digit. */
   reset(): void;
 
   /**
    * Reads the next pixel.
    *
    * @param pixel Ink from 0 to 1.
-   * @returns Ten logits: what the model would answer if this were the last pixel.
-   * @throws {RangeError} where all pixels have been read.
+   * @returns Ten logits, which are the answer of the model if this is the last pixel.
+   * @throws {RangeError} if all pixels have been read.
    */
   step(pixel: number): Float32Array;
 
   /**
-   * Reads a whole digit at once, by another order of the same sums. The state is neither read nor changed.
+   * Reads a whole digit at once. The logits are those of the last {@link step} up to rounding. The state is neither read nor
+   * changed.
    *
    * @param pixels 64 numbers from 0 to 1, row by row.
    * @returns Ten logits.
-   * @throws {RangeError} where there are more or fewer pixels.
+   * @throws {RangeError} if there are more or fewer pixels.
    */
   forward(pixels: ArrayLike<number>): Float32Array;
 
   /**
-   * S of a head over all pixels read so far, `[16, 16]` row by row: a copy.
+   * A copy of a head's S over all pixels read so far, `[16, 16]` row by row.
    *
-   * @throws {RangeError} where there is no such layer or head; both are counted from 0.
+   * @throws {RangeError} if there is no such layer or head. Both are counted from 0.
    */
   matrix(layer: number, head: number): Float32Array;
 }

@@ -1,15 +1,15 @@
 // The model of handwritten digits. index.d.ts documents what is exported here.
 
-/** What the module returns where all pixels have been read. */
+/** The value that the module returns if all pixels have been read. */
 const NO_MORE = 2;
 
-/** The bytes, or the compiled module, of whatever `load` was given. */
+/** The compiled module of an argument of `load`. */
 async function compiled(source) {
   let from = await source;
   if (from instanceof WebAssembly.Module) return from;
   if (from instanceof URL || typeof from === "string") {
     const url = new URL(from, import.meta.url);
-    // Neither node nor a browser fetches from a disk; node reads it.
+    // `fetch` does not read files, but node does.
     if (url.protocol === "file:" && typeof process === "object") {
       const { readFile } = await import("node:fs/promises");
       from = await readFile(url);

@@ -1,10 +1,9 @@
-// From a drawing to the 8 x 8 pixels of the data set that the model was trained on.
+// Reduces a drawing to 8 x 8 pixels like those of the data set on which the model was trained.
 //
-// The digits of that data set were made so: NIST's programs cut a digit out of a form, scaled it into 20 x 32 of the
-// 32 x 32 pixels of a bitmap, in its middle, and made strokes wider or narrower until the bitmap had the usual amount of
-// ink; then the pixels with ink were counted in each block of 4 x 4, which gives 8 x 8 numbers from 0 to 16. This file does the
-// same to a drawing, of which it knows the path of the pen. (NIST's programs also turned slanting digits upright; this file
-// doesn't.)
+// The digits of that data set were made in this way: NIST's programs cut a digit out of a form, scaled it to the middle 20 x 32 of
+// the 32 x 32 pixels of a bitmap, and made its strokes wider or narrower until the bitmap had the usual amount of ink. Then the
+// pixels with ink were counted in each block of 4 x 4, which gives 8 x 8 numbers from 0 to 16. This file does the same to a drawing,
+// of which it knows the path of the pen. NIST's programs also turned slanting digits upright; this file does not.
 
 /** Rows and columns of the bitmap, and of a block. */
 const DOTS = 32;
@@ -12,12 +11,13 @@ const BLOCK = 4;
 /** The box into which a digit is scaled. */
 const WIDTH = 20;
 const HEIGHT = 32;
-/** How much more a digit may be stretched one way than the other: a one stays narrow. */
+/** How much more a digit may be stretched in one direction than in the other. It keeps a one narrow. */
 const STRETCH = 1.6;
-/** Pixels with ink: the mean of the data set, in which they hardly differ from digit to digit. */
+/** Pixels of the bitmap with ink. This is the mean of the data set, whose digits differ little in it. */
 const INK = 312;
-/** The narrowest and the widest pen, and that of strokes which are not scaled. */
+/** The narrowest and the widest pen of a drawing that is scaled. */
 const PENS = [2, 12];
+/** The pen of a drawing that is not scaled. */
 const PLAIN_PEN = 3.2;
 
 /**
@@ -30,7 +30,7 @@ export function reduce(strokes) {
   if (strokes.length === 0) return new Uint8Array(64);
   let [least, most] = PENS;
   let bitmap;
-  // A wider pen gives more ink, so the pen is found by halving.
+  // A wider pen gives more ink, so bisection finds the width.
   for (let round = 0; round < 8; round++) {
     const pen = (least + most) / 2;
     bitmap = paint(fit(strokes, pen), pen);
@@ -42,7 +42,7 @@ export function reduce(strokes) {
 }
 
 /**
- * Counts the ink of a drawing where it is, neither moved nor scaled: for strokes that are added to pixels.
+ * Counts the ink of a drawing that is neither moved nor scaled, such as strokes that are added to pixels.
  *
  * @param {[number, number][][]} strokes The points of each stroke, from 0 to `size`.
  * @returns {Uint8Array} 64 numbers from 0 to 16, row by row.
@@ -52,7 +52,7 @@ export function place(strokes, size) {
   return count(paint(scaled, PLAIN_PEN));
 }
 
-/** The strokes scaled and centred so that a pen of this width stays inside the box. */
+/** Scales and centres strokes so that a pen of this width stays inside the box. */
 function fit(strokes, pen) {
   const points = strokes.flat();
   const range = (axis) => {
@@ -70,7 +70,7 @@ function fit(strokes, pen) {
   );
 }
 
-/** The bitmap of a round pen along the strokes. */
+/** Draws strokes with a round pen, which gives a bitmap. */
 function paint(strokes, pen) {
   const bitmap = new Uint8Array(DOTS * DOTS);
   for (const stroke of strokes) {
@@ -78,7 +78,7 @@ function paint(strokes, pen) {
     // A tap is a stroke of one point.
     if (rest.length === 0) rest = [from];
     rest.forEach((to, at) => {
-      // Points that are closer than half a pixel make no difference, but for the last one.
+      // A point closer than half a pixel to the one before makes no difference, unless it is the last one.
       if (at < rest.length - 1 && Math.hypot(to[0] - from[0], to[1] - from[1]) < 0.5) return;
       line(bitmap, from, to, pen / 2);
       from = to;
@@ -87,7 +87,7 @@ function paint(strokes, pen) {
   return bitmap;
 }
 
-/** Sets the pixels whose middle is within `radius` of a line. */
+/** Sets the pixels whose centre is within `radius` of a line. */
 function line(bitmap, from, to, radius) {
   const [dx, dy] = [to[0] - from[0], to[1] - from[1]];
   const square = dx * dx + dy * dy || 1;
@@ -105,7 +105,7 @@ function line(bitmap, from, to, radius) {
   }
 }
 
-/** The pixels with ink in each block. */
+/** Counts the pixels with ink in each block. */
 function count(bitmap) {
   const counts = new Uint8Array((DOTS / BLOCK) ** 2);
   bitmap.forEach((pixel, at) => {

@@ -1,9 +1,8 @@
-//! The model of handwritten digits as a WebAssembly module without an allocator. `npm/index.js` gives these functions a
-//! shape that JavaScript expects.
+//! The model of handwritten digits as a WebAssembly module without an allocator. `npm/index.js` makes a JavaScript class of
+//! these functions.
 //!
-//! The weights are stored in f16 and widened once, when the module starts. They are packed then for the module's vectors,
-//! so that a step reads them in sequence. All memory is static, and the module never grows it, so a view of the memory that
-//! JavaScript has made once stays valid.
+//! The weights are stored in f16. When the module starts, it widens them and packs them for its vectors, so that a step
+//! reads them in sequence. All memory is static, and the module never grows it, so a view of the memory stays valid.
 #![cfg_attr(target_arch = "wasm32", no_std)]
 
 use chunkwise::nn::{BlockWeights, Linear, Model, ModelConfig, OutputMode, Weights};
@@ -14,8 +13,8 @@ include!(concat!(env!("OUT_DIR"), "/model.rs"));
 
 static NARROW: &[u8; 2 * PARAMETERS] = include_bytes!(concat!(env!("OUT_DIR"), "/weights.bin"));
 
-/// The build script knows what one lane needs. Four lanes round the sizes up: packed weights to whole panels, scratch to no
-/// more than four times as much. The library refuses memory that is too small, so a wrong guess would stop [`start`].
+/// The build script computes the sizes for one lane. Four lanes round them up: packed weights to whole panels, and scratch
+/// to at most four times the size. The library refuses memory that is too small, so calls fail if this is too little.
 const PACKED_ROOM: usize = PACKED + PACKED / 8;
 const SCRATCH: usize = 4 * max(max(STEP_SCRATCH, FORWARD_SCRATCH), HEAD_SCRATCH);
 
@@ -23,19 +22,19 @@ const fn max(a: usize, b: usize) -> usize {
     if a > b { a } else { b }
 }
 
-/// The numbers that the model is made from. They are written by [`start`] alone, and borrowed by the model from then on.
+/// The weights, wide and packed. Only [`start`] writes them, and the model then borrows them.
 struct Parts {
     weights: [f32; PARAMETERS],
     memory: [f32; PACKED_ROOM],
 }
 
-/// The layers that borrow them, as they are stored and packed.
+/// The weights of each layer, which borrow [`Parts`]: as they are stored, and as they are packed.
 struct Layers {
     stored: [BlockWeights<'static>; CONFIG.num_layers],
     packed: [BlockWeights<'static>; CONFIG.num_layers],
 }
 
-/// What a call reads and writes.
+/// The memory that all calls but [`start`] read and write.
 struct Work {
     tokens: usize,
     pixels: [f32; TOKENS],
@@ -46,8 +45,8 @@ struct Work {
     scratch: [f32; SCRATCH],
 }
 
-// What is zero takes no bytes of the module. One bit that is not, such as an empty slice's address, would store all of a
-// static, which is why there are four of them.
+// A static that is zero takes no space in the module's file. A single bit that is not zero, such as one of the address of an
+// empty slice, would store the whole static. This is why there are four of them.
 static mut PARTS: Parts = Parts { weights: [0.0; PARAMETERS], memory: [0.0; PACKED_ROOM] };
 
 static mut LAYERS: Layers = Layers {
@@ -67,7 +66,7 @@ static mut WORK: Work = Work {
     scratch: [0.0; SCRATCH],
 };
 
-/// Sizes, in the order in which `npm/index.js` reads them.
+/// The sizes, in the order in which `npm/index.js` reads them.
 static SIZES: [u32; 9] = [
     TOKENS as u32,
     CLASSES as u32,
@@ -80,12 +79,12 @@ static SIZES: [u32; 9] = [
     SAMPLES.len() as u32,
 ];
 
-/// What a call returns.
+/// What a call returns if it has done its work, if there is no model or it refuses to compute, and if all pixels are read.
 const DONE: u32 = 0;
 const REFUSED: u32 = 1;
 const FULL: u32 = 2;
 
-/// The memory of all calls but [`start`].
+/// Borrows the memory of a call.
 fn work() -> &'static mut Work {
     let work = &raw mut WORK;
     // SAFETY: the module has one thread. Every exported function borrows this once, and none calls another one or
@@ -93,22 +92,22 @@ fn work() -> &'static mut Work {
     unsafe { &mut *work }
 }
 
-/// The model, once there is one.
+/// The model, or `None` before [`start`].
 fn model() -> Option<&'static Model<'static>> {
     let model = &raw const MODEL;
     // SAFETY: the module has one thread, and `start` writes the model before anything borrows it and never again.
     unsafe { (*model).as_ref() }
 }
 
-/// Makes the model, which must be done once before all else; a second call does nothing.
+/// Makes the model. This must be the first call; a second one does nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn start() -> u32 {
     if model().is_some() {
         return DONE;
     }
     let (parts, layers) = (&raw mut PARTS, &raw mut LAYERS);
-    // SAFETY: the module has one thread, and this line is reached once: when the model can't be made, `npm/index.js` gives
-    // the module up.
+    // SAFETY: the module has one thread, and this line is reached once: if the model can't be made, `npm/index.js` does not
+    // call the module again.
     let (parts, layers) = unsafe { (&mut *parts, &mut *layers) };
     match build(parts, layers) {
         Ok(model) => {
@@ -134,7 +133,7 @@ fn build(parts: &'static mut Parts, layers: &'static mut Layers) -> Result<Model
     Model::new(CONFIG, weights.pack(isa, packed, memory)?, Some(isa), 1)
 }
 
-/// Goes back to before the first pixel.
+/// Forgets all pixels, so that the next [`step`] reads the first pixel of a digit.
 #[unsafe(no_mangle)]
 pub extern "C" fn reset() {
     let work = work();
@@ -143,7 +142,7 @@ pub extern "C" fn reset() {
     work.logits.fill(0.0);
 }
 
-/// Reads the next pixel, a number from 0 to 1, and writes what the model would answer if it were the last one.
+/// Reads the next pixel, a number from 0 to 1, and writes the model's answer if it is the last one.
 #[unsafe(no_mangle)]
 pub extern "C" fn step(pixel: f32) -> u32 {
     let Work { tokens, input, state, hidden, logits, scratch, .. } = work();
@@ -163,7 +162,7 @@ pub extern "C" fn step(pixel: f32) -> u32 {
     DONE
 }
 
-/// Reads all pixels of [`pixels`] at once and writes the answer. Neither reads nor writes the state of [`step`].
+/// Reads all pixels of [`pixels`] at once and writes the answer. It neither reads nor writes the state of [`step`].
 #[unsafe(no_mangle)]
 pub extern "C" fn forward() -> u32 {
     let Work { pixels, input, hidden, logits, scratch, .. } = work();
@@ -179,55 +178,56 @@ pub extern "C" fn forward() -> u32 {
     if run().is_err() { REFUSED } else { DONE }
 }
 
-/// A token is a pixel and its place.
+/// Writes a token, which is a pixel and its place.
 fn set(token: &mut [f32], pixel: f32, place: &[f32; CONFIG.embed_dim - 1]) {
     token[0] = pixel;
     token[1..].copy_from_slice(place);
 }
 
+/// Computes logits from the hidden state of the last token.
 fn head(model: &Model<'_>, hidden: &[f32], logits: &mut [f32], scratch: &mut [f32]) -> Result<()> {
     let len = model.head_scratch_len(1);
     model.apply_head(hidden, logits, scratch.get_mut(..len).unwrap_or_default())
 }
 
-/// Where [`forward`] reads its pixels, one f32 from 0 to 1 each, row by row.
+/// The address of the pixels that [`forward`] reads, each an f32 from 0 to 1, row by row.
 #[unsafe(no_mangle)]
 pub extern "C" fn pixels() -> *mut f32 {
     work().pixels.as_mut_ptr()
 }
 
-/// Where the last call has written its logits, one f32 for each digit.
+/// The address of the logits that the last call has written, an f32 for each digit.
 #[unsafe(no_mangle)]
 pub extern "C" fn logits() -> *const f32 {
     work().logits.as_ptr()
 }
 
-/// Where the state of [`step`] is: for each layer and head S `[K, V]` and z `[K]` of all finished chunks, S and z of the
-/// current chunk, and the number of tokens in that.
+/// The address of the state of [`step`]. For each layer and head, it has S `[K, V]` and z `[K]` of all finished chunks, S
+/// and z of the current chunk, and the number of tokens in the current chunk.
 #[unsafe(no_mangle)]
 pub extern "C" fn state() -> *const f32 {
     work().state.as_ptr()
 }
 
-/// Where the sizes are, one u32 each.
+/// The address of the sizes, each a u32.
 #[unsafe(no_mangle)]
 pub extern "C" fn sizes() -> *const u32 {
     SIZES.as_ptr()
 }
 
-/// Where the digits to show are, for each its label and its pixels from 0 to 16, one u8 each.
+/// The address of the digits to show. Each has a label and pixels from 0 to 16, all of them u8.
 #[unsafe(no_mangle)]
 pub extern "C" fn samples() -> *const u8 {
     SAMPLES.as_flattened().as_ptr()
 }
 
-/// The lanes of the vectors that the model computes with.
+/// The number of lanes of the vectors with which the model computes.
 #[unsafe(no_mangle)]
 pub extern "C" fn lanes() -> u32 {
     model().map_or(0, |model| model.isa().lanes()) as u32
 }
 
-/// Stops the module where it is. No panic is known.
+/// Stops the module. No call is known to panic.
 #[cfg(target_arch = "wasm32")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

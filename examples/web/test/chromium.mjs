@@ -1,9 +1,10 @@
-// Chromium without a window, by the DevTools protocol over a pipe: no port, and no dependency.
+// Controls Chromium without a window, by the DevTools protocol over a pipe, so that it needs no port and no package.
 import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+/** How many milliseconds Chromium has for an answer, and a page for a change. */
 const PATIENCE = 30_000;
 
 export class Chromium {
@@ -18,7 +19,7 @@ export class Chromium {
       "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb",
       "--remote-debugging-pipe", `--user-data-dir=${this.#profile}`, "about:blank",
     ];
-    // The browser reads commands from descriptor 3 and answers on 4.
+    // The browser reads commands from file descriptor 3 and writes answers to 4.
     this.process = spawn(path, options, { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] });
     this.exit = new Promise((resolve) => this.process.once("exit", resolve));
     this.process.once("error", (error) => this.#fail(error));
@@ -65,7 +66,7 @@ export class Chromium {
     });
   }
 
-  /** A new, empty tab. */
+  /** Opens an empty tab that shares no data with other tabs. */
   async tab() {
     const { browserContextId } = await this.send("Target.createBrowserContext");
     const { targetId } = await this.send("Target.createTarget", { url: "about:blank", browserContextId });
@@ -85,9 +86,9 @@ export class Chromium {
 }
 
 export class Tab {
-  /** Everything that a console would show as a warning or an error. */
-  complaints = [];
-  /** The addresses of everything that was asked for, the page first. */
+  /** The texts that a console would show as warnings or errors. */
+  problems = [];
+  /** The addresses of all requests, of which the first is that of the page. */
   requests = [];
 
   constructor(browser, session, target) {
@@ -98,11 +99,11 @@ export class Tab {
       if (sessionId !== session) return;
       if (method === "Runtime.exceptionThrown") {
         const { text, exception } = params.exceptionDetails;
-        this.complaints.push(exception?.description ?? text);
+        this.problems.push(exception?.description ?? text);
       } else if (method === "Runtime.consoleAPICalled" && ["error", "warning", "assert"].includes(params.type)) {
-        this.complaints.push(params.args.map(({ value, description }) => value ?? description).join(" "));
+        this.problems.push(params.args.map(({ value, description }) => value ?? description).join(" "));
       } else if (method === "Log.entryAdded" && ["error", "warning"].includes(params.entry.level)) {
-        this.complaints.push(params.entry.text);
+        this.problems.push(params.entry.text);
       } else if (method === "Network.requestWillBeSent") {
         this.requests.push(params.request.url);
       }
@@ -113,7 +114,7 @@ export class Tab {
     return this.browser.send(method, params, this.session);
   }
 
-  /** The value of an expression in the page, once it is there. */
+  /** Evaluates an expression in the page. If the value is a promise, this is what the promise resolves to. */
   async evaluate(expression) {
     const { result, exceptionDetails } = await this.send("Runtime.evaluate", { expression, returnByValue: true, awaitPromise: true });
     if (exceptionDetails) throw new Error(exceptionDetails.exception?.description ?? exceptionDetails.text);
@@ -124,12 +125,13 @@ export class Tab {
   async until(expression) {
     const end = Date.now() + PATIENCE;
     while (!(await this.evaluate(expression))) {
-      if (this.complaints.length > 0) throw new Error(`the page complains: ${this.complaints}`);
-      if (Date.now() > end) throw new Error(`the page never came to: ${expression}`);
+      if (this.problems.length > 0) throw new Error(`the page has problems: ${this.problems}`);
+      if (Date.now() > end) throw new Error(`the page did not reach this state in time: ${expression}`);
       await new Promise((resolve) => setTimeout(resolve, 40));
     }
   }
 
+  /** A PNG of the whole page. */
   async screenshot() {
     const { cssContentSize } = await this.send("Page.getLayoutMetrics");
     const { width, height } = cssContentSize;

@@ -1,4 +1,4 @@
-// node --test: the package as somebody installs it. PACKAGE is the folder of a project in which it was installed.
+// Tests the package as it is installed. `node --test` runs this file; PACKAGE is the folder of a project that has the package.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { test } from "node:test";
@@ -10,6 +10,7 @@ const project = createRequire(pathToFileURL(`${process.env.PACKAGE}/`));
 const { answer, load, softmax } = await import(pathToFileURL(project.resolve("chunkwise-digits")));
 const model = await load();
 
+/** The largest difference between two vectors. */
 const distance = (a, b) => a.reduce((most, x, at) => Math.max(most, Math.abs(x - b[at])), 0);
 
 test("the answers to all digits are the stored model's", () => {
@@ -30,10 +31,10 @@ test("the answers to all digits are the stored model's", () => {
     `step and forward differ by ${step.toExponential(1)}`);
   assert.equal(right, 335);
   assert.ok(forward < 0.02, "f16 changes logits in the second decimal");
-  assert.ok(step < 1e-4, "step and forward are the same sums");
+  assert.ok(step < 1e-4, "step and forward compute the same sums");
 });
 
-test("the model is what its description says", () => {
+test("the model has the sizes that index.d.ts documents", () => {
   const { tokens, classes, layers, heads, dim, chunk, parameters, lanes } = model;
   assert.deepEqual([tokens, classes, layers, heads, dim, chunk, parameters, lanes], [64, 10, 2, 3, 16, 16, 57322, 4]);
   assert.equal(model.state.byteLength, 13_080);
@@ -58,7 +59,7 @@ test("the state has a fixed size and changes with every pixel", () => {
   assert.equal(model.position, 64);
   const after = state.slice();
   model.forward(digits[1].pixels);
-  assert.deepEqual(state, after, "forward leaves it alone");
+  assert.deepEqual(state, after, "forward does not change the state");
 });
 
 test("S is the sum over all chunks", () => {
@@ -69,7 +70,7 @@ test("S is the sum over all chunks", () => {
   for (const [at, pixel] of pixels.entries()) {
     model.step(pixel);
     const now = model.matrix(0, 0);
-    // What a token adds has rank 1: every minor of 2 x 2 is 0, also where a chunk ends.
+    // A token adds a matrix of rank 1, whose 2 x 2 minors are all 0. This also holds where a chunk ends.
     const added = now.map((element, i) => element - before[i]);
     const most = Math.max(...added.map(Math.abs));
     assert.ok(most > 0, `pixel ${at} adds something`);
@@ -98,7 +99,7 @@ test("models are independent, and a compiled module can be loaded again", async 
   assert.deepEqual((await load(bytes)).step(1), first);
 });
 
-test("mistakes are refused, and change nothing", async () => {
+test("wrong arguments are refused, and change nothing", async () => {
   model.reset();
   for (let at = 0; at < 64; at++) model.step(0.5);
   const state = model.state.slice();
@@ -110,7 +111,7 @@ test("mistakes are refused, and change nothing", async () => {
   await assert.rejects(load(new Uint8Array([0, 1, 2, 3])), WebAssembly.CompileError);
 });
 
-test("softmax is a distribution", () => {
+test("softmax gives a probability distribution", () => {
   const shares = softmax([1000, 1001, -1000]);
   assert.ok(Math.abs(shares.reduce((a, b) => a + b) - 1) < 1e-12);
   assert.ok(shares[1] > shares[0] && shares[2] === 0);

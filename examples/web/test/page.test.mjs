@@ -1,4 +1,5 @@
-// node --test: the page in Chromium, opened from disk. OUT is where screenshots go, CHROMIUM the program, if it has another path.
+// Tests the page in Chromium, which opens it from disk. `node --test` runs this file. It writes screenshots to the folder OUT, if
+// there is one. CHROMIUM is the path of the program, if it differs from Debian's.
 import assert from "node:assert/strict";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { after, before, test } from "node:test";
@@ -12,13 +13,13 @@ const PAGE = new URL("../dist/index.html", import.meta.url).href;
 const OUT = process.env.OUT;
 const DESKTOP = { width: 1280, height: 900, deviceScaleFactor: 1, mobile: false };
 const PHONE = { width: 360, height: 780, deviceScaleFactor: 2, mobile: true };
-/** Stored digits to trace: the clearest one of each kind. */
+/** The numbers of the stored digits to trace, the clearest one of each kind. */
 const TRACED = [23, 132, 35, 235, 36, 186, 56, 93, 89, 47];
 
 let browser;
 const model = await load();
 
-/** What the model answers to 64 pixels from 0 to 16. */
+/** The answer of the model to 64 pixels from 0 to 16, and its probability. */
 function read(inks) {
   const logits = model.forward(Float32Array.from(inks, (ink) => ink / 16));
   return { digit: answer(logits), share: softmax(logits)[answer(logits)] };
@@ -30,7 +31,7 @@ before(() => {
 });
 after(() => browser.close());
 
-/** Opens the page in a new tab, does something, and checks what must hold of every visit. */
+/** Opens the page in a new tab, calls `use`, and checks that it had no problems and requested nothing but itself. */
 async function visit({ screen = DESKTOP, scheme = "light", motion = "reduce", touch = false }, use) {
   const tab = await browser.tab();
   await tab.send("Emulation.setDeviceMetricsOverride", screen);
@@ -41,11 +42,12 @@ async function visit({ screen = DESKTOP, scheme = "light", motion = "reduce", to
   await tab.send("Page.navigate", { url: PAGE });
   await tab.until("document.documentElement?.dataset.ready !== undefined");
   await use(tab);
-  assert.deepEqual(tab.complaints, []);
-  assert.deepEqual(tab.requests.filter((url) => !url.startsWith("data:")), [PAGE], "nothing else is asked for");
+  assert.deepEqual(tab.problems, []);
+  assert.deepEqual(tab.requests.filter((url) => !url.startsWith("data:")), [PAGE], "the page requests nothing else");
   await tab.close();
 }
 
+/** What the page shows. */
 const shown = (tab) => tab.evaluate(`({
   answer: document.getElementById("answer").textContent,
   numeral: document.getElementById("numeral").textContent,
@@ -53,6 +55,7 @@ const shown = (tab) => tab.evaluate(`({
   position: Number(document.getElementById("position").value),
 })`);
 
+/** Scrolls to an element, and tells where it is in the window. */
 const box = (tab, id) => tab.evaluate(`(() => {
   const element = document.getElementById("${id}");
   element.scrollIntoView({ block: "center", behavior: "instant" });
@@ -60,10 +63,12 @@ const box = (tab, id) => tab.evaluate(`(() => {
   return { left, top, width, height };
 })()`);
 
+/** Waits until the model has read all pixels and the page has announced the answer. */
 const rest = (tab) => tab.until(`document.getElementById("answer").textContent.startsWith("After all")`);
 
 const click = (tab, id) => tab.evaluate(`document.getElementById("${id}").click()`);
 
+/** Presses a key. */
 async function key(tab, name) {
   const text = name === "Space" ? " " : name.length === 1 ? name : undefined;
   const event = { key: text ?? name, code: name, text, windowsVirtualKeyCode: { Space: 32, Enter: 13, Tab: 9 }[name] };
@@ -71,11 +76,11 @@ async function key(tab, name) {
   await tab.send("Input.dispatchKeyEvent", { type: "keyUp", ...event });
 }
 
-/** Draws the strokes of a trace on the pad. */
+/** Traces a digit on the pad, with a finger or the mouse. */
 async function draw(tab, pixels, touch) {
   const { left, top, width, height } = await box(tab, "pad");
   const at = ([x, y]) => ({ x: left + (x / 8) * width, y: top + (y / 8) * height });
-  // Chromium takes events in order, so none has to wait for the answer to the one before.
+  // Chromium processes events in order, so an event can be sent before the one before is answered.
   const sent = [];
   const send = (method, params) => sent.push(tab.send(method, params));
   for (const [from, to] of trace(pixels)) {
@@ -97,7 +102,7 @@ async function draw(tab, pixels, touch) {
   await Promise.all(sent);
 }
 
-/** The page's answer is the model's to the pixels that it shows, and says so. */
+/** Checks that the page announces the model's answer to the pixels that it shows, and that this is `label`. */
 function agrees({ answer, numeral, inks }, label) {
   const { digit, share } = read(inks);
   assert.equal(digit, label, `the model reads ${label} in the pixels that are shown`);
@@ -107,6 +112,7 @@ function agrees({ answer, numeral, inks }, label) {
   assert.ok(Math.abs(Number(percent) - 100 * share) < 0.6, `${percent} % is ${100 * share} %`);
 }
 
+/** Writes a screenshot. */
 async function keep(tab, name) {
   if (!OUT) return;
   writeFileSync(`${OUT}/${name}.png`, await tab.screenshot());
@@ -152,10 +158,10 @@ test("drawn with the keyboard", async () => {
     const { pixels } = digits[TRACED[6]];
     for (let y = 0; y < 8; y++) {
       for (let x = 0; x < 8; x++) {
-        // Back and forth, as the keys do.
+        // The cursor goes through even rows to the right and through odd rows to the left.
         const column = y % 2 ? 7 - x : x;
         assert.match(await focused(), new RegExp(`^row ${y + 1}, column ${column + 1}:`));
-        // A dab leaves ink around it, which the second one turns into a dab, and not into nothing.
+        // A dab leaves ink in the pixels around it. A dab in one of these must not clear it.
         if (pixels[y * 8 + column] >= 0.5) await key(tab, x % 2 ? "Enter" : "Space");
         if (x < 7) await key(tab, y % 2 ? "ArrowLeft" : "ArrowRight");
       }
@@ -186,7 +192,7 @@ test("stored digits, steps and the state", async () => {
       assert.deepEqual(state.inks, Array.from(pixels, (pixel) => pixel * 16));
       agrees(state, answer(model.forward(pixels)));
     }
-    // One pixel at a time; the state changes with each, as do the bars.
+    // The state and the bars change with each pixel.
     const look = () => tab.evaluate(`[
       [...document.querySelectorAll("#matrices canvas")].map((canvas) => canvas.toDataURL()).join(),
       [...document.querySelectorAll("#bars .share")].map((share) => share.textContent).join(),
@@ -216,7 +222,7 @@ test("stored digits, steps and the state", async () => {
   });
 });
 
-test("it plays by itself, unless motion is to be reduced; times are measured", async () => {
+test("playing begins by itself, unless motion is to be reduced; times are measured", async () => {
   await visit({ motion: "no-preference" }, async (tab) => {
     await tab.until(`document.getElementById("position").value > 20 && document.getElementById("position").value < 64`);
     assert.equal(await tab.evaluate(`document.getElementById("play").textContent`), "Pause");
@@ -225,7 +231,23 @@ test("it plays by itself, unless motion is to be reduced; times are measured", a
     assert.match(answer, new RegExp(`^After ${position} of 64 pixels`));
     await tab.until(`document.getElementById("time").textContent !== "…"`);
     await keep(tab, "reading");
-    await click(tab, "play");
+    // Playing again before the next frame must not make the reading faster, so at most one callback may run in a frame.
+    const most = await tab.evaluate(`new Promise((resolve) => {
+      let [frame, calls, most] = [0, 0, 0];
+      const request = window.requestAnimationFrame;
+      window.requestAnimationFrame = (callback) => request((now) => {
+        calls = now === frame ? calls + 1 : 1;
+        frame = now;
+        most = Math.max(most, calls);
+        callback(now);
+      });
+      for (let click = 0; click < 5; click++) document.getElementById("play").click();
+      setTimeout(() => {
+        window.requestAnimationFrame = request;
+        resolve(most);
+      }, 300);
+    })`);
+    assert.equal(most, 1);
     await rest(tab);
     const [time, rate] = await tab.evaluate(`["time", "rate"].map((id) => document.getElementById(id).textContent.replace(/\\s/g, ""))`);
     console.log(`Chromium: a step takes ${time} µs, ${rate} tokens a second`);
@@ -241,9 +263,9 @@ test("it plays by itself, unless motion is to be reduced; times are measured", a
   });
 });
 
-test("a drawing is reduced as the data set was", () => {
+test("a drawing is reduced in the same way as the data set", () => {
   assert.deepEqual(reduce([]), new Uint8Array(64));
-  // The same for a drawing of any size and at any place.
+  // The size of a drawing and its place make no difference.
   const strokes = trace(digits[32].pixels);
   const moved = strokes.map((stroke) => stroke.map(([x, y]) => [100 + 7 * x, 3 + 7 * y]));
   assert.deepEqual(reduce(moved), reduce(strokes));
@@ -255,9 +277,9 @@ test("a drawing is reduced as the data set was", () => {
     const rows = [0, 1, 2, 3, 4, 5, 6, 7].filter((y) => inks.subarray(8 * y, 8 * y + 8).some((ink) => ink > 0));
     high += rows.length === 8 ? 1 : 0;
   }
-  // The others are so wide that they would be stretched too far.
+  // Wide digits are lower than their box, because they must not be stretched too far.
   assert.ok(high > 340, `${high} digits are as high as their box`);
-  // A dot and a straight line have no size to scale by.
+  // A dot and a straight line have no width or no height that could be scaled.
   for (const stroke of [[[5, 5]], [[5, 5], [5, 50]], [[5, 5], [50, 5]]]) {
     assert.ok(reduce([stroke]).reduce((a, b) => a + b) > 50);
   }
@@ -266,6 +288,19 @@ test("a drawing is reduced as the data set was", () => {
   const right = digits.filter(read).length;
   console.log(`${right} of 360 traced digits are read right`);
   assert.ok(right > 230);
+});
+
+test("a change of the colour scheme applies to all canvases", async () => {
+  await visit({}, async (tab) => {
+    await draw(tab, digits[TRACED[4]].pixels, false);
+    await rest(tab);
+    const look = () => tab.evaluate(`[...document.querySelectorAll("canvas")].map((canvas) => canvas.toDataURL())`);
+    const light = await look();
+    await tab.send("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: "dark" }] });
+    await tab.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))");
+    const dark = await look();
+    dark.forEach((canvas, at) => assert.ok(canvas !== light[at], `canvas ${at} has the colours of the new scheme`));
+  });
 });
 
 test("light and dark, and no horizontal scroll", async () => {
@@ -282,7 +317,7 @@ test("light and dark, and no horizontal scroll", async () => {
       const [content, width] = await tab.evaluate("[document.documentElement.scrollWidth, innerWidth]");
       assert.ok(content <= width, `${name}: ${content} px in ${width} px`);
       assert.equal(width, options.screen?.width ?? DESKTOP.width);
-      // 4.5 between text and what is behind it, as WCAG asks.
+      // WCAG requires a contrast of 4.5 between text and its background.
       const contrast = await tab.evaluate(`(() => {
         const style = getComputedStyle(document.documentElement);
         const light = (name) => {

@@ -1,4 +1,4 @@
-// The stored model's digits, for the tests.
+// The digits of the stored model, which the tests compare with, and a way to draw them.
 import { readFileSync } from "node:fs";
 
 const path = new URL("../../../cli/src/digits.safetensors", import.meta.url);
@@ -15,15 +15,15 @@ const input = tensor("input");
 const labels = tensor("labels");
 const logits = tensor("logits");
 
-/** Every digit: its label, its pixels from 0 to 1, and the logits that were stored with it. */
+/** Each digit has its label, its pixels from 0 to 1, and the logits that are stored with it. */
 export const digits = Array.from(labels, (label, at) => ({
   label,
-  // A token is a pixel and its place.
+  // A token consists of a pixel and its place, which is two numbers.
   pixels: Float32Array.from({ length: 64 }, (_, pixel) => input[(at * 64 + pixel) * 3]),
   logits: logits.slice(at * 10, (at + 1) * 10),
 }));
 
-/** The strokes of somebody who traces a digit: lines between the middles of dark pixels that touch. A pixel has size 1. */
+/** Strokes that trace a digit: lines between the centres of dark pixels that touch each other. The size of a pixel is 1. */
 export function trace(pixels) {
   const dark = (x, y) => x >= 0 && x < 8 && y >= 0 && y < 8 && pixels[y * 8 + x] > 0.5;
   const strokes = [];

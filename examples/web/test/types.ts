@@ -1,4 +1,4 @@
-// Compiled by tsc, not run: index.d.ts as a program in TypeScript uses it.
+// Uses index.d.ts as a program in TypeScript does. tsc compiles this file, and nothing runs it.
 import { answer, load, softmax, type Model, type Sample } from "chunkwise-digits";
 
 export async function read(): Promise<number> {
@@ -10,9 +10,9 @@ export async function read(): Promise<number> {
   for (const pixel of sample?.pixels ?? []) logits = model.step(pixel);
   const shares: Float64Array = softmax(logits);
   const matrix: Float32Array = model.matrix(0, model.heads - 1);
-  // @ts-expect-error: models are made by load.
+  // @ts-expect-error: only load makes models.
   new Model();
-  // @ts-expect-error: the state can't be replaced.
+  // @ts-expect-error: the state is read-only.
   model.state = matrix;
   // @ts-expect-error: a pixel is a number.
   model.step("1");
