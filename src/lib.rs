@@ -32,6 +32,8 @@
 //! # Ok::<(), chunkwise::Error>(())
 //! ```
 //!
+//! [`Attention::backward`] computes gradients.
+//!
 //! [`lightning`] is another kind of attention: softmax inside a chunk of tokens, linear attention over the
 //! chunks before it.
 //!
@@ -100,6 +102,7 @@ pub mod reference;
 mod sweep;
 // Many heads: the entry point, its memory and threads, and a stream that owns its memory.
 pub mod attention;
+pub mod backward;
 #[doc(hidden)]
 pub mod bench_support;
 mod parallel;

@@ -125,6 +125,14 @@ impl Shape {
         self.extent(self.groups.output(), self.value).check_disjoint(self.o_strides, "o")
     }
 
+    /// Checks that rows of q, k and v don't overlap, for gradients with the same strides.
+    pub(crate) fn check_inputs(&self) -> Result<()> {
+        let Heads { query, key, value, .. } = self.groups;
+        self.extent(query, self.key).check_disjoint(self.q_strides, "the gradient of q")?;
+        self.extent(key, self.key).check_disjoint(self.k_strides, "the gradient of k")?;
+        self.extent(value, self.value).check_disjoint(self.v_strides, "the gradient of v")
+    }
+
     /// Elements that q, k, v and o each reach from their first one on.
     pub(crate) fn reach(&self) -> Result<[usize; 4]> {
         let Heads { query, key, value, .. } = self.groups;

@@ -108,21 +108,6 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
-    /// Checks the beginnings of sequences.
-    pub(crate) fn check_sequences(&self, shape: &Shape) -> Result<()> {
-        let possible = match self.sequences {
-            None => !shape.ragged,
-            Some(begins) => {
-                shape.ragged
-                    && begins.len() == shape.batch.saturating_add(1)
-                    && begins.first() == Some(&0)
-                    && begins.is_sorted()
-                    && begins.last().is_some_and(|end| *end as usize == shape.len)
-            }
-        };
-        if possible { Ok(()) } else { Err(Error::Sequences) }
-    }
-
     /// A row of q, `[K]`.
     #[inline(always)]
     pub(crate) fn q(&self, shape: &Shape, row: Row) -> Elements<'a> {
@@ -202,6 +187,21 @@ impl<'a> Tensors<'a> {
     }
 }
 
+/// Checks the tokens at which sequences begin, which only a ragged batch has.
+pub(crate) fn check_sequences(sequences: Option<&[u32]>, shape: &Shape) -> Result<()> {
+    let possible = match sequences {
+        None => !shape.ragged,
+        Some(begins) => {
+            shape.ragged
+                && begins.len() == shape.batch.saturating_add(1)
+                && begins.first() == Some(&0)
+                && begins.is_sorted()
+                && begins.last().is_some_and(|end| *end as usize == shape.len)
+        }
+    };
+    if possible { Ok(()) } else { Err(Error::Sequences) }
+}
+
 /// The write of columns that are rounded, or that end within a vector. It is a function of its own, so that
 /// the usual path stays small.
 struct Write<'a> {
@@ -216,7 +216,7 @@ impl WithSimd for Write<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { o, begin, row } = self;
-        // SAFETY: promised by the caller of `Tensors::write`, which is the only one to make a `Write`.
+        // SAFETY: promised by the callers of `Tensors::write` and `Outputs::write_row`, which alone make a `Write`.
         unsafe {
             match o {
                 Outputs::F32(o) => o.part(begin, row.len()).copy_from_slice(row),
@@ -252,6 +252,15 @@ impl Outputs<'_> {
             Outputs::Bf16(data) => (data.data.cast_const().cast(), 2),
             Outputs::F16(data) => (data.data.cast_const().cast(), 2),
         }
+    }
+
+    /// Writes a row, rounded to the type of the elements.
+    ///
+    /// # Safety
+    /// The length was checked, and no other task holds elements of this row.
+    #[inline(always)]
+    pub(crate) unsafe fn write_row<S: Simd>(self, simd: S, begin: usize, row: &[f32]) {
+        outline(simd, Write { o: self, begin, row });
     }
 
     fn len(&self) -> usize {

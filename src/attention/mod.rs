@@ -25,7 +25,7 @@ use crate::rule::Rule;
 use crate::scratch::{self, align, padded, with_alignment};
 use crate::shape::Shape;
 use crate::state::Layout;
-use crate::tensors::Tensors;
+use crate::tensors::{Tensors, check_sequences};
 
 /// What to compute, on which sizes, instruction set and threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -242,7 +242,7 @@ impl Attention {
         let rule = &self.config.rule;
         if op == Op::Forward {
             tensors.check(rule, shape)?;
-            return tensors.check_sequences(shape);
+            return check_sequences(tensors.sequences, shape);
         }
         if !rule.causal {
             return Err(Error::Conflict { what: "decode and attention that is not causal" });

@@ -53,7 +53,7 @@ use crate::rule::{Normaliser, Rule, check_chunk};
 use crate::scratch::{self, align, with_alignment};
 use crate::shape::{Heads, Row, Shape};
 
-use crate::tensors::Tensors;
+use crate::tensors::{Tensors, check_sequences};
 
 /// The number of flops for which it pays to wake a thread, as in linear attention.
 const GRAIN_FLOPS: usize = 1 << 22;
@@ -190,7 +190,7 @@ impl Lightning {
     pub fn forward(&self, tensors: Tensors<'_>, state: State<'_>, scratch: &mut [f32]) -> Result<()> {
         let shape = &self.config.shape;
         tensors.check(&RULE, shape)?;
-        tensors.check_sequences(shape)?;
+        check_sequences(tensors.sequences, shape)?;
         scratch::check(scratch, self.scratch_len())?;
         let states = self.states(state)?;
         if shape.len == 0 && states.last.is_none() {
@@ -215,7 +215,7 @@ impl Lightning {
         // The strides of a configuration without tokens have not been checked for one token.
         one.check_output()?;
         tensors.check(&RULE, &one)?;
-        tensors.check_sequences(&one)?;
+        check_sequences(tensors.sequences, &one)?;
         scratch::check(scratch, self.decode_scratch_len())?;
         let states = self.states(State::Carried(state))?;
         let call = Call { tensors: &tensors, states, len: 1 };

@@ -182,7 +182,7 @@ impl<const B: usize> Prepare<'_, B> {
 
 /// Replaces a row of `key` elements by its phi. The elements behind them are zero.
 #[inline(always)]
-pub(super) fn map_row<S: Simd>(simd: S, map: FeatureMap, row: &mut [f32], key: usize) {
+pub(crate) fn map_row<S: Simd>(simd: S, map: FeatureMap, row: &mut [f32], key: usize) {
     if map != FeatureMap::Identity {
         for x in S::as_mut_simd_f32s(row).0 {
             *x = map.phi(simd, *x);
@@ -217,9 +217,9 @@ pub(super) fn inverse_length<S: Simd>(simd: S, row: &[f32], eps: f32) -> f32 {
 }
 
 /// Widens a row. This is a function of its own, because it is long and used in several places.
-pub(super) struct Widen<'a> {
-    pub(super) from: Elements<'a>,
-    pub(super) to: &'a mut [f32],
+pub(crate) struct Widen<'a> {
+    pub(crate) from: Elements<'a>,
+    pub(crate) to: &'a mut [f32],
 }
 
 impl WithSimd for Widen<'_> {

@@ -4,6 +4,7 @@
 
 mod family;
 
+use chunkwise::backward::{Gradients, Inputs};
 use chunkwise::conv::{self, Activation, CausalConv};
 use chunkwise::gated_norm::{self, GatedNorm};
 use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
@@ -58,6 +59,11 @@ fn attention() {
                 forward("Carried", State::Carried(initial));
                 let run = || attention.decode(Tensors::new(q, k, v, &mut *o), initial, scratch);
                 without_allocating("decode", run).expect("legal arguments");
+                let scratch = &mut vec![0.0; attention.backward_scratch_len()];
+                let [dq, dk, dv] = &mut [q, k, v].map(<[f32]>::to_vec);
+                let gradients = Gradients::new(dq, dk, dv).initial(initial);
+                let run = || attention.backward(Inputs::new(q, k, v, v).last(last), gradients, scratch);
+                without_allocating("backward", run).expect("legal arguments");
                 let run = || attention.forward(Tensors::new(q, k, v, &mut *o), State::Zero, &mut []);
                 without_allocating("an error", run).expect_err("no scratch");
             }

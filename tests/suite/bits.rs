@@ -4,6 +4,7 @@
 //!
 //! A test that fails prints its constants with the new values, for a change of the bits that is intended.
 
+use chunkwise::backward::{Gradients, Inputs};
 use chunkwise::conv::{self, Activation, CausalConv};
 use chunkwise::gated_norm::{self, Gate, GatedNorm};
 use chunkwise::nn::{AttentionKind, BlockWeights, Model, ModelConfig, OutputMode, Weights, init};
@@ -33,6 +34,28 @@ const ATTENTION: [[u64; 3]; 18] = [
     [0x8898_bb91_648e_e5dc, 0xa13a_d90d_58cd_f20e, 0xcf82_aee3_6211_3b29],
     [0xf1eb_db2c_f986_8864, 0x947b_547e_eda1_06da, 0xf47b_de11_65f8_ecbb],
     [0xb76e_ce73_f514_8898, 0x55bf_114d_e5f3_1c0f, 0x550f_abbe_5ad8_e9a2],
+];
+
+/// Hashes of the gradients of attention in f32, for the same pairs.
+const GRADIENTS: [u64; 18] = [
+    0xfb75_7287_3f07_5643,
+    0xc172_d43b_248e_db84,
+    0x0173_d8e9_5b63_ca8e,
+    0xa151_183a_f012_3b39,
+    0x99f4_f200_bb37_d664,
+    0x8c79_33d6_487a_b2d6,
+    0x12e3_707e_1839_58e7,
+    0x81bf_a57d_ecbd_cf2e,
+    0xe437_3f07_f9c9_282b,
+    0x694c_9e2c_c789_25fa,
+    0x87a5_7f0b_9b60_7b92,
+    0x2aa2_a8ba_12c8_2f34,
+    0x7144_9411_ccdd_a393,
+    0xf578_8b78_d18e_5fe5,
+    0xd08b_9628_2f1d_3051,
+    0x0671_280d_e5d2_2dbb,
+    0x6526_b0de_9c67_f966,
+    0x660e_2984_a93e_814c,
 ];
 
 /// Hashes of attention with the compensated state in f32, for the same pairs.
@@ -257,6 +280,45 @@ fn hashes_of_attention() {
     check("ATTENTION", &ATTENTION, hashes, |all| {
         let rows = all.map(|row| format!("    [{}],\n", row.map(literal).join(", ")));
         format!(": [[u64; 3]; 18] = [\n{}];", rows.concat())
+    });
+}
+
+/// The hash of the gradients of q, k, v and the initial state, where the gradient of o is v, that of the last
+/// state is given, and the initial state is that after the same tokens.
+fn gradients(case: &Case, hash: &mut Hash) {
+    let Case { q, k, v, .. } = case;
+    let attention = case.attention();
+    let scratch = &mut vec![f32::NAN; attention.scratch_len().max(attention.backward_scratch_len())];
+    let (mut o, mut initial) = (case.output(), case.zero_state());
+    let tensors = Tensors::new(q, k, v, &mut o);
+    attention.forward(tensors, State::Final(&mut initial), scratch).expect("legal arguments");
+    let last = Random(99).numbers(initial.len());
+    let (mut dq, mut dk, mut dv, mut state) = (q.clone(), k.clone(), v.clone(), initial.clone());
+    let inputs = Inputs::new(q, k, v, v).initial(&initial).last(&last);
+    let gradients = Gradients::new(&mut dq, &mut dk, &mut dv).initial(&mut state);
+    attention.backward(inputs, gradients, scratch).expect("legal arguments");
+    for gradient in [dq, dk, dv, state] {
+        hash.add(&gradient);
+    }
+}
+
+#[test]
+fn hashes_of_gradients() {
+    let hashes = |isa| {
+        let mut all = [0; 18];
+        for (rule, hash) in rules().zip(&mut all) {
+            let mut one = Hash::new();
+            for (seed, [batch, len, heads, key, value]) in (1..).zip(SIZES) {
+                let shape = Shape::new(batch, len, heads, key, value);
+                gradients(&case(Config::new(rule, shape).isa(isa), seed, false), &mut one);
+            }
+            *hash = one.0;
+        }
+        all
+    };
+    check("GRADIENTS", &GRADIENTS, hashes, |all| {
+        let rows = all.map(|hash| format!("    {},\n", literal(hash)));
+        format!(": [u64; 18] = [\n{}];", rows.concat())
     });
 }
 

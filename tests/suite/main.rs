@@ -25,6 +25,8 @@ mod special;
 mod types;
 mod value_major;
 mod zeros;
+// ... its gradients, ...
+mod backward;
 // Bits of attention, and what they must not depend on.
 mod bits;
 #[cfg(all(feature = "std", any(target_arch = "x86_64", target_arch = "aarch64")))]

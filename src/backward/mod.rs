@@ -1,0 +1,246 @@
+//! Gradients of attention: [`Attention::backward`].
+//!
+//! For a loss whose gradient with respect to the outputs o is known, it computes the gradients with respect
+//! to q, k, v and the initial state. With a = phi(q), c = phi(k), n the norm and s the scale,
+//!
+//! ```text
+//! forwards in time     da_t = S_t dN_t + dn_t z_t      dN_t = s do_t / n_t,  dn_t = -(a_t . S_t dN_t) / n_t
+//! backwards in time    dc_t = R_t v_t + r_t            R_t = R_{t+1} + a_t dN_t^T,  r_t = r_{t+1} + dn_t a_t
+//!                      dv_t = R_t^T c_t
+//! ```
+//!
+//! and dq = da phi'(q), dk = dc phi'(k). Each line with a matrix is the sweep of a forward with other
+//! operands: S^T, R^T and R are the matrices, and no other state is kept, so that memory grows with T by four
+//! numbers for each token of the heads that are computed at the same time. A backward executes three times
+//! the multiply-adds of a forward.
+//!
+//! ```
+//! use chunkwise::backward::{Gradients, Inputs};
+//! use chunkwise::{Attention, Config, Normaliser, Rule, Shape};
+//!
+//! // 1 sequence, 2 tokens, 1 head, K = V = 1: o_2 is the average of v_1 and v_2, weighted by phi(k).
+//! let rule = Rule::linear(Normaliser::Global { eps: 0.0 });
+//! let attention = Attention::new(Config::new(rule, Shape::new(1, 2, 1, 1, 1)))?;
+//! let (q, k, v) = ([1.0, 1.0], [0.0, 2.0], [4.0, 8.0]);
+//! let loss = [0.0, 1.0]; // the gradient of o_2
+//! let (mut dq, mut dk, mut dv) = ([0.0; 2], [0.0; 2], [0.0; 2]);
+//! let mut scratch = vec![0.0; attention.backward_scratch_len()];
+//! let gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]);
+//! attention.backward(Inputs::new(&q, &k, &v, &loss), gradients, &mut scratch)?;
+//! // phi(k) is 1 and 3.
+//! assert!((dv[0] - 0.25).abs() < 1e-6 && (dv[1] - 0.75).abs() < 1e-6);
+//! # Ok::<(), chunkwise::Error>(())
+//! ```
+
+mod head;
+mod sweep;
+
+use self::head::Head;
+use self::sweep::Sizes;
+use crate::attention::Attention;
+use crate::element::{Elements, ElementsMut};
+use crate::error::{Error, Result, check_len, check_room};
+use crate::isa::dispatch;
+use crate::parallel;
+use crate::rule::{Gate, Update};
+use crate::scratch::{self, align, with_alignment};
+use crate::shape::Heads;
+use crate::state::Layout;
+use crate::tensors::{Disjoint, Outputs, check_sequences};
+
+/// The tensors of a forward, and the gradients with respect to its results.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Inputs<'a> {
+    pub(crate) q: Elements<'a>,
+    pub(crate) k: Elements<'a>,
+    pub(crate) v: Elements<'a>,
+    pub(crate) output: Elements<'a>,
+    pub(crate) sequences: Option<&'a [u32]>,
+    initial: Option<&'a [f32]>,
+    last: Option<&'a [f32]>,
+}
+
+impl<'a> Inputs<'a> {
+    /// q and k `[B, T, H, K]`, v, and the gradient of o, `[B, T, H, V]`, by the strides of q, k, v and o.
+    pub fn new(
+        q: impl Into<Elements<'a>>,
+        k: impl Into<Elements<'a>>,
+        v: impl Into<Elements<'a>>,
+        output: impl Into<Elements<'a>>,
+    ) -> Self {
+        let (q, k, v, output) = (q.into(), k.into(), v.into(), output.into());
+        Self { q, k, v, output, sequences: None, initial: None, last: None }
+    }
+
+    /// The same inputs for a forward that began at this state, of [`Attention::state_len`] elements.
+    #[must_use]
+    pub fn initial(self, state: &'a [f32]) -> Self {
+        Self { initial: Some(state), ..self }
+    }
+
+    /// The same inputs with the gradient of the last state, in the layout of a state. Its counts of tokens
+    /// are not read.
+    #[must_use]
+    pub fn last(self, gradient: &'a [f32]) -> Self {
+        Self { last: Some(gradient), ..self }
+    }
+
+    /// The same inputs of a ragged batch, see [`crate::Tensors::sequences`].
+    #[must_use]
+    pub fn sequences(self, begins: &'a [u32]) -> Self {
+        Self { sequences: Some(begins), ..self }
+    }
+}
+
+/// The gradients that [`Attention::backward`] computes. What they held before is replaced, and elements
+/// between rows are left untouched.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Gradients<'a> {
+    q: ElementsMut<'a>,
+    k: ElementsMut<'a>,
+    v: ElementsMut<'a>,
+    initial: Option<&'a mut [f32]>,
+}
+
+impl<'a> Gradients<'a> {
+    /// The gradients of q, k and v, by the strides of q, k and v.
+    pub fn new(
+        q: impl Into<ElementsMut<'a>>,
+        k: impl Into<ElementsMut<'a>>,
+        v: impl Into<ElementsMut<'a>>,
+    ) -> Self {
+        Self { q: q.into(), k: k.into(), v: v.into(), initial: None }
+    }
+
+    /// The same gradients and that of the initial state, in the layout of a state, its counts of tokens 0.
+    #[must_use]
+    pub fn initial(self, state: &'a mut [f32]) -> Self {
+        Self { initial: Some(state), ..self }
+    }
+}
+
+/// Where the tasks of a call write.
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'a> {
+    pub(crate) q: Outputs<'a>,
+    pub(crate) k: Outputs<'a>,
+    pub(crate) v: Outputs<'a>,
+    initial: Option<Disjoint<'a>>,
+}
+
+impl Attention {
+    /// Elements of scratch that [`Attention::backward`] needs. For each thread that takes part it holds two
+    /// matrices `[K, V]` (four with [`crate::Normaliser::PerChunk`]), the rows of one tile, and four numbers
+    /// for each token of a sequence.
+    pub fn backward_scratch_len(&self) -> usize {
+        let (sizes, workers) = self.backward_sizes();
+        with_alignment(workers.saturating_mul(sizes.len()))
+    }
+
+    /// Computes the gradients with respect to q, k, v and the initial state of a loss, from its gradients
+    /// with respect to o and the last state. The bits do not depend on threads, strides, or the batch around
+    /// a sequence.
+    ///
+    /// `scratch` must have at least [`Attention::backward_scratch_len`] elements, of any content.
+    ///
+    /// Where q or k is 0, [`crate::FeatureMap::Relu`] has the derivative 0.
+    ///
+    /// # Errors
+    /// A rule other than [`crate::Rule::linear`] without a norm of q and k, attention that is not causal, a
+    /// compensated state, heads that differ in number; a slice shorter than its shape and strides reach;
+    /// strides of q, k or v under which rows overlap; a state of another length; scratch that is too short.
+    /// Nothing has been written then.
+    pub fn backward(&self, inputs: Inputs<'_>, gradients: Gradients<'_>, scratch: &mut [f32]) -> Result<()> {
+        self.check_backward(&inputs, &gradients)?;
+        scratch::check(scratch, self.backward_scratch_len())?;
+        let Gradients { q, k, v, initial } = gradients;
+        let (q, k, v, initial) = (q.into(), k.into(), v.into(), initial.map(Disjoint::new));
+        let written = Written { q, k, v, initial };
+        let (config, (sizes, workers)) = (self.config(), self.backward_sizes());
+        let shape = &config.shape;
+        let layout = Layout::new(shape.key, shape.value, &config.rule);
+        let tasks = parallel::Tasks { count: shape.all_heads(), workers };
+        parallel::for_each(tasks, align(scratch), sizes.len(), |task, scratch| {
+            let (sequence, head) = (task / shape.heads, task % shape.heads);
+            let (batch, begin, len) = match inputs.sequences {
+                Some(begins) => {
+                    let (begin, end) = (begins[sequence] as usize, begins[sequence + 1] as usize);
+                    (0, begin, end - begin)
+                }
+                None => (sequence, 0, shape.len),
+            };
+            let states = task * layout.len()..(task + 1) * layout.len();
+            let head = Head {
+                rule: &config.rule,
+                shape,
+                layout: &layout,
+                inputs: &inputs,
+                written: &written,
+                batch,
+                begin,
+                len,
+                heads: shape.groups.of(head, 0),
+                initial: inputs.initial.map(|state| &state[states.clone()]),
+                last: inputs.last.map(|state| &state[states.clone()]),
+                initial_gradient: written.initial.map(|state| state.cut(states.start, states.len())),
+                sizes,
+                scratch,
+            };
+            dispatch(self.isa(), head);
+        });
+        Ok(())
+    }
+
+    fn backward_sizes(&self) -> (Sizes, usize) {
+        let config = self.config();
+        let sizes = Sizes::new(self.isa().lanes(), &config.rule, &config.shape);
+        let heads = if config.shape.len == 0 { 1 } else { config.shape.all_heads().max(1) };
+        let work = sizes.work().saturating_mul(heads);
+        (sizes, parallel::workers(config.execution.threads.min(heads), work, GRAIN))
+    }
+
+    fn check_backward(&self, inputs: &Inputs<'_>, gradients: &Gradients<'_>) -> Result<()> {
+        let crate::Config { rule, shape, .. } = self.config();
+        let is_linear = rule.update == Update::Linear && rule.gate == Gate::None;
+        for (refused, what) in [
+            (!is_linear, "backward and a gate or the delta rule"),
+            (rule.qk_norm.is_some(), "backward and the norm of q and k"),
+            (!rule.causal, "backward and attention that is not causal"),
+            (rule.compensated, "backward and a compensated state"),
+            (
+                shape.groups != Heads::equal(shape.heads).order(shape.groups.order),
+                "backward and heads that differ in number",
+            ),
+        ] {
+            if refused {
+                return Err(Error::Conflict { what });
+            }
+        }
+        shape.check_inputs()?;
+        let [q, k, v, o] = shape.reach()?;
+        for (what, need, got) in [
+            ("q", q, inputs.q.len()),
+            ("k", k, inputs.k.len()),
+            ("v", v, inputs.v.len()),
+            ("the gradient of o", o, inputs.output.len()),
+            ("the gradient of q", q, gradients.q.as_elements().len()),
+            ("the gradient of k", k, gradients.k.as_elements().len()),
+            ("the gradient of v", v, gradients.v.as_elements().len()),
+        ] {
+            check_room(what, need, got)?;
+        }
+        check_sequences(inputs.sequences, shape)?;
+        let state = |what, state: Option<usize>| match state {
+            Some(len) => check_len(what, self.state_len(), len),
+            None => Ok(()),
+        };
+        state("the gradient of the last state", inputs.last.map(<[f32]>::len))?;
+        state("the gradient of the initial state", gradients.initial.as_ref().map(|state| state.len()))?;
+        inputs.initial.map_or(Ok(()), |initial| self.check_state(initial, 0..self.all_heads()))
+    }
+}
+
+/// Multiply-adds that are worth a thread.
+const GRAIN: usize = 1 << 20;
