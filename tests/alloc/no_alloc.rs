@@ -61,7 +61,7 @@ fn attention() {
                 without_allocating("decode", run).expect("legal arguments");
                 let scratch = &mut vec![0.0; attention.backward_scratch_len()];
                 let [dq, dk, dv] = &mut [q, k, v].map(<[f32]>::to_vec);
-                let gradients = Gradients::new(dq, dk, dv).initial(initial);
+                let gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]).initial(initial);
                 let run = || attention.backward(Inputs::new(q, k, v, v).last(last), gradients, scratch);
                 without_allocating("backward", run).expect("legal arguments");
                 let run = || attention.forward(Tensors::new(q, k, v, &mut *o), State::Zero, &mut []);

@@ -34,7 +34,7 @@ impl Given {
         Self { case, output, initial, last }
     }
 
-    fn inputs<'a, E: Number>(&'a self, [q, k, v, output]: [&'a Vec<E>; 4]) -> Inputs<'a> {
+    fn inputs<'a, E: Number>(&'a self, [q, k, v, output]: [&'a [E]; 4]) -> Inputs<'a> {
         let mut inputs = Inputs::new(q, k, v, output);
         if let Some(initial) = &self.initial {
             inputs = inputs.initial(initial);
@@ -65,7 +65,7 @@ fn states(case: &Case, seed: u64) -> (Vec<f32>, Vec<f32>) {
     let mut state = vec![0.0; attention.state_len()];
     let mut o = vec![0.0; before.v.len()];
     let scratch = &mut vec![0.0; attention.scratch_len()];
-    let tensors = chunkwise::Tensors::new(&before.q, &before.k, &before.v, &mut o);
+    let tensors = chunkwise::Tensors::new(&before.q[..], &before.k[..], &before.v[..], &mut o[..]);
     attention.forward(tensors, chunkwise::State::Final(&mut state), scratch).unwrap();
     let gradient = normals(seed + 8, state.len()).iter().map(|x| 0.1 * x).collect();
     (state, gradient)
@@ -88,7 +88,7 @@ fn backward<E: Number>(given: &Given, attention: &Attention) -> Got {
         (vec![sentinel; q.len()], vec![sentinel; k.len()], vec![sentinel; v.len()]);
     let mut initial = vec![SENTINEL; if given.initial.is_some() { attention.state_len() } else { 0 }];
     let mut scratch = vec![f32::NAN; attention.backward_scratch_len()];
-    let mut gradients = Gradients::new(&mut dq, &mut dk, &mut dv);
+    let mut gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]);
     if given.initial.is_some() {
         gradients = gradients.initial(&mut initial);
     }
@@ -387,12 +387,14 @@ fn ragged_batches() {
             let [q, k] = [q, k].map(|x| rows(x, 10));
             let [v, output] = [v, &given.output].map(|x| rows(x, 12));
             let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
-            let mut inputs = Inputs::new(&q, &k, &v, &output);
+            let mut inputs = Inputs::new(&q[..], &k[..], &v[..], &output[..]);
             if let Some(begins) = begins {
                 inputs = inputs.sequences(begins);
             }
             let scratch = &mut vec![f32::NAN; attention.backward_scratch_len()];
-            attention.backward(inputs, Gradients::new(&mut dq, &mut dk, &mut dv), scratch).unwrap();
+            attention
+                .backward(inputs, Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]), scratch)
+                .unwrap();
             [dq, dk, dv]
         };
         let all = run(&ragged, 0..41, Some(&begins));
@@ -509,8 +511,8 @@ fn refused_calls_write_nothing() {
         let (mut dq, mut dk, mut dv) = (dq, dk, dv);
         let [initial, last, mut written] = states.map(|len| vec![0.0; len]);
         let mut scratch = vec![0.0; scratch.unwrap_or(attention.backward_scratch_len())];
-        let inputs = Inputs::new(&q, &k, &v, &o).initial(&initial).last(&last);
-        let gradients = Gradients::new(&mut dq, &mut dk, &mut dv).initial(&mut written);
+        let inputs = Inputs::new(&q[..], &k[..], &v[..], &o[..]).initial(&initial).last(&last);
+        let gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]).initial(&mut written);
         let result = attention.backward(inputs, gradients, &mut scratch);
         if result.is_err() {
             assert!([dq, dk, dv].iter().flatten().all(|x| *x == 1.0) && written.iter().all(|x| *x == 0.0));

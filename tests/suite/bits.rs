@@ -290,12 +290,12 @@ fn gradients(case: &Case, hash: &mut Hash) {
     let attention = case.attention();
     let scratch = &mut vec![f32::NAN; attention.scratch_len().max(attention.backward_scratch_len())];
     let (mut o, mut initial) = (case.output(), case.zero_state());
-    let tensors = Tensors::new(q, k, v, &mut o);
+    let tensors = Tensors::new(&q[..], &k[..], &v[..], &mut o[..]);
     attention.forward(tensors, State::Final(&mut initial), scratch).expect("legal arguments");
     let last = Random(99).numbers(initial.len());
     let (mut dq, mut dk, mut dv, mut state) = (q.clone(), k.clone(), v.clone(), initial.clone());
-    let inputs = Inputs::new(q, k, v, v).initial(&initial).last(&last);
-    let gradients = Gradients::new(&mut dq, &mut dk, &mut dv).initial(&mut state);
+    let inputs = Inputs::new(&q[..], &k[..], &v[..], &v[..]).initial(&initial).last(&last);
+    let gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]).initial(&mut state);
     attention.backward(inputs, gradients, scratch).expect("legal arguments");
     for gradient in [dq, dk, dv, state] {
         hash.add(&gradient);
