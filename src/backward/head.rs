@@ -16,7 +16,7 @@ use crate::scratch::padded;
 use crate::shape::{HeadSet, Row, Shape};
 use crate::state::{Layout, Sums};
 use crate::sweep::prepare::{Widen, map_row};
-use crate::sweep::{Blocking, Factors};
+use crate::sweep::{Blocking, Factors, Fold};
 use crate::tensors::Disjoint;
 
 /// One head of one sequence. Tasks that run at once differ in the head.
@@ -206,7 +206,7 @@ impl<'a> Head<'a> {
         let mut use_past = self.layout.per_chunk && self.initial.is_some();
         let mut token = 0;
         while token < self.len {
-            let span = Span { begin: token, len: self.until(token, self.len), reversed: false };
+            let span = Span { begin: token, len: self.until(token), reversed: false };
             self.load(simd, span, rows);
             let (mut current, mut finished) = (ONES, ONES);
             let mut inverse = [[0.0_f32; Blocking::MOST]; 2];
@@ -248,11 +248,8 @@ impl<'a> Head<'a> {
             }
             token += span.len;
             if self.is_boundary(token) {
-                for (past, s) in past.data.iter_mut().zip(&mut *s.data).chain(past_z.iter_mut().zip(&mut *z))
-                {
-                    *past += *s;
-                    *s = 0.0;
-                }
+                outline(simd, Fold { sums: s.data, past: past.data, error: &mut [] });
+                outline(simd, Fold { sums: z, past: past_z, error: &mut [] });
                 use_past = true;
             }
         }
@@ -374,8 +371,8 @@ impl<'a> Head<'a> {
     }
 
     /// The number of tokens of the tile that begins at a token: it ends no later than a chunk.
-    fn until(&self, token: usize, end: usize) -> usize {
-        let len = self.sizes.tile.min(end - token);
+    fn until(&self, token: usize) -> usize {
+        let len = self.sizes.tile.min(self.len - token);
         self.chunk().map_or(len, |chunk| len.min(chunk - (token + self.count()) % chunk))
     }
 
