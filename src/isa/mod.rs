@@ -166,33 +166,38 @@ impl fmt::Display for Isa {
 /// Runs a kernel under an instruction set. All functions that the kernel calls must be `#[inline(always)]`;
 /// one call that stays out of line costs a factor of ten.
 pub(crate) fn dispatch<Op: WithSimd>(isa: Isa, op: Op) -> Op::Output {
-    // pulp's own check (a cached load) repeats ours; it is what makes it safe to obtain its tokens.
+    // pulp's own check (a cached load) repeats ours; it is what makes it safe to obtain its tokens. Every arm falls through to
+    // one scalar call, because each call compiles the kernel again.
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(_) => match pulp::x86::V4::try_new() {
-            Some(simd) => Simd::vectorize(simd, op),
-            None => op.with_simd(pulp::Scalar::new()),
-        },
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(_) => match pulp::x86::V3::try_new() {
-            Some(simd) => Simd::vectorize(simd, op),
-            None => op.with_simd(pulp::Scalar::new()),
-        },
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon(_) => match pulp::aarch64::Neon::try_new() {
-            Some(simd) => Simd::vectorize(simd, op),
-            None => op.with_simd(pulp::Scalar::new()),
-        },
-        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-        _ => {
-            // SAFETY: the whole module is compiled with simd128. (After pulp's own check the compiler would keep
-            // code for the case that it fails.)
-            let simd = unsafe { pulp::wasm::Simd128::new_unchecked() };
-            Simd::vectorize(simd, op)
+        Isa::Avx512(_) => {
+            if let Some(simd) = pulp::x86::V4::try_new() {
+                return Simd::vectorize(simd, op);
+            }
         }
-        #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
-        _ => op.with_simd(pulp::Scalar::new()),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(_) => {
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                return Simd::vectorize(simd, op);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(_) => {
+            if let Some(simd) = pulp::aarch64::Neon::try_new() {
+                return Simd::vectorize(simd, op);
+            }
+        }
+        _ => {}
     }
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    {
+        // SAFETY: the whole module is compiled with simd128. (After pulp's own check the compiler would keep code for the case
+        // that it fails.)
+        let simd = unsafe { pulp::wasm::Simd128::new_unchecked() };
+        Simd::vectorize(simd, op)
+    }
+    #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+    op.with_simd(pulp::Scalar::new())
 }
 
 /// Runs a step of a dispatched kernel as a function of its own. In one inlined body, the constants of one
