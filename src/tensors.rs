@@ -13,7 +13,7 @@ use crate::error::{Error, Result, check_room};
 use crate::isa::{self, Lines, outline};
 use crate::rule::{Gate, GateMap, Rule, Update};
 use crate::shape::{Row, Shape, Strides};
-use crate::vector::store;
+use crate::vector::{copy_row, store};
 
 /// The tensors of a call, each a slice of f32, bf16 or f16 ([`crate::Element`]); the strides are in
 /// [`Shape`].
@@ -146,10 +146,8 @@ impl<'a> Tensors<'a> {
     /// The addresses of the rows of q, k, v, o and g from a token on; rows of g have `gate` elements.
     #[inline(always)]
     pub(crate) fn lines(&self, shape: &Shape, row: Row, gate: usize) -> [Lines; 5] {
-        let line = |(data, size): (*const u8, usize), strides: Strides, head: usize, len: usize| Lines {
-            first: data.wrapping_add(strides.offset(row, head) * size),
-            stride: strides.token * size,
-            bytes: len * size,
+        let line = |address, strides: Strides, head: usize, len: usize| {
+            Lines::rows(address, strides.offset(row, head), strides.token, len)
         };
         [
             line(self.q.address(), shape.q_strides, row.heads.q, shape.key),
@@ -219,7 +217,7 @@ impl WithSimd for Write<'_> {
         // SAFETY: promised by the callers of `Tensors::write` and `Outputs::write_row`, which alone make a `Write`.
         unsafe {
             match o {
-                Outputs::F32(o) => o.part(begin, row.len()).copy_from_slice(row),
+                Outputs::F32(o) => copy_row(simd, row, o.part(begin, row.len())),
                 Outputs::Bf16(o) => narrow_bf16(row, o.part(begin, row.len())),
                 Outputs::F16(o) => isa::narrow_f16(simd, row, o.part(begin, row.len())),
             }
@@ -246,7 +244,7 @@ impl<'a> From<ElementsMut<'a>> for Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    fn address(&self) -> (*const u8, usize) {
+    pub(crate) fn address(&self) -> (*const u8, usize) {
         match self {
             Outputs::F32(data) => (data.data.cast_const().cast(), 4),
             Outputs::Bf16(data) => (data.data.cast_const().cast(), 2),

@@ -16,14 +16,14 @@ use super::Config;
 use super::part::States;
 use super::sizes::Sizes;
 use crate::element::Elements;
-use crate::isa::outline;
+use crate::isa::{PREFETCHES, outline};
 use crate::rule::{Gate, Normaliser};
 use crate::shape::Row;
 use crate::state::Layout;
 use crate::sweep::decays::Decays;
 use crate::sweep::draft::{Keep, Record};
 use crate::sweep::prepare::{Normalisers, Prepare, Tokens};
-use crate::sweep::{Factors, Fold, Pass, Rows, Scores, Tile, padded_key};
+use crate::sweep::{Ahead, Factors, Fold, Pass, Rows, Scores, Tile, padded_key};
 use crate::tensors::Tensors;
 
 /// The number of vectors of columns that a decode sweeps at once in the caller's state, so that a row of S is
@@ -344,12 +344,24 @@ impl<const DECODE: bool> Task<'_, DECODE> {
             columns: &self.columns,
             use_past: span.use_past,
             pass: span.pass,
-            gate: if self.config.rule.gate == Gate::Key { self.config.shape.key } else { 0 },
             record,
-            ahead: [
-                if self.config.rule.in_blocks() { AHEAD_IN_BLOCKS } else { AHEAD },
-                self.begin + self.len,
-            ],
+            ahead: self.ahead(first),
+        }
+    }
+
+    /// The rows that are prefetched while a tile is swept.
+    #[inline(always)]
+    fn ahead(&self, first: Row) -> Ahead {
+        let Config { rule, shape, .. } = &self.config;
+        let later =
+            Row { token: first.token + if rule.in_blocks() { AHEAD_IN_BLOCKS } else { AHEAD }, ..first };
+        match (self.begin + self.len).checked_sub(later.token) {
+            Some(tokens) if PREFETCHES && tokens > 0 => {
+                // Of a scalar gate there is one number for each token, which is not worth a prefetch.
+                let gate = if rule.gate == Gate::Key { shape.key } else { 0 };
+                Ahead { lines: self.tensors.lines(shape, later, gate), tokens }
+            }
+            _ => Ahead::NONE,
         }
     }
 }

@@ -32,11 +32,15 @@
 //! # Ok::<(), chunkwise::Error>(())
 //! ```
 
-mod head;
+mod keys;
+mod queries;
+mod rows;
+mod sizes;
 mod sweep;
+mod task;
 
-use self::head::Head;
-use self::sweep::Sizes;
+use self::sizes::Sizes;
+use self::task::Task;
 use crate::attention::Attention;
 use crate::element::{Elements, ElementsMut};
 use crate::error::{Error, Result, check_len, check_room};
@@ -44,7 +48,6 @@ use crate::isa::dispatch;
 use crate::parallel;
 use crate::rule::{Gate, Update};
 use crate::scratch::{self, align, with_alignment};
-use crate::shape::Heads;
 use crate::state::Layout;
 use crate::tensors::{Disjoint, Outputs, check_sequences};
 
@@ -131,9 +134,10 @@ pub(crate) struct Written<'a> {
 }
 
 impl Attention {
-    /// Elements of scratch that [`Attention::backward`] needs. For each thread that takes part it holds two
-    /// matrices `[K, V]` (four with [`crate::Normaliser::PerChunk`]), the rows of one tile, and four numbers
-    /// for each token of a sequence.
+    /// Elements of scratch that [`Attention::backward`] needs. For each thread that takes part it holds the
+    /// rows of one tile and, for each head of o, two matrices `[K, V]` (four with
+    /// [`crate::Normaliser::PerChunk`]) and four numbers for each token of a sequence. Heads that share a head
+    /// of q, k or v are computed by one thread; without shared heads it has one head at a time.
     pub fn backward_scratch_len(&self) -> usize {
         let (sizes, workers) = self.backward_sizes();
         with_alignment(workers.saturating_mul(sizes.len()))
@@ -149,8 +153,7 @@ impl Attention {
     ///
     /// # Errors
     /// A rule other than [`crate::Rule::linear`] without a norm of q and k, attention that is not causal, a
-    /// compensated state, heads that differ in number; a slice shorter than its shape and strides reach;
-    /// strides of q, k or v under which rows overlap; a state of another length; scratch that is too short.
+    /// compensated state; a slice shorter than its shape and strides reach; strides of q, k or v under which rows overlap; a state of another length; scratch that is too short.
     /// Nothing has been written then.
     pub fn backward(&self, inputs: Inputs<'_>, gradients: Gradients<'_>, scratch: &mut [f32]) -> Result<()> {
         self.check_backward(&inputs, &gradients)?;
@@ -161,9 +164,10 @@ impl Attention {
         let (config, (sizes, workers)) = (self.config(), self.backward_sizes());
         let shape = &config.shape;
         let layout = Layout::new(shape.key, shape.value, &config.rule);
-        let tasks = parallel::Tasks { count: shape.all_heads(), workers };
+        let (groups, each) = (sizes.groups.count, sizes.tasks());
+        let tasks = parallel::Tasks { count: shape.batch.saturating_mul(each), workers };
         parallel::for_each(tasks, align(scratch), sizes.len(), |task, scratch| {
-            let (sequence, head) = (task / shape.heads, task % shape.heads);
+            let (sequence, first) = (task / each, task % each * sizes.together);
             let (batch, begin, len) = match inputs.sequences {
                 Some(begins) => {
                     let (begin, end) = (begins[sequence] as usize, begins[sequence + 1] as usize);
@@ -171,8 +175,9 @@ impl Attention {
                 }
                 None => (sequence, 0, shape.len),
             };
-            let states = task * layout.len()..(task + 1) * layout.len();
-            let head = Head {
+            let states = shape.heads * layout.len();
+            let states = sequence * states..(sequence + 1) * states;
+            let task = Task {
                 rule: &config.rule,
                 shape,
                 layout: &layout,
@@ -181,14 +186,14 @@ impl Attention {
                 batch,
                 begin,
                 len,
-                heads: shape.groups.of(head, 0),
+                groups: first..groups.min(first + sizes.together),
                 initial: inputs.initial.map(|state| &state[states.clone()]),
                 last: inputs.last.map(|state| &state[states.clone()]),
                 initial_gradient: written.initial.map(|state| state.cut(states.start, states.len())),
                 sizes,
                 scratch,
             };
-            dispatch(self.isa(), head);
+            dispatch(self.isa(), task);
         });
         Ok(())
     }
@@ -196,9 +201,10 @@ impl Attention {
     fn backward_sizes(&self) -> (Sizes, usize) {
         let config = self.config();
         let sizes = Sizes::new(self.isa().lanes(), &config.rule, &config.shape);
-        let heads = if config.shape.len == 0 { 1 } else { config.shape.all_heads().max(1) };
-        let work = sizes.work().saturating_mul(heads);
-        (sizes, parallel::workers(config.execution.threads.min(heads), work, GRAIN))
+        let groups = config.shape.batch.saturating_mul(sizes.groups.count).max(1);
+        let work = sizes.work().saturating_mul(groups);
+        let workers = parallel::workers(config.execution.threads.min(groups), work, GRAIN);
+        (sizes.together(&config.shape, workers), workers)
     }
 
     fn check_backward(&self, inputs: &Inputs<'_>, gradients: &Gradients<'_>) -> Result<()> {
@@ -209,10 +215,6 @@ impl Attention {
             (rule.qk_norm.is_some(), "backward and the norm of q and k"),
             (!rule.causal, "backward and attention that is not causal"),
             (rule.compensated, "backward and a compensated state"),
-            (
-                shape.groups != Heads::equal(shape.heads).order(shape.groups.order),
-                "backward and heads that differ in number",
-            ),
         ] {
             if refused {
                 return Err(Error::Conflict { what });

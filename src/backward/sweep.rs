@@ -1,89 +1,14 @@
-//! The sweeps of a backward: their sizes, the matrices in panels, operands, and rows in scratch.
+//! The sweeps of a backward: matrices in panels, and operands.
 
 use pulp::Simd;
 
+use super::sizes::Sizes;
 use crate::isa::outline;
-use crate::math::{GROUP, sum_group};
-use crate::rule::{Normaliser, Rule};
-use crate::scratch::padded;
+use crate::math::GROUP;
 use crate::shape::{Heads, Row, Shape};
 use crate::sweep::linear::{Panel, kind};
-use crate::sweep::{Blocking, Factors, Pass, Rows, Sums, Tile, padded_key, whole_blocks};
+use crate::sweep::{Ahead, Blocking, Factors, Pass, Rows, Sums, Tile, whole_blocks};
 use crate::tensors::Tensors;
-
-/// The sizes of one head's scratch.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    pub(super) key: usize,
-    pub(super) value: usize,
-    /// The number of tokens of the longest sequence.
-    len: usize,
-    /// The number of tokens in a tile.
-    pub(super) tile: usize,
-    /// Columns in a panel.
-    panel: usize,
-    /// 2 where finished chunks have sums of their own, else 1.
-    pub(super) sums: usize,
-}
-
-/// What a token of the second pass needs of the first one, of the sums it is added to and of the past.
-pub(super) const PER_TOKEN: usize = 4;
-
-impl Sizes {
-    pub(crate) fn new(lanes: usize, rule: &Rule, shape: &Shape) -> Self {
-        let blocking = Blocking::new(lanes, false);
-        let sums = if matches!(rule.normaliser, Normaliser::PerChunk { .. }) { 2 } else { 1 };
-        let Shape { key, value, len, .. } = *shape;
-        Self { key, value, len, tile: blocking.tile, panel: blocking.panel(lanes), sums }
-    }
-
-    /// The multiply-adds of a head.
-    pub(crate) fn work(&self) -> usize {
-        self.key.saturating_mul(self.value).saturating_mul(self.len).saturating_mul(3)
-    }
-
-    /// Elements of a row of K, padded to whole groups.
-    pub(super) fn key_row(&self) -> usize {
-        padded_key(self.key)
-    }
-
-    /// Elements of a row of V, padded to whole groups.
-    pub(super) fn value_row(&self) -> usize {
-        padded_key(self.value)
-    }
-
-    /// Elements of a matrix of K rows of V columns.
-    pub(super) fn matrix(&self) -> usize {
-        padded(self.key.saturating_mul(self.value_row()))
-    }
-
-    /// Elements of a matrix of V rows of K columns.
-    pub(super) fn transposed(&self) -> usize {
-        padded(self.value.saturating_mul(self.key_row()))
-    }
-
-    pub(super) fn operands(&self) -> usize {
-        2 * self.tile * self.key_row().max(self.value_row())
-    }
-
-    /// Elements of scratch.
-    pub(crate) fn len(&self) -> usize {
-        let rows = KEY_ROWS
-            .saturating_mul(self.key_row())
-            .saturating_add(VALUE_ROWS.saturating_mul(self.value_row()))
-            .saturating_mul(self.tile);
-        let matrices = self.matrix().saturating_add(self.transposed()).saturating_mul(self.sums);
-        let vectors = self.sums * self.key_row();
-        [self.operands(), rows, vectors, padded(self.len.saturating_mul(PER_TOKEN))]
-            .into_iter()
-            .fold(matrices, usize::saturating_add)
-    }
-}
-
-/// The rows of K elements of a token: q, k, phi(q), phi(k), two outputs of sweeps, z.
-pub(super) const KEY_ROWS: usize = 7;
-/// The rows of V elements of a token: v, the gradient of o, dN of the two sums, an output.
-pub(super) const VALUE_ROWS: usize = 5;
 
 /// A matrix in panels: `[columns / panel][rows][panel]`, the last panel narrower.
 pub(super) struct Matrix<'a> {
@@ -95,9 +20,7 @@ pub(super) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// A matrix of zeros.
-    pub(super) fn zeros(data: &'a mut [f32], rows: usize, width: usize, sizes: &Sizes) -> Self {
-        data.fill(0.0);
+    pub(super) fn new(data: &'a mut [f32], rows: usize, width: usize, sizes: &Sizes) -> Self {
         Self { data, rows, width, panel: sizes.panel }
     }
 
@@ -155,13 +78,14 @@ pub(super) struct Swept<'a> {
     pub(super) v: &'a [f32],
     pub(super) factors: &'a Factors,
     pub(super) len: usize,
+    pub(super) ahead: Ahead,
 }
 
 /// Sweeps a matrix: outputs are written to rows of `o`, except by a sweep that only adds.
 #[inline(always)]
 pub(super) fn sweep<S: Simd, const B: usize, const N: usize, const KIND: u8>(
     simd: S,
-    Swept { operands, v, factors, len }: Swept<'_>,
+    Swept { operands, v, factors, len, ahead }: Swept<'_>,
     matrix: &mut Matrix<'_>,
     o: &mut [f32],
 ) {
@@ -179,9 +103,8 @@ pub(super) fn sweep<S: Simd, const B: usize, const N: usize, const KIND: u8>(
         columns: &(0..width),
         use_past: false,
         pass: Pass::Both,
-        gate: 0,
         record: None,
-        ahead: [0, 0],
+        ahead,
     };
     for begin in (0..width).step_by(matrix.panel) {
         let stride = matrix.panel.min(width - begin);
@@ -215,30 +138,10 @@ impl Columns<'_> {
     }
 }
 
-/// The dot product of two rows of whole groups, in sixteen partial sums, which have the same bits for any
-/// number of lanes.
-#[inline(always)]
-pub(super) fn dot<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f32 {
-    let mut group = [0.0; GROUP];
-    let sums = S::as_mut_simd_f32s(&mut group).0;
-    for (x, y) in x.as_chunks::<GROUP>().0.iter().zip(y.as_chunks::<GROUP>().0) {
-        for ((sum, x), y) in sums.iter_mut().zip(S::as_simd_f32s(x).0).zip(S::as_simd_f32s(y).0) {
-            *sum = simd.mul_add_e_f32s(*x, *y, *sum);
-        }
-    }
-    sum_group(&group)
-}
-
-/// `y += factor x`, for rows of whole groups.
-#[inline(always)]
-pub(super) fn add_scaled<S: Simd>(simd: S, factor: f32, x: &[f32], y: &mut [f32]) {
-    let factor = simd.splat_f32s(factor);
-    for (y, x) in S::as_mut_simd_f32s(y).0.iter_mut().zip(S::as_simd_f32s(x).0) {
-        *y = simd.mul_add_e_f32s(factor, *x, *y);
-    }
-}
-
 /// The kinds of sweeps of a backward.
 pub(super) const BOTH: u8 = kind::PLAIN;
 pub(super) const SUM: u8 = kind::SUM;
 pub(super) const READ: u8 = kind::READ;
+
+/// Factors of outputs that are left as they are.
+pub(super) const ONES: Factors = Factors { current: [1.0; Blocking::MOST], past: [1.0; Blocking::MOST] };

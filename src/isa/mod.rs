@@ -270,12 +270,25 @@ pub(crate) const PREFETCHES: bool = cfg!(target_arch = "x86_64");
 #[derive(Clone, Copy)]
 pub(crate) struct Lines {
     pub(crate) first: *const u8,
-    pub(crate) stride: usize,
+    pub(crate) stride: isize,
     pub(crate) bytes: usize,
 }
 
 impl Lines {
     pub(crate) const NONE: Self = Self { first: core::ptr::null(), stride: 0, bytes: 0 };
+
+    /// Rows of `len` elements of a tensor, which is given by its address and the size of an element in bytes. The
+    /// first element and the stride are in elements.
+    #[inline(always)]
+    pub(crate) fn rows((data, size): (*const u8, usize), first: usize, stride: usize, len: usize) -> Self {
+        Self { first: data.wrapping_add(first * size), stride: (stride * size) as isize, bytes: len * size }
+    }
+
+    /// The same rows backwards, from the same row on.
+    #[inline(always)]
+    pub(crate) fn reversed(self) -> Self {
+        Self { stride: -self.stride, ..self }
+    }
 }
 
 /// The number of bytes in a cache line.

@@ -146,6 +146,21 @@ pub(crate) enum Pass {
     Read,
 }
 
+/// Rows of later tokens, to be prefetched while the tokens of a tile are swept: for the i-th token of the tile
+/// the i-th row of each of these tensors.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(crate) lines: [Lines; Ahead::MOST],
+    /// The number of rows in each tensor.
+    pub(crate) tokens: usize,
+}
+
+impl Ahead {
+    /// The largest number of tensors of which one sweep prefetches rows.
+    pub(crate) const MOST: usize = 5;
+    pub(crate) const NONE: Self = Self { lines: [Lines::NONE; Self::MOST], tokens: 0 };
+}
+
 /// Tokens of one head that have been prepared together.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
@@ -167,12 +182,10 @@ pub(crate) struct Tile<'a> {
     /// Whether finished chunks or an initial state precede the tile.
     pub(crate) use_past: bool,
     pub(crate) pass: Pass,
-    /// Elements of a row of g that are worth prefetching: K for a key gate, 0 for a scalar gate.
-    pub(crate) gate: usize,
     /// Where u of rules in blocks is recorded, if it is recorded.
     pub(crate) record: Option<Record<'a>>,
-    /// How many tokens ahead rows are prefetched, and the token at which there are no more rows.
-    pub(crate) ahead: [usize; 2],
+    /// What the sweep prefetches.
+    pub(crate) ahead: Ahead,
 }
 
 /// Rows of a matrix `[K, columns]` at a stride, from the first column of a panel on.
@@ -237,11 +250,9 @@ struct Ends<'a> {
     /// The element at which the first row of o begins.
     o: usize,
     o_stride: usize,
-    /// The rows of a later token that this panel prefetches: its share of the rows of q, k, v, o and g.
-    lines: [Lines; 5],
+    /// The rows that this panel prefetches: its share of those of the tile.
+    lines: [Lines; Ahead::MOST],
     shares: usize,
-    /// The number of tokens for which there are such rows.
-    ahead: usize,
 }
 
 impl<'a> Ends<'a> {
@@ -257,13 +268,11 @@ impl<'a> Ends<'a> {
             (_, Some(v)) => (&v[from..], round_up(tile.columns.len(), S::F32_LANES)),
             _ => (&[][..], 0),
         };
-        let [ahead, end] = tile.ahead;
         let (width, mut shares) = (N * S::F32_LANES, 0);
-        let mut lines = [Lines::NONE; 5];
-        if PREFETCHES && first.token + ahead < end {
+        let mut lines = [Lines::NONE; Ahead::MOST];
+        if PREFETCHES && tile.ahead.tokens > 0 {
             let panels = tile.columns.len().div_ceil(width);
-            let row = Row { token: first.token + ahead, ..first };
-            for (i, share) in tensors.lines(shape, row, tile.gate).into_iter().enumerate() {
+            for (i, share) in tile.ahead.lines.into_iter().enumerate() {
                 if i % panels == from / width {
                     lines[shares] = share;
                     shares += 1;
@@ -274,7 +283,6 @@ impl<'a> Ends<'a> {
             tile,
             lines,
             shares,
-            ahead: end.saturating_sub(first.token + ahead),
             columns: tile.columns.len() - from,
             v,
             v_stride,
@@ -287,14 +295,15 @@ impl<'a> Ends<'a> {
     /// buffers that rows of S need on their way from L2.
     #[inline(always)]
     fn prefetch(&self, tokens: Range<usize>, group: usize, groups: usize) {
-        if PREFETCHES && tokens.end <= self.ahead {
+        if PREFETCHES && tokens.end <= self.tile.ahead.tokens {
             for lines in &self.lines[..self.shares] {
                 let mut byte = group * LINE;
                 while byte < lines.bytes {
-                    let mut line = lines.first.wrapping_add(tokens.start * lines.stride + byte);
+                    let mut line =
+                        lines.first.wrapping_offset(tokens.start as isize * lines.stride).wrapping_add(byte);
                     for _ in tokens.clone() {
                         prefetch(line);
-                        line = line.wrapping_add(lines.stride);
+                        line = line.wrapping_offset(lines.stride);
                     }
                     byte += groups * LINE;
                 }

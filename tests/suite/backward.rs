@@ -10,6 +10,7 @@ use chunkwise::{Attention, Config, Error, FeatureMap, Isa, Normaliser, Rule, Sha
 use half::{bf16, f16};
 
 use self::pairs::{Head, Sums, derivative};
+use crate::common::family::share;
 use crate::common::*;
 
 /// The documented accuracy of gradients in f32 up to 4096 tokens.
@@ -117,14 +118,49 @@ fn pieces(config: &Config, state: &[f32]) -> ([Sums; 2], usize) {
     }
 }
 
-/// One head of the oracle.
-fn head(given: &Given, b: usize, h: usize) -> Head {
+/// The heads from which one output is computed.
+#[derive(Clone, Copy)]
+struct Heads {
+    q: usize,
+    k: usize,
+    v: usize,
+    o: usize,
+    state: usize,
+    /// Whether it is the first output of its state.
+    first: bool,
+}
+
+/// The heads of every output.
+fn outputs(shape: &Shape) -> Vec<Heads> {
+    let groups = shape.groups;
+    let (all, states) = (groups.output(), groups.state());
+    let mut seen = vec![false; states];
+    (0..all)
+        .map(|o| {
+            let state = share(groups, o, all, states);
+            Heads {
+                q: share(groups, o, all, groups.query),
+                k: share(groups, state, states, groups.key),
+                v: share(groups, state, states, groups.value),
+                o,
+                state,
+                first: !std::mem::replace(&mut seen[state], true),
+            }
+        })
+        .collect()
+}
+
+/// The rows of one head of a tensor.
+fn rows_of(shape: &Shape, x: &[f32], strides: Strides, dim: usize, [b, h]: [usize; 2]) -> Vec<f32> {
+    (0..shape.len).flat_map(|t| x[at(strides, b, t, h)..][..dim].iter().copied()).collect()
+}
+
+/// One output of the oracle.
+fn head(given: &Given, b: usize, heads: Heads) -> Head {
     let config = &given.case.config;
-    let Shape { len, key, value, heads, .. } = config.shape;
+    let shape = config.shape;
+    let Shape { key, value, .. } = shape;
     let rule = config.rule;
-    let rows = |x: &[f32], strides: Strides, dim: usize| -> Vec<f32> {
-        (0..len).flat_map(|t| x[at(strides, b, t, h)..][..dim].iter().copied()).collect()
-    };
     let mapped = |x: Vec<f32>| x.into_iter().map(|x| phi(rule.feature_map, x)).collect();
     let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect();
     let (chunk, eps) = match rule.normaliser {
@@ -136,8 +172,8 @@ fn head(given: &Given, b: usize, h: usize) -> Head {
     let zeros = || [Sums::zeros(key, value), Sums::zeros(key, value)];
     let state = |state: &Option<Vec<f32>>| {
         state.as_ref().map(|state| {
-            let len = state.len() / (config.shape.batch * heads);
-            pieces(config, &state[(b * heads + h) * len..][..len])
+            let len = state.len() / (shape.batch * shape.heads);
+            pieces(config, &state[(b * shape.heads + heads.state) * len..][..len])
         })
     };
     let initial = state(&given.initial);
@@ -150,12 +186,37 @@ fn head(given: &Given, b: usize, h: usize) -> Head {
         count: initial.as_ref().map_or(0, |(_, count)| *count),
         absolute: false,
         has_initial: initial.is_some(),
-        a: mapped(rows(&given.case.q, config.shape.q_strides, key)),
-        c: mapped(rows(&given.case.k, config.shape.k_strides, key)),
-        v: wide(rows(&given.case.v, config.shape.v_strides, value)),
-        output: wide(rows(&given.output, config.shape.o_strides, value)),
+        a: mapped(rows_of(&shape, &given.case.q, shape.q_strides, key, [b, heads.q])),
+        c: mapped(rows_of(&shape, &given.case.k, shape.k_strides, key, [b, heads.k])),
+        v: wide(rows_of(&shape, &given.case.v, shape.v_strides, value, [b, heads.v])),
+        output: wide(rows_of(&shape, &given.output, shape.o_strides, value, [b, heads.o])),
         initial: initial.map_or_else(zeros, |(sums, _)| sums),
-        last: state(&given.last).map_or_else(zeros, |(sums, _)| sums),
+        // A loss has one term for each last state, whatever the number of outputs that are read from it.
+        last: state(&given.last).filter(|_| heads.first).map_or_else(zeros, |(sums, _)| sums),
+    }
+}
+
+/// Gradients, and their sizes if no terms cancelled, of each head of a tensor or of the states.
+struct Wanted(Vec<[Vec<f64>; 2]>);
+
+impl Wanted {
+    fn new(heads: usize) -> Self {
+        Self(vec![[vec![], vec![]]; heads])
+    }
+
+    /// Adds those of one output.
+    fn add(&mut self, head: usize, more: [Vec<f64>; 2]) {
+        for (sums, more) in self.0[head].iter_mut().zip(more) {
+            sums.resize(more.len(), 0.0);
+            sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += x);
+        }
+    }
+
+    #[track_caller]
+    fn check(&self, head: usize, got: &[f32], bound: f64, what: &str) {
+        let [want, size] = &self.0[head];
+        let error = norm_error_of(got, want, size);
+        assert!(error <= bound, "{what} of head {head} is off by {error:e}");
     }
 }
 
@@ -163,42 +224,52 @@ fn head(given: &Given, b: usize, h: usize) -> Head {
 #[track_caller]
 fn check(given: &Given, got: &Got, bound: f64, what: &str) {
     let config = &given.case.config;
-    let Shape { batch, heads, len, key, value, q_strides, k_strides, v_strides, .. } = config.shape;
-    let map = config.rule.feature_map;
-    for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-        let head = head(given, b, h);
-        let size = Head { absolute: true, ..head.clone() }.gradients();
-        let want = head.gradients();
-        let rows = |x: &[f32], strides: Strides, dim: usize| -> Vec<f32> {
-            (0..len).flat_map(|t| x[at(strides, b, t, h)..][..dim].iter().copied()).collect()
-        };
-        let chain = |phi: Vec<f64>, x: &[f32], strides: Strides| -> Vec<f64> {
-            phi.iter().zip(rows(x, strides, key)).map(|(phi, x)| phi * derivative(map, x)).collect()
-        };
-        let compare = |name: &str, got: &[f32], want: &[f64], size: &[f64]| {
-            let error = norm_error_of(got, want, size);
-            assert!(error <= bound, "{what}: {name} of head {b}, {h} is off by {error:e}");
-        };
-        let Case { q, k, .. } = &given.case;
-        let [want_q, size_q] = [want.a, size.a].map(|phi| chain(phi, q, q_strides));
-        let [want_k, size_k] = [want.c, size.c].map(|phi| chain(phi, k, k_strides));
-        compare("dq", &rows(&got.q, q_strides, key), &want_q, &size_q);
-        compare("dk", &rows(&got.k, k_strides, key), &want_k, &size_k);
-        compare("dv", &rows(&got.v, v_strides, value), &want.v, &size.v);
-        if got.initial.is_empty() {
-            continue;
+    let shape = config.shape;
+    let Shape { batch, heads, key, value, groups, q_strides, k_strides, v_strides, .. } = shape;
+    let per_chunk = matches!(config.rule.normaliser, Normaliser::PerChunk { .. });
+    let chain = |phi: Vec<f64>, x: &[f32], strides: Strides, head: [usize; 2]| -> Vec<f64> {
+        let x = rows_of(&shape, x, strides, key, head);
+        phi.iter().zip(x).map(|(phi, x)| phi * derivative(config.rule.feature_map, x)).collect()
+    };
+    for b in 0..batch {
+        let mut q = Wanted::new(groups.query);
+        let (mut k, mut v) = (Wanted::new(groups.key), Wanted::new(groups.value));
+        let mut states: [[Wanted; 2]; 2] = std::array::from_fn(|_| [Wanted::new(heads), Wanted::new(heads)]);
+        for of in outputs(&shape) {
+            let head = head(given, b, of);
+            let size = Head { absolute: true, ..head.clone() }.gradients();
+            let want = head.gradients();
+            let case = &given.case;
+            q.add(of.q, [want.a, size.a].map(|phi| chain(phi, &case.q, q_strides, [b, of.q])));
+            k.add(of.k, [want.c, size.c].map(|phi| chain(phi, &case.k, k_strides, [b, of.k])));
+            v.add(of.v, [want.v, size.v]);
+            for (sums, (want, size)) in states.iter_mut().zip(want.initial.into_iter().zip(size.initial)) {
+                sums[0].add(of.state, [want.s, size.s]);
+                sums[1].add(of.state, [want.z, size.z]);
+            }
         }
-        let len = got.initial.len() / (batch * heads);
-        let (found, count) = pieces(config, &got.initial[(b * heads + h) * len..][..len]);
-        assert_eq!(count, 0, "{what}");
-        let per_chunk = matches!(config.rule.normaliser, Normaliser::PerChunk { .. });
-        for ((found, want), size) in
-            found.iter().zip(want.initial).zip(size.initial).skip(usize::from(!per_chunk))
-        {
-            let [s, z] = [&found.s, &found.z].map(|x| x.iter().map(|x| *x as f32).collect::<Vec<f32>>());
-            compare("dS", &s, &want.s, &size.s);
-            if config.rule.normaliser != Normaliser::None {
-                compare("dz", &z, &want.z, &size.z);
+        let what = |name: &str| format!("{what}: {name} of sequence {b}");
+        for (name, heads, wanted, got, strides, dim) in [
+            ("dq", groups.query, &q, &got.q, q_strides, key),
+            ("dk", groups.key, &k, &got.k, k_strides, key),
+            ("dv", groups.value, &v, &got.v, v_strides, value),
+        ] {
+            for head in 0..heads {
+                let got = rows_of(&shape, got, strides, dim, [b, head]);
+                wanted.check(head, &got, bound, &what(name));
+            }
+        }
+        for head in (0..heads).filter(|_| !got.initial.is_empty()) {
+            let len = got.initial.len() / (batch * heads);
+            let (found, count) = pieces(config, &got.initial[(b * heads + head) * len..][..len]);
+            assert_eq!(count, 0, "{}", what("the count"));
+            for (found, [s, z]) in found.iter().zip(&states).skip(usize::from(!per_chunk)) {
+                let [got_s, got_z] =
+                    [&found.s, &found.z].map(|x| x.iter().map(|x| *x as f32).collect::<Vec<f32>>());
+                s.check(head, &got_s, bound, &what("dS"));
+                if config.rule.normaliser != Normaliser::None {
+                    z.check(head, &got_z, bound, &what("dz"));
+                }
             }
         }
     }
@@ -214,7 +285,7 @@ fn pairs_agree_with_differences() {
     for normaliser in normalisers(&[4, 7]) {
         for with_states in [false, true] {
             let config = config(normaliser, FeatureMap::Elu, Shape::new(1, 11, 1, 3, 2));
-            let head = head(&Given::new(config, 3, with_states), 0, 0);
+            let head = head(&Given::new(config, 3, with_states), 0, outputs(&config.shape)[0]);
             let gradients = head.gradients();
             let mut compared = 0;
             let mut compare = |want: &[f64], change: &dyn Fn(&mut Head, usize, f64)| {
@@ -253,7 +324,8 @@ fn pairs_agree_with_the_recurrence() {
         let config = config(normaliser, FeatureMap::Elu, Shape::new(1, 23, 1, 5, 3));
         let given = Given::new(config, 5, false);
         let want = oracle(&config, &given.case.q, &given.case.k, &given.case.v);
-        let got: Vec<f32> = head(&given, 0, 0).outputs().iter().map(|x| *x as f32).collect();
+        let got: Vec<f32> =
+            head(&given, 0, outputs(&config.shape)[0]).outputs().iter().map(|x| *x as f32).collect();
         assert!(norm_error(&got, &want) < 1e-7, "{normaliser:?}");
     }
 }
@@ -283,6 +355,51 @@ fn gradients() {
                         check(&given, &got, GRADIENT_ERROR, &what);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Inputs with these heads, of which some are shared.
+#[cfg(feature = "family")]
+fn grouped(config: Config, with_states: bool) -> Given {
+    let Shape { batch, len, groups, key, value, .. } = config.shape;
+    let tensor = |seed, heads, dim| normals(seed, batch * len * heads * dim);
+    let case = Case {
+        config,
+        q: tensor(1, groups.query, key),
+        k: tensor(2, groups.key, key),
+        v: tensor(3, groups.value, value),
+    };
+    let output = tensor(4, groups.output(), value);
+    let (initial, last) = with_states.then(|| states(&case, 5)).unzip();
+    Given { case, output, initial, last }
+}
+
+/// Gradients of heads of q, k and v that several outputs share are sums over these outputs, on any number of
+/// threads.
+#[test]
+#[cfg(feature = "family")]
+fn shared_heads() {
+    use chunkwise::{HeadOrder, Heads};
+    for isa in Isa::available() {
+        for (query, key, value) in [(4, 2, 2), (2, 2, 4), (1, 1, 3), (6, 3, 1), (1, 6, 2), (4, 1, 2)] {
+            for order in [HeadOrder::Interleaved, HeadOrder::Tiled] {
+                let groups = Heads::new(query, key, value).order(order);
+                for normaliser in normalisers(&[24]) {
+                    for with_states in [false, true] {
+                        let shape = Shape::grouped(2, 50, groups, 17, 20);
+                        let given = grouped(config(normaliser, FeatureMap::Elu, shape).isa(isa), with_states);
+                        let got = backward::<f32>(&given, &given.case.attention());
+                        check(&given, &got, GRADIENT_ERROR, &format!("{isa} {groups:?} {normaliser:?}"));
+                    }
+                }
+                // This is enough work for three threads.
+                let shape = Shape::grouped(3, 600, groups, 24, 40);
+                let given = grouped(config(Normaliser::None, FeatureMap::Elu, shape).isa(isa), true);
+                let whole = backward::<f32>(&given, &given.case.attention());
+                let threads = Attention::new(given.case.config.threads(3)).unwrap();
+                assert!(backward::<f32>(&given, &threads) == whole, "{isa} {groups:?}: threads");
             }
         }
     }
@@ -488,7 +605,6 @@ fn refused_calls_write_nothing() {
         ),
     ];
     if cfg!(feature = "family") {
-        let groups = chunkwise::Heads::new(4, 2, 2);
         cases.extend([
             (
                 Config::new(Rule::gated(chunkwise::Gate::Scalar), plain.shape),
@@ -498,10 +614,6 @@ fn refused_calls_write_nothing() {
             (
                 with(plain, |c| c.rule = c.rule.causal(false)),
                 conflict("backward and attention that is not causal"),
-            ),
-            (
-                Config::new(plain.rule, Shape::grouped(2, 6, groups, 4, 4)),
-                conflict("backward and heads that differ in number"),
             ),
         ]);
     }

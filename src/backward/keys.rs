@@ -1,0 +1,189 @@
+//! The pass backwards in time: dk, dv and the gradient of the initial state.
+#![allow(unsafe_code, reason = "tasks on different threads write different states of one slice")]
+
+use pulp::Simd;
+
+use super::rows::{derive, plus_scaled, scaled};
+use super::sweep::{BOTH, Matrix, ONES, SUM, Swept, interleave, sweep};
+use super::task::{Kept, Memory, Rows, Span, Task, add};
+use crate::isa::Lines;
+use crate::shape::HeadSet;
+use crate::sweep::Ahead;
+
+/// The sums of one output, in this pass: R, its transpose and r; first those to which tokens are added, then
+/// those of the past.
+struct Sums<'a> {
+    r: [Matrix<'a>; 2],
+    transposed: [Matrix<'a>; 2],
+    z: [&'a mut [f32]; 2],
+}
+
+impl Task<'_> {
+    /// Computes dk, dv and the gradient of the initial state.
+    #[inline(always)]
+    pub(super) fn keys<S: Simd, const B: usize, const N: usize>(
+        &self,
+        simd: S,
+        rows: &mut Rows<'_>,
+        kept: &mut Kept<'_>,
+    ) {
+        self.begin_keys(kept);
+        let [_, of_k, of_v] = self.gradients();
+        let mut end = self.len;
+        loop {
+            if self.is_boundary(end) {
+                // The sums of the chunk that ends here became a part of the past.
+                for (i, _) in self.outputs() {
+                    let Sums { r: [r, past], transposed: [rt, past_t], z: [z, past_z] } =
+                        self.sums_of_keys(&mut kept.sums, i);
+                    r.data.copy_from_slice(past.data);
+                    rt.data.copy_from_slice(past_t.data);
+                    z.copy_from_slice(past_z);
+                }
+            }
+            if end == 0 {
+                break;
+            }
+            let begin = self.tile_before(end);
+            let span = Span { begin, len: end - begin, reversed: true };
+            end = begin;
+            let tile = self.sizes.tile;
+            let keys = of_k.heads * tile * self.sizes.key_row();
+            for (i, output) in self.outputs() {
+                self.load(simd, span, output.heads, rows);
+                self.key_tile::<S, B, N>(simd, span, (i, output.heads), rows, kept);
+                let (k, v) = rows.gradients.split_at_mut(keys);
+                add(simd, output.k, rows.out, &mut k[of_k.of(output.k, tile)]);
+                add(simd, output.v, rows.dv, &mut v[of_v.of(output.v, tile)]);
+                if output.last {
+                    self.write(simd, span, output.group, &of_k, k);
+                    self.write(simd, span, output.group, &of_v, v);
+                }
+            }
+        }
+        self.end_keys(kept);
+    }
+
+    /// The sums of the i-th output.
+    #[inline(always)]
+    fn sums_of_keys<'m>(&self, memory: &'m mut Memory<'_>, i: usize) -> Sums<'m> {
+        let sizes = &self.sizes;
+        let (key, value) = (sizes.key_row(), sizes.value_row());
+        let mut rest = &mut memory.matrices[i * sizes.matrices()..][..sizes.matrices()];
+        let mut take = |len: usize| rest.split_off_mut(..len).unwrap_or_default();
+        let past = sizes.sums - 1;
+        let r = [take(sizes.matrix()), take(past * sizes.matrix())];
+        let transposed = [take(sizes.transposed()), take(past * sizes.transposed())];
+        let z = memory.vectors[i * sizes.vectors()..][..sizes.vectors()].split_at_mut(key);
+        Sums {
+            r: r.map(|data| Matrix::new(data, sizes.key, value, sizes)),
+            transposed: transposed.map(|data| Matrix::new(data, sizes.value, key, sizes)),
+            z: z.into(),
+        }
+    }
+
+    /// Begins with the gradient of the last state, or with zeros. The first of the outputs that share a state
+    /// takes its gradient.
+    #[inline(always)]
+    fn begin_keys(&self, kept: &mut Kept<'_>) {
+        kept.sums.clear();
+        for (i, output) in self.outputs().filter(|(_, output)| output.state.first) {
+            let Some(state) = self.state(self.last, output.heads.state) else { continue };
+            let Sums { mut r, mut transposed, z } = self.sums_of_keys(&mut kept.sums, i);
+            let sums = r.iter_mut().zip(&mut transposed).zip(z).zip(self.order());
+            for (((r, rt), z), which) in sums.take(self.sizes.sums) {
+                self.read(state, which, r, false);
+                self.read(state, which, rt, true);
+                self.read_z(state, which, z);
+            }
+        }
+    }
+
+    /// Computes dk and dv of one tile of one output, to `rows.out` and `rows.dv`.
+    #[inline(always)]
+    fn key_tile<S: Simd, const B: usize, const N: usize>(
+        &self,
+        simd: S,
+        span: Span,
+        (i, heads): (usize, HeadSet),
+        rows: &mut Rows<'_>,
+        kept: &mut Kept<'_>,
+    ) {
+        let (key, value) = (self.sizes.key_row(), self.sizes.value_row());
+        let (len, factors, per_chunk) = (span.len, &ONES, self.layout.per_chunk);
+        for j in 0..len {
+            let numbers = &kept.numbers[self.numbers(i, span.token(j))];
+            let of = j * value..(j + 1) * value;
+            scaled(simd, numbers[0], &rows.output[of.clone()], &mut rows.dn[of.clone()]);
+            if per_chunk {
+                scaled(simd, numbers[2], &rows.output[of.clone()], &mut rows.dn_past[of]);
+            }
+        }
+        let mut sums = self.sums_of_keys(&mut kept.sums, i);
+        let ([r, past], [rt, past_t]) = (&mut sums.r, &mut sums.transposed);
+        let ([q, k, v, output, _, dk, dv], tokens) = self.ahead(span, heads);
+        let ahead = Ahead { lines: [k, v, dk, Lines::NONE, Lines::NONE], tokens };
+        interleave::<B>(rows.operands, [rows.a, rows.c], key, len);
+        let swept = Swept { operands: rows.operands, v: rows.dn, factors, len, ahead };
+        sweep::<S, B, N, BOTH>(simd, swept, r, rows.dv);
+        if per_chunk {
+            sweep::<S, B, N, SUM>(
+                simd,
+                Swept { v: rows.dn_past, ahead: Ahead::NONE, ..swept },
+                past,
+                &mut [],
+            );
+        }
+        interleave::<B>(rows.operands, [rows.dn, rows.v], value, len);
+        let ahead = Ahead { lines: [q, output, dv, Lines::NONE, Lines::NONE], tokens };
+        let swept = Swept { operands: rows.operands, v: rows.a, factors, len, ahead };
+        sweep::<S, B, N, BOTH>(simd, swept, rt, rows.out);
+        if per_chunk {
+            interleave::<B>(rows.operands, [rows.dn_past, rows.v], value, len);
+            let swept = Swept { operands: rows.operands, v: rows.a, factors, len, ahead: Ahead::NONE };
+            sweep::<S, B, N, SUM>(simd, swept, past_t, &mut []);
+        }
+        let [z, past_z] = sums.z;
+        for j in 0..len {
+            let of = j * key..(j + 1) * key;
+            let numbers = &kept.numbers[self.numbers(i, span.token(j))];
+            let (a, dc) = (&rows.a[of.clone()], &mut rows.out[of.clone()]);
+            if self.layout.normalised {
+                plus_scaled(simd, numbers[1], a, z);
+                plus_scaled(simd, 1.0, z, dc);
+            }
+            if per_chunk {
+                plus_scaled(simd, numbers[3], a, past_z);
+            }
+            derive(simd, self.rule.feature_map, [&rows.k[of.clone()], &rows.c[of]], dc);
+        }
+    }
+
+    /// Writes the gradient of the initial state: the sum over the outputs that share it.
+    #[inline(always)]
+    fn end_keys(&self, kept: &mut Kept<'_>) {
+        let Some(to) = self.initial_gradient else { return };
+        let (key, value) = (self.sizes.key, self.sizes.value);
+        for (i, output) in self.outputs() {
+            // SAFETY: no other task has this state.
+            let to = unsafe { to.part(output.heads.state * self.layout.len(), self.layout.len()) };
+            if output.state.first {
+                to.fill(0.0);
+            }
+            let Sums { r, z, .. } = self.sums_of_keys(&mut kept.sums, i);
+            for ((r, z), which) in r.iter().zip(z).zip(self.order()).take(self.sizes.sums) {
+                let s = &mut to[self.layout.s_offset(which)..];
+                for (row, to) in s.chunks_exact_mut(value).take(key).enumerate() {
+                    for (column, to) in to.iter_mut().enumerate() {
+                        *to += r.get(row, column);
+                    }
+                }
+                if self.layout.normalised {
+                    for (to, z) in to[self.layout.z_offset(which)..].iter_mut().zip(&z[..key]) {
+                        *to += *z;
+                    }
+                }
+            }
+        }
+    }
+}
