@@ -8,6 +8,7 @@ use half::{bf16, f16};
 
 use super::super::{exact, memory};
 use super::ceiling::{Level, What, level_of};
+use super::gradients::Training;
 use super::numbers::{Error, Number, norm_error};
 use super::shape::Shape;
 use super::spec::{Dtype, Map, Norm, Op, Packing, RuleName, Spec};
@@ -22,7 +23,7 @@ pub(super) struct Job {
     /// The flops that one run executes.
     pub(super) flops: f64,
     /// The flops of the recurrence in one run of attention: 4 K V for each token and head, 6 K V with the
-    /// delta rule.
+    /// delta rule, 16 K V with a backward.
     pub(super) recurrent_flops: Option<f64>,
     /// The bytes that one run must move.
     pub(super) bytes: f64,
@@ -43,8 +44,8 @@ const CHECKED: usize = 80;
 /// The largest norm error allowed for a model against f64.
 const MODEL_BOUND: f64 = 1e-5;
 
-/// The most bytes that one element of q, k, v or o takes: its own, those of copies in f32 while the numbers
-/// are made, and those of the oracle while the results are compared.
+/// The most bytes that one element of q, k, v or o takes: its own, those of its gradient, those of copies in f32
+/// while the numbers are made, and those of the oracle while the results are compared.
 const BYTES: usize = 32;
 /// The most bytes that one parameter of a model takes: as it is stored, in f32 while it is made, packed, and
 /// in f64.
@@ -54,7 +55,8 @@ const PARAMETER_BYTES: usize = 20;
 /// for them.
 pub(super) fn check(spec: &Spec) -> Made<()> {
     match spec.op {
-        Op::Prefill => attention_fits(&config(spec, spec.shape.len)?),
+        Op::Backward if spec.rule.is_some() => Err("backward takes only the linear rule".into()),
+        Op::Prefill | Op::Backward => attention_fits(&config(spec, spec.shape.len)?),
         Op::Decode => attention_fits(&config(spec, CHECKED)?),
         Op::Draft if spec.shape.len > Attention::MAX_DRAFT => {
             Err(format!("a draft has at most {} tokens", Attention::MAX_DRAFT).into())
@@ -77,7 +79,8 @@ fn attention_fits(config: &Config) -> Made<()> {
     let tensors =
         key.checked_add(value).and_then(|dims| memory::product([batch, len, heads, dims, rows, BYTES]));
     // The state, and as much memory again for the ceiling that updates memory.
-    let scratch = attention.scratch_len().max(attention.decode_scratch_len());
+    let scratch =
+        attention.scratch_len().max(attention.decode_scratch_len()).max(attention.backward_scratch_len());
     let own =
         attention.state_len().checked_mul(2).and_then(|state| state.checked_add(scratch)?.checked_mul(4));
     Ok(memory::check(tensors.zip(own).and_then(|(tensors, own)| tensors.checked_add(own)))?)
@@ -100,6 +103,7 @@ impl Job {
         check(spec)?;
         let mut job = match spec.op {
             Op::Prefill => Self::prefill::<E>(spec, levels)?,
+            Op::Backward => Self::backward::<E>(spec, levels)?,
             Op::Decode => Self::decode::<E>(spec)?,
             Op::Draft => Self::draft::<E>(spec)?,
             Op::Model | Op::Step => Self::model::<E>(spec)?,
@@ -121,6 +125,23 @@ impl Job {
             memory: level_of(levels, bytes),
             error,
             run: Box::new(move || case.forward()),
+            readings: Vec::new(),
+        })
+    }
+
+    fn backward<E: Number>(spec: &Spec, levels: &[Level]) -> Made<Self> {
+        let mut training = Training::<E>::new(config(spec, spec.shape.len)?)?;
+        let (error, bytes) = (training.error()?, training.tensor_bytes());
+        Ok(Self {
+            spec: spec.clone(),
+            times: 1,
+            flops: training.flops(),
+            recurrent_flops: Some(training.recurrent_flops()),
+            bytes,
+            tokens: (spec.shape.batch * spec.shape.len) as f64,
+            memory: level_of(levels, bytes),
+            error,
+            run: Box::new(move || training.run().expect("lengths that fit")),
             readings: Vec::new(),
         })
     }

@@ -2,6 +2,7 @@
 //! alternately, round by round, so that other load on the machine slows both.
 
 mod ceiling;
+mod gradients;
 mod inputs;
 mod job;
 mod machine;

@@ -47,10 +47,11 @@ pub(super) struct Measurement {
     /// counted; those of rows that a model leaves out are not.
     pub(super) flops: f64,
     /// The flops of the recurrence in one run of attention: 4 K V for each token and head of the state, 6 K V
-    /// with the delta rule, whatever is executed.
+    /// with the delta rule, 16 K V with a backward, whatever is executed.
     #[serde(default)]
     pub(super) recurrent_flops: Option<f64>,
-    /// The bytes of one run: the state read and written, or a model's weights read, or else each tensor once.
+    /// The bytes of one run: the state read and written, or a model's weights read, or else each tensor once
+    /// (with a backward once more, and the gradients).
     pub(super) bytes: f64,
     /// The tokens of one run.
     pub(super) tokens: f64,

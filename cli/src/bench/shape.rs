@@ -136,7 +136,7 @@ pub(super) fn usual(op: Op, rule: RuleName) -> Vec<Shape> {
     const MODEL: [Shape; 3] =
         [Shape::new([1, 4, 64, 64, 64]), Shape::new([8, 4, 64, 64, 64]), Shape::new([1, 4, 1024, 64, 64])];
     let shapes = match op {
-        Op::Prefill => &PREFILL[..],
+        Op::Prefill | Op::Backward => &PREFILL[..],
         Op::Decode => &DECODE,
         Op::Draft => &DRAFT,
         Op::Model => &MODEL,

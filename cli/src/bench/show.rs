@@ -126,13 +126,14 @@ fn measurements_table(measurements: &[Measurement], markdown: bool) -> Table {
 }
 
 const NOTE: &str = "
-GFLOP/s and GB/s follow from the best time. Recurrent flops are 4 K V for each token and head of the state, or
-6 K V with the delta rule, whatever a kernel executes. Speeds of attention are published in recurrent flops, and
-the first percentage is their share of the FMA ceiling. Executed flops are those that run: up to 6 K V with
-chunks, which read a second state; for a model, those of the dense layers and of attention, without the rows that
-are left out. The column `bound` has the ceiling that limits executed flops or bytes, and the two columns after
-it have the share of it that is reached, by the best readings and by the medians. The ceilings `update` read,
-change and write memory in place, and their bytes count in both directions.
+GFLOP/s and GB/s follow from the best time. Recurrent flops are 4 K V for each token and head of the state,
+6 K V with the delta rule, and 16 K V with a backward, whatever a kernel executes. Speeds of attention are
+published in recurrent flops, and the first percentage is their share of the FMA ceiling. Executed flops are those
+that run: up to 6 K V with chunks, which read a second state (24 K V with a backward); for a model, those of the
+dense layers and of attention, without the rows that are left out. The column `bound` has the ceiling that limits
+executed flops or bytes, and the two columns after it have the share of it that is reached, by the best readings
+and by the medians. The ceilings `update` read, change and write memory in place, and their bytes count in both
+directions.
 ";
 
 /// A table whose first `left` columns are words.

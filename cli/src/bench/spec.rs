@@ -29,6 +29,9 @@ words! {
     Op {
         /// Many tokens: `Attention::forward` from the zero state
         Prefill,
+        /// One step of training, for many tokens: `Attention::forward`, then `Attention::backward`; only with
+        /// the linear rule
+        Backward,
         /// One token of each sequence: `Attention::decode` on its state
         Decode,
         /// A draft of T tokens, at most 16: `Attention::verify` on a state, then `Attention::commit` of all
@@ -272,7 +275,7 @@ impl Spec {
         let attention = Self { rule, map, norm, chunk, weights: None, ..self.clone() };
         let model = Self { rule: None, norm: None, weights, state_offset: None, ..self };
         match self.op {
-            Op::Prefill => Self { state_offset: None, ..attention },
+            Op::Prefill | Op::Backward => Self { state_offset: None, ..attention },
             Op::Decode => Self { shape: one, state_offset, ..attention },
             Op::Draft => Self { state_offset, ..attention },
             Op::Model => model,

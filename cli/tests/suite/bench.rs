@@ -36,7 +36,7 @@ fn number(value: &Value, key: &str) -> f64 {
 /// JSON has every field for each operation except drafts, and the derived numbers follow from the readings.
 #[test]
 fn json_holds_everything() {
-    let ops = ["prefill", "decode", "model", "step"];
+    let ops = ["prefill", "backward", "decode", "model", "step"];
     let report = json(&bench(["--op", &ops.join(","), "--weights", "stored", "--format", "json", "--check"]));
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["rounds"], 2);
@@ -70,11 +70,30 @@ fn json_holds_everything() {
         let close = |got: f64, want: f64| assert!((got - want).abs() <= 1e-9 * want, "{op}: {got}, {want}");
         close(number(&each["gbs"], "best"), 1e-9 * number(each, "bytes") / best);
         close(number(&each["gflops"], "best"), 1e-9 * number(each, "flops") / best);
-        if ["prefill", "decode"].contains(&op) {
+        if ["prefill", "backward", "decode"].contains(&op) {
             close(number(&each["recurrent_gflops"], "best"), 1e-9 * number(each, "recurrent_flops") / best);
             assert_eq!(each["recurrent_bound"]["ceiling"], "FMA");
         } else {
             assert!(each["recurrent_flops"].is_null() && each["recurrent_bound"].is_null(), "{op}");
+        }
+    }
+}
+
+/// Gradients of every map, normaliser and type are right, with heads of q and k that two heads share.
+#[test]
+fn backward() {
+    for shape in ["1,2,20,8,8", "2,2,4,70,9,17"] {
+        let words = ["--shape", shape, "--map", "elu,relu,identity", "--norm", "none,global,per-chunk"];
+        let more =
+            ["--dtype", "f32,bf16,f16", "--chunk", "16", "--check", "--format", "json", "--rounds", "1"];
+        let run = chunkwise(["bench", "--op", "backward"].into_iter().chain(words).chain(more));
+        let report = json(&run);
+        let measurements = list(&report, "measurements");
+        assert_eq!(measurements.len(), 27, "{shape}");
+        for each in measurements {
+            assert!(number(each, "error") <= number(each, "allowed_error"), "{each}");
+            let per_chunk = each["norm"] == "per-chunk";
+            assert_eq!(number(each, "flops") > number(each, "recurrent_flops"), per_chunk, "{each}");
         }
     }
 }
@@ -232,7 +251,8 @@ fn a_plot() {
 
 #[test]
 fn mistakes() {
-    refused(&chunkwise(["bench", "--op", "backward"]), &["backward", "--op", "prefill"]);
+    refused(&chunkwise(["bench", "--op", "sideways"]), &["sideways", "--op", "prefill"]);
+    refused(&chunkwise(["bench", "--op", "backward", "--rule", "delta"]), &["backward", "linear"]);
     refused(&chunkwise(["bench", "--shape", "1,2,3"]), &["1,2,3", "B,H,T,K,V"]);
     refused(&chunkwise(["bench", "--shape", "1,2,0,4,4"]), &["1,2,0,4,4"]);
     refused(&chunkwise(["bench", "--op", "model", "--shape", "1,2,3,4,5"]), &["K = V", "1,2,3,4,5"]);
