@@ -133,6 +133,11 @@ impl Shape {
         self.extent(value, self.value).check_disjoint(self.v_strides, "the gradient of v")
     }
 
+    /// Refuses strides under which rows of g, of one element, overlap.
+    pub(crate) fn check_gate(&self) -> Result<()> {
+        self.extent(self.heads, 1).check_disjoint(self.g_strides(1), "the gradient of g")
+    }
+
     /// Elements that q, k, v and o each reach from their first one on.
     pub(crate) fn reach(&self) -> Result<[usize; 4]> {
         let Heads { query, key, value, .. } = self.groups;

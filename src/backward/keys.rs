@@ -3,10 +3,11 @@
 
 use pulp::Simd;
 
-use super::rows::{derive, plus_scaled, scaled};
-use super::sweep::{BOTH, Matrix, ONES, SUM, Swept, interleave, sweep};
-use super::task::{Kept, Memory, Rows, Span, Task, add};
+use super::rows::{derive, plus_scaled, scaled, tile_sums, times};
+use super::sweep::{Matrix, ONES, Operands, SUM, Swept, interleave, lay_out_and_sweep, sweep};
+use super::task::{Carried, Kept, Memory, Rows, Span, Task, add};
 use crate::isa::Lines;
+use crate::math::GROUP;
 use crate::shape::HeadSet;
 use crate::sweep::Ahead;
 
@@ -28,7 +29,7 @@ impl Task<'_> {
         kept: &mut Kept<'_>,
     ) {
         self.begin_keys(kept);
-        let [_, of_k, of_v] = self.gradients();
+        let ([_, of_k, of_v], of_g) = (self.gradients(), self.gate_gradient());
         let mut end = self.len;
         loop {
             if self.is_boundary(end) {
@@ -55,9 +56,15 @@ impl Task<'_> {
                 let (k, v) = rows.gradients.split_at_mut(keys);
                 add(simd, output.k, rows.out, &mut k[of_k.of(output.k, tile)]);
                 add(simd, output.v, rows.dv, &mut v[of_v.of(output.v, tile)]);
+                if let Some(of_g) = &of_g {
+                    add(simd, output.state, &rows.dg[..tile], &mut rows.gates[of_g.of(output.state, tile)]);
+                }
                 if output.last {
                     self.write(simd, span, output.group, &of_k, k);
                     self.write(simd, span, output.group, &of_v, v);
+                    if let Some(of_g) = &of_g {
+                        self.write(simd, span, output.group, of_g, rows.gates);
+                    }
                 }
             }
         }
@@ -119,44 +126,91 @@ impl Task<'_> {
                 scaled(simd, numbers[2], &rows.output[of.clone()], &mut rows.dn_past[of]);
             }
         }
+        let carried = Carried::load(&kept.numbers[self.numbers(i, self.len)]);
+        let own = self.sizes.gated.then(|| self.decays(simd, span, heads));
+        // A token's sums take the decay of the token behind it.
+        let decays = own.map(|own| {
+            let mut decays = [1.0; GROUP];
+            decays[0] = carried.decay;
+            decays[1..len].copy_from_slice(&own[1..len]);
+            decays[1..len].reverse();
+            decays
+        });
         let mut sums = self.sums_of_keys(&mut kept.sums, i);
         let ([r, past], [rt, past_t]) = (&mut sums.r, &mut sums.transposed);
         let ([q, k, v, output, _, dk, dv], tokens) = self.ahead(span, heads);
-        let ahead = Ahead { lines: [k, v, dk, Lines::NONE, Lines::NONE], tokens };
-        interleave::<B>(rows.operands, [rows.a, rows.c], key, len);
-        let swept = Swept { operands: rows.operands, v: rows.dn, factors, len, ahead };
-        sweep::<S, B, N, BOTH>(simd, swept, r, rows.dv);
+        let ahead = |[x, y, z]: [Lines; 3]| Ahead { lines: [x, y, z, Lines::NONE, Lines::NONE], tokens };
+        let of_r = Swept { operands: &[], scores: &[], v: rows.dn, factors, len, ahead: ahead([k, v, dk]) };
+        let (to, decays) = (&mut *rows.operands, decays.as_ref());
+        let operands = Operands { to, k: &mut *rows.a, q: &mut *rows.c, decays };
+        lay_out_and_sweep::<S, B, N>(simd, operands, of_r, r, rows.dv);
         if per_chunk {
-            sweep::<S, B, N, SUM>(
-                simd,
-                Swept { v: rows.dn_past, ahead: Ahead::NONE, ..swept },
-                past,
-                &mut [],
-            );
+            let swept = Swept { operands: rows.operands, v: rows.dn_past, ahead: Ahead::NONE, ..of_r };
+            sweep::<S, B, N, SUM>(simd, swept, past, &mut []);
         }
-        interleave::<B>(rows.operands, [rows.dn, rows.v], value, len);
-        let ahead = Ahead { lines: [q, output, dv, Lines::NONE, Lines::NONE], tokens };
-        let swept = Swept { operands: rows.operands, v: rows.a, factors, len, ahead };
-        sweep::<S, B, N, BOTH>(simd, swept, rt, rows.out);
+        let ahead = ahead([q, output, dv]);
+        let of_rt = Swept { operands: &[], scores: &[], v: rows.a, factors, len, ahead };
+        let operands = Operands { to: &mut *rows.operands, k: &mut *rows.dn, q: &mut *rows.v, decays };
+        lay_out_and_sweep::<S, B, N>(simd, operands, of_rt, rt, rows.out);
         if per_chunk {
             interleave::<B>(rows.operands, [rows.dn_past, rows.v], value, len);
-            let swept = Swept { operands: rows.operands, v: rows.a, factors, len, ahead: Ahead::NONE };
+            let swept = Swept { operands: rows.operands, ahead: Ahead::NONE, ..of_rt };
             sweep::<S, B, N, SUM>(simd, swept, past_t, &mut []);
         }
         let [z, past_z] = sums.z;
         for j in 0..len {
             let of = j * key..(j + 1) * key;
             let numbers = &kept.numbers[self.numbers(i, span.token(j))];
-            let (a, dc) = (&rows.a[of.clone()], &mut rows.out[of.clone()]);
+            let (a, dc) = (&rows.a[of.clone()], &mut rows.out[of]);
             if self.layout.normalised {
+                if let Some(decays) = decays {
+                    times(simd, decays[j], z);
+                }
                 plus_scaled(simd, numbers[1], a, z);
                 plus_scaled(simd, 1.0, z, dc);
             }
             if per_chunk {
                 plus_scaled(simd, numbers[3], a, past_z);
             }
-            derive(simd, self.rule.feature_map, [&rows.k[of.clone()], &rows.c[of]], dc);
         }
+        if let Some(own) = &own {
+            self.gates(simd, span, i, own, rows, kept);
+        }
+        for j in 0..len {
+            let of = j * key..(j + 1) * key;
+            let x = [&rows.k[of.clone()], &rows.c[of.clone()]];
+            derive(simd, self.rule.feature_map, x, &mut rows.out[of]);
+        }
+    }
+
+    /// Adds up phi(q) . da - phi(k) . dc, which is the derivative with respect to the sum of the logarithms of all
+    /// decays up to a token. The sum over a token and all behind it is the derivative with respect to the token's
+    /// own logarithm, and is left in `rows.dg`.
+    #[inline(always)]
+    fn gates<S: Simd>(
+        &self,
+        simd: S,
+        span: Span,
+        i: usize,
+        own: &[f32; GROUP],
+        rows: &mut Rows<'_>,
+        kept: &mut Kept<'_>,
+    ) {
+        let key = self.sizes.key_row();
+        let mut carried = Carried::load(&kept.numbers[self.numbers(i, self.len)]);
+        if self.written.g.is_some() {
+            let c = rows.c.chunks_exact(key).take(span.len);
+            let products = tile_sums(simd, c.zip(rows.out.chunks_exact(key)));
+            for (j, product) in products[..span.len].iter().enumerate() {
+                let of_query = kept.numbers[self.numbers(i, span.token(j))][2];
+                carried.sum += f64::from(of_query) - f64::from(*product);
+                // Behind a decay of 0 nothing depends on its logarithm.
+                let decay = own[span.len - 1 - j];
+                rows.dg[j] = if decay == 0.0 { 0.0 } else { carried.sum as f32 };
+            }
+        }
+        carried.decay = own[0];
+        carried.store(&mut kept.numbers[self.numbers(i, self.len)]);
     }
 
     /// Writes the gradient of the initial state: the sum over the outputs that share it.
@@ -170,17 +224,23 @@ impl Task<'_> {
             if output.state.first {
                 to.fill(0.0);
             }
+            // The gradient of a state is that of the first token's sums, which have taken its decay from the state.
+            let decay = if self.sizes.gated {
+                Carried::load(&kept.numbers[self.numbers(i, self.len)]).decay
+            } else {
+                1.0
+            };
             let Sums { r, z, .. } = self.sums_of_keys(&mut kept.sums, i);
             for ((r, z), which) in r.iter().zip(z).zip(self.order()).take(self.sizes.sums) {
                 let s = &mut to[self.layout.s_offset(which)..];
                 for (row, to) in s.chunks_exact_mut(value).take(key).enumerate() {
                     for (column, to) in to.iter_mut().enumerate() {
-                        *to += r.get(row, column);
+                        *to += decay * r.get(row, column);
                     }
                 }
                 if self.layout.normalised {
                     for (to, z) in to[self.layout.z_offset(which)..].iter_mut().zip(&z[..key]) {
-                        *to += *z;
+                        *to += decay * *z;
                     }
                 }
             }

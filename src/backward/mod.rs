@@ -46,10 +46,10 @@ use crate::element::{Elements, ElementsMut};
 use crate::error::{Error, Result, check_len, check_room};
 use crate::isa::dispatch;
 use crate::parallel;
-use crate::rule::{Gate, Update};
+use crate::rule::{Gate, GateMap, Update};
 use crate::scratch::{self, align, with_alignment};
 use crate::state::Layout;
-use crate::tensors::{Disjoint, Outputs, check_sequences};
+use crate::tensors::{Disjoint, Outputs, Tensors, check_sequences};
 
 /// The tensors of a forward, and the gradients with respect to its results.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +59,7 @@ pub struct Inputs<'a> {
     pub(crate) k: Elements<'a>,
     pub(crate) v: Elements<'a>,
     pub(crate) output: Elements<'a>,
+    pub(crate) g: Elements<'a>,
     pub(crate) sequences: Option<&'a [u32]>,
     initial: Option<&'a [f32]>,
     last: Option<&'a [f32]>,
@@ -73,7 +74,13 @@ impl<'a> Inputs<'a> {
         output: impl Into<Elements<'a>>,
     ) -> Self {
         let (q, k, v, output) = (q.into(), k.into(), v.into(), output.into());
-        Self { q, k, v, output, sequences: None, initial: None, last: None }
+        Self { q, k, v, output, g: Elements::default(), sequences: None, initial: None, last: None }
+    }
+
+    /// The same inputs with a scalar gate g `[B, T, H]`, the logarithms of decays.
+    #[must_use]
+    pub fn gate(self, g: impl Into<Elements<'a>>) -> Self {
+        Self { g: g.into(), ..self }
     }
 
     /// The same inputs for a forward that began at this state, of [`Attention::state_len`] elements.
@@ -104,6 +111,7 @@ pub struct Gradients<'a> {
     q: ElementsMut<'a>,
     k: ElementsMut<'a>,
     v: ElementsMut<'a>,
+    g: Option<ElementsMut<'a>>,
     initial: Option<&'a mut [f32]>,
 }
 
@@ -114,7 +122,13 @@ impl<'a> Gradients<'a> {
         k: impl Into<ElementsMut<'a>>,
         v: impl Into<ElementsMut<'a>>,
     ) -> Self {
-        Self { q: q.into(), k: k.into(), v: v.into(), initial: None }
+        Self { q: q.into(), k: k.into(), v: v.into(), g: None, initial: None }
+    }
+
+    /// The same gradients and that of g, by the strides of g. Where a decay is 0, it is 0.
+    #[must_use]
+    pub fn gate(self, g: impl Into<ElementsMut<'a>>) -> Self {
+        Self { g: Some(g.into()), ..self }
     }
 
     /// The same gradients and that of the initial state, in the layout of a state, its counts of tokens 0.
@@ -130,6 +144,7 @@ pub(crate) struct Written<'a> {
     pub(crate) q: Outputs<'a>,
     pub(crate) k: Outputs<'a>,
     pub(crate) v: Outputs<'a>,
+    pub(crate) g: Option<Outputs<'a>>,
     initial: Option<Disjoint<'a>>,
 }
 
@@ -158,9 +173,10 @@ impl Attention {
     pub fn backward(&self, inputs: Inputs<'_>, gradients: Gradients<'_>, scratch: &mut [f32]) -> Result<()> {
         self.check_backward(&inputs, &gradients)?;
         scratch::check(scratch, self.backward_scratch_len())?;
-        let Gradients { q, k, v, initial } = gradients;
-        let (q, k, v, initial) = (q.into(), k.into(), v.into(), initial.map(Disjoint::new));
-        let written = Written { q, k, v, initial };
+        let Gradients { q, k, v, g, initial } = gradients;
+        let (q, k, v, g) = (q.into(), k.into(), v.into(), g.map(Outputs::from));
+        let written = Written { q, k, v, g, initial: initial.map(Disjoint::new) };
+        let tensors = Tensors::new(inputs.q, inputs.k, inputs.v, &mut [0.0_f32; 0][..]).gate(inputs.g);
         let (config, (sizes, workers)) = (self.config(), self.backward_sizes());
         let shape = &config.shape;
         let layout = Layout::new(shape.key, shape.value, &config.rule);
@@ -182,6 +198,7 @@ impl Attention {
                 shape,
                 layout: &layout,
                 inputs: &inputs,
+                tensors: &tensors,
                 written: &written,
                 batch,
                 begin,
@@ -209,9 +226,10 @@ impl Attention {
 
     fn check_backward(&self, inputs: &Inputs<'_>, gradients: &Gradients<'_>) -> Result<()> {
         let crate::Config { rule, shape, .. } = self.config();
-        let is_linear = rule.update == Update::Linear && rule.gate == Gate::None;
         for (refused, what) in [
-            (!is_linear, "backward and a gate or the delta rule"),
+            (rule.update != Update::Linear, "backward and the delta rule"),
+            (rule.gate == Gate::Key, "backward and a key gate"),
+            (rule.gate_map != GateMap::Log, "backward and a map of the gate"),
             (rule.qk_norm.is_some(), "backward and the norm of q and k"),
             (!rule.causal, "backward and attention that is not causal"),
             (rule.compensated, "backward and a compensated state"),
@@ -232,6 +250,20 @@ impl Attention {
             ("the gradient of v", v, gradients.v.as_elements().len()),
         ] {
             check_room(what, need, got)?;
+        }
+        if rule.gate == Gate::None {
+            for (what, given) in [("g", !inputs.g.is_empty()), ("the gradient of g", gradients.g.is_some())] {
+                if given {
+                    return Err(Error::Unused { what });
+                }
+            }
+        } else {
+            let need = shape.reach_g(1)?;
+            check_room("g", need, inputs.g.len())?;
+            if let Some(g) = &gradients.g {
+                shape.check_gate()?;
+                check_room("the gradient of g", need, g.as_elements().len())?;
+            }
         }
         check_sequences(inputs.sequences, shape)?;
         let state = |what, state: Option<usize>| match state {

@@ -2,10 +2,12 @@
 
 use pulp::Simd;
 
-use super::rows::{derive, plus_scaled, tile_sums};
-use super::sweep::{BOTH, Matrix, READ, Swept, interleave, sweep};
-use super::task::{Kept, Memory, Rows, Span, Task, add};
+use super::rows::{derive, plus_scaled, tile_sums, times};
+use super::sizes::Sizes;
+use super::sweep::{Matrix, Operands, READ, Swept, lay_out_and_sweep, sweep};
+use super::task::{Carried, Kept, Memory, Rows, Span, Task, add};
 use crate::isa::outline;
+use crate::math::GROUP;
 use crate::rule::Normaliser;
 use crate::shape::HeadSet;
 use crate::sweep::{Ahead, Blocking, Factors, Fold};
@@ -47,6 +49,40 @@ impl Task<'_> {
                 self.read_z(state, finished, past_z);
             }
         }
+        self.query_tiles::<S, B, N>(simd, rows, kept);
+        self.carry(kept);
+    }
+
+    /// Leaves the numbers with which the pass backwards begins, for each output whose gates it derives: the
+    /// product of the last state and its gradient.
+    #[inline(always)]
+    fn carry(&self, kept: &mut Kept<'_>) {
+        for (i, output) in self.outputs().filter(|_| self.sizes.gated) {
+            let mut product = 0.0;
+            if let (true, Some(state)) = (output.state.first, self.state(self.last, output.heads.state)) {
+                let Sums { s, z, .. } = self.sums_of_queries(&mut kept.sums, i);
+                let Sizes { key, value, .. } = self.sizes;
+                for (row, of_row) in state.chunks_exact(value).take(key).enumerate() {
+                    for (column, x) in of_row.iter().enumerate() {
+                        product += f64::from(*x) * f64::from(s.get(column, row));
+                    }
+                }
+                if self.layout.normalised {
+                    let of_z = &state[self.layout.z_offset(crate::state::Sums::All)..];
+                    product += of_z.iter().zip(&z[..key]).map(|(x, z)| f64::from(x * z)).sum::<f64>();
+                }
+            }
+            Carried { decay: 1.0, sum: product }.store(&mut kept.numbers[self.numbers(i, self.len)]);
+        }
+    }
+
+    #[inline(always)]
+    fn query_tiles<S: Simd, const B: usize, const N: usize>(
+        &self,
+        simd: S,
+        rows: &mut Rows<'_>,
+        kept: &mut Kept<'_>,
+    ) {
         let [gradient, ..] = self.gradients();
         let mut use_past = self.layout.per_chunk && self.initial.is_some();
         let mut token = 0;
@@ -95,26 +131,28 @@ impl Task<'_> {
         kept: &mut Kept<'_>,
     ) {
         let Sums { mut s, mut past, z, past_z } = self.sums_of_queries(&mut kept.sums, i);
-        let norms = self.norms(simd, span, rows, z, use_past.then_some(&*past_z));
-        interleave::<B>(rows.operands, [rows.v, rows.output], self.sizes.value_row(), span.len);
+        let decays = self.sizes.gated.then(|| self.decays(simd, span, heads));
+        let norms = self.norms(simd, span, rows, decays.as_ref(), [z, &mut *past_z], use_past);
         let [current, finished] = &norms.factors;
         let ([q, k, v, output, dq, ..], tokens) = self.ahead(span, heads);
         let ahead = Ahead { lines: [q, k, v, output, dq], tokens };
-        let swept = Swept { operands: rows.operands, v: rows.c, factors: current, len: span.len, ahead };
-        sweep::<S, B, N, BOTH>(simd, swept, &mut s, rows.out);
+        let swept = Swept { operands: &[], scores: &[], v: rows.c, factors: current, len: span.len, ahead };
+        let operands = Operands {
+            to: &mut *rows.operands,
+            k: &mut *rows.v,
+            q: &mut *rows.output,
+            decays: decays.as_ref(),
+        };
+        lay_out_and_sweep::<S, B, N>(simd, operands, swept, &mut s, rows.out);
         if use_past {
-            sweep::<S, B, N, READ>(
-                simd,
-                Swept { factors: finished, ahead: Ahead::NONE, ..swept },
-                &mut past,
-                rows.past,
-            );
+            let swept = Swept { operands: rows.operands, factors: finished, ahead: Ahead::NONE, ..swept };
+            sweep::<S, B, N, READ>(simd, swept, &mut past, rows.past);
         }
         let gradients = self.gradients_of_norms(simd, span, rows, &norms, use_past);
         let key = self.sizes.key_row();
         for j in 0..span.len {
             let of = j * key..(j + 1) * key;
-            let (a, da) = (&rows.a[of.clone()], &mut rows.out[of.clone()]);
+            let da = &mut rows.out[of.clone()];
             if self.layout.normalised {
                 plus_scaled(simd, gradients[0][j], &rows.z[of.clone()], da);
             }
@@ -122,10 +160,18 @@ impl Task<'_> {
                 plus_scaled(simd, 1.0, &rows.past[of.clone()], da);
                 plus_scaled(simd, gradients[1][j], past_z, da);
             }
-            derive(simd, self.rule.feature_map, [&rows.q[of.clone()], a], da);
         }
+        let products = if self.written.g.is_some() {
+            let a = rows.a.chunks_exact(key).take(span.len);
+            tile_sums(simd, a.zip(rows.out.chunks_exact(key)))
+        } else {
+            finished.current
+        };
         for j in 0..span.len {
-            let numbers = [current.current[j], gradients[0][j], finished.current[j], gradients[1][j]];
+            let of = j * key..(j + 1) * key;
+            let x = [&rows.q[of.clone()], &rows.a[of.clone()]];
+            derive(simd, self.rule.feature_map, x, &mut rows.out[of]);
+            let numbers = [current.current[j], gradients[0][j], products[j], gradients[1][j]];
             kept.numbers[self.numbers(i, span.token(j))].copy_from_slice(&numbers);
         }
     }
@@ -137,21 +183,25 @@ impl Task<'_> {
         simd: S,
         span: Span,
         rows: &mut Rows<'_>,
-        z: &mut [f32],
-        past_z: Option<&[f32]>,
+        decays: Option<&[f32; GROUP]>,
+        [z, past_z]: [&mut [f32]; 2],
+        use_past: bool,
     ) -> Norms {
         let key = self.sizes.key_row();
         let mut inverse = [[1.0; Blocking::MOST], [0.0; Blocking::MOST]];
         if let Normaliser::Global { eps } | Normaliser::PerChunk { eps, .. } = self.rule.normaliser {
-            for (c, kept) in rows.c.chunks_exact(key).zip(rows.z.chunks_exact_mut(key)).take(span.len) {
-                plus_scaled(simd, 1.0, c, z);
+            for (i, kept) in rows.z.chunks_exact_mut(key).take(span.len).enumerate() {
+                if let Some(decays) = decays {
+                    times(simd, decays[i], z);
+                }
+                plus_scaled(simd, 1.0, &rows.c[i * key..][..key], z);
                 kept.copy_from_slice(z);
             }
             let invert = |sums: [f32; Blocking::MOST]| sums.map(|sum| 1.0 / (sum + eps));
             let a = rows.a.chunks_exact(key).take(span.len);
             inverse[0] = invert(tile_sums(simd, a.clone().zip(rows.z.chunks_exact(key))));
-            if let Some(past_z) = past_z {
-                inverse[1] = invert(tile_sums(simd, a.map(|a| (a, past_z))));
+            if use_past {
+                inverse[1] = invert(tile_sums(simd, a.map(|a| (a, &*past_z))));
             }
         }
         let factors =

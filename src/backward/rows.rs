@@ -43,6 +43,15 @@ pub(super) fn plus_scaled<S: Simd>(simd: S, factor: f32, x: &[f32], y: &mut [f32
     }
 }
 
+/// `x *= factor`.
+#[inline(always)]
+pub(super) fn times<S: Simd>(simd: S, factor: f32, x: &mut [f32]) {
+    let factor = simd.splat_f32s(factor);
+    for x in S::as_mut_simd_f32s(x).0 {
+        *x = simd.mul_f32s(factor, *x);
+    }
+}
+
 /// `y = factor x`, in which a product of -0 is +0.
 #[inline(always)]
 pub(super) fn scaled<S: Simd>(simd: S, factor: f32, x: &[f32], y: &mut [f32]) {

@@ -3,6 +3,7 @@
 use crate::rule::{FeatureMap, Normaliser, Rule};
 use crate::scratch::padded;
 use crate::shape::{HeadOrder, HeadSet, Heads, Shape};
+use crate::sweep::gated::operand_rows;
 use crate::sweep::{Blocking, padded_key};
 
 /// The heads of a sequence in the smallest groups that share no head of any tensor. A group belongs to one
@@ -107,12 +108,16 @@ pub(crate) struct Sizes {
     pub(super) sums: usize,
     /// Whether q and k are kept beside their phi.
     pub(super) keeps_inputs: bool,
+    /// Whether there is a gate.
+    pub(super) gated: bool,
     pub(super) groups: Groups,
     /// The largest number of groups in a task.
     pub(super) together: usize,
 }
 
-/// What a token of the second pass needs of the first one, of the sums it is added to and of the past.
+/// What a token of the second pass needs of the first one: scale / n and dn, of the sums it is added to and of the
+/// past; with a gate, phi(q) . da instead of those of the past. After the last token come the numbers that a pass
+/// carries from tile to tile.
 pub(super) const PER_TOKEN: usize = 4;
 
 /// The rows of K elements of a token: q, k, phi(q), phi(k), an output of a sweep, that of the past, z.
@@ -122,13 +127,14 @@ pub(super) const VALUE_ROWS: usize = 5;
 
 impl Sizes {
     pub(crate) fn new(lanes: usize, rule: &Rule, shape: &Shape) -> Self {
-        let blocking = Blocking::new(lanes, false);
+        let gated = rule.in_blocks();
+        let blocking = Blocking::new(lanes, gated);
         let sums = if matches!(rule.normaliser, Normaliser::PerChunk { .. }) { 2 } else { 1 };
         let keeps_inputs = matches!(rule.feature_map, FeatureMap::Relu { .. });
         let Shape { key, value, len, groups, .. } = *shape;
         let (tile, panel) = (blocking.tile, blocking.panel(lanes));
         let groups = Groups::new(groups);
-        Self { key, value, len, tile, panel, sums, keeps_inputs, groups, together: 1 }
+        Self { key, value, len, tile, panel, sums, keeps_inputs, gated, groups, together: 1 }
     }
 
     /// The same sizes of tasks that walk through heads together that are neighbours in memory, unless that leaves
@@ -189,11 +195,17 @@ impl Sizes {
 
     /// Elements of the numbers that an output keeps of its tokens.
     pub(super) fn numbers(&self) -> usize {
-        padded(self.len.saturating_mul(PER_TOKEN))
+        padded(self.len.saturating_add(1).saturating_mul(PER_TOKEN))
     }
 
     pub(super) fn operands(&self) -> usize {
-        2 * self.tile * self.key_row().max(self.value_row())
+        let rows = if self.gated { operand_rows(2, false) * self.tile / 2 } else { 2 * self.tile };
+        rows.saturating_mul(self.key_row().max(self.value_row()))
+    }
+
+    /// Elements of the gradients of a tile's gates.
+    pub(super) fn gates(&self) -> usize {
+        if self.gated { padded(self.groups.heads()[3].saturating_mul(self.tile)) } else { 0 }
     }
 
     /// Elements of a tile's gradients: first of q, then of k and v.
@@ -210,7 +222,7 @@ impl Sizes {
             .saturating_add(VALUE_ROWS.saturating_mul(self.value_row()))
             .saturating_mul(self.tile);
         let output = self.matrices().saturating_add(self.vectors()).saturating_add(self.numbers());
-        [self.operands(), rows, self.gradients()]
+        [self.operands(), rows, self.gradients(), self.gates()]
             .into_iter()
             .fold(output.saturating_mul(self.outputs()), usize::saturating_add)
     }

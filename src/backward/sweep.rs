@@ -6,8 +6,10 @@ use super::sizes::Sizes;
 use crate::isa::outline;
 use crate::math::GROUP;
 use crate::shape::{Heads, Row, Shape};
+use crate::sweep::decays::lay_out;
+use crate::sweep::gated::GatedPanel;
 use crate::sweep::linear::{Panel, kind};
-use crate::sweep::{Ahead, Blocking, Factors, Pass, Rows, Sums, Tile, whole_blocks};
+use crate::sweep::{Ahead, Blocking, Factors, Pass, Rows, Scores, Sums, Tile, padded_key, whole_blocks};
 use crate::tensors::Tensors;
 
 /// A matrix in panels: `[columns / panel][rows][panel]`, the last panel narrower.
@@ -74,6 +76,8 @@ fn block<const B: usize>(to: &mut [f32], operands: [&[f32]; 2], row: usize, toke
 #[derive(Clone, Copy)]
 pub(super) struct Swept<'a> {
     pub(super) operands: &'a [f32],
+    /// The coefficients between tokens with a scalar gate.
+    pub(super) scores: &'a [Scores],
     /// Rows of as many elements as the matrix has columns.
     pub(super) v: &'a [f32],
     pub(super) factors: &'a Factors,
@@ -85,7 +89,7 @@ pub(super) struct Swept<'a> {
 #[inline(always)]
 pub(super) fn sweep<S: Simd, const B: usize, const N: usize, const KIND: u8>(
     simd: S,
-    Swept { operands, v, factors, len, ahead }: Swept<'_>,
+    Swept { operands, scores, v, factors, len, ahead }: Swept<'_>,
     matrix: &mut Matrix<'_>,
     o: &mut [f32],
 ) {
@@ -98,7 +102,7 @@ pub(super) fn sweep<S: Simd, const B: usize, const N: usize, const KIND: u8>(
         len,
         operands,
         factors,
-        scores: &[],
+        scores,
         wide_v: None,
         columns: &(0..width),
         use_past: false,
@@ -110,9 +114,45 @@ pub(super) fn sweep<S: Simd, const B: usize, const N: usize, const KIND: u8>(
         let stride = matrix.panel.min(width - begin);
         let data = &mut matrix.data[begin * rows..(begin + stride) * rows];
         let mut columns = Columns { tile: &tile, rows: Rows { data, stride }, begin, column: begin };
-        columns.all::<S, B, N, KIND>(simd);
-        columns.all::<S, B, 2, KIND>(simd);
-        columns.all::<S, B, 1, KIND>(simd);
+        if scores.is_empty() {
+            columns.all::<S, B, N, KIND>(simd);
+            columns.all::<S, B, 2, KIND>(simd);
+            columns.all::<S, B, 1, KIND>(simd);
+        } else {
+            columns.gated(simd);
+        }
+    }
+}
+
+/// Rows of a tile that are laid out as operands, and swept.
+pub(super) struct Operands<'a> {
+    pub(super) to: &'a mut [f32],
+    pub(super) k: &'a mut [f32],
+    pub(super) q: &'a mut [f32],
+    /// The decays of the tokens, from the sums of the token before; `None` without a gate.
+    pub(super) decays: Option<&'a [f32; GROUP]>,
+}
+
+/// Lays operands out and sweeps a matrix, of which `swept` has no operands yet.
+#[inline(always)]
+pub(super) fn lay_out_and_sweep<S: Simd, const B: usize, const N: usize>(
+    simd: S,
+    operands: Operands<'_>,
+    swept: Swept<'_>,
+    matrix: &mut Matrix<'_>,
+    o: &mut [f32],
+) {
+    let Operands { to, k, q, decays } = operands;
+    let row = padded_key(matrix.rows);
+    match decays {
+        None => {
+            interleave::<B>(to, [k, q], row, swept.len);
+            sweep::<S, B, N, BOTH>(simd, Swept { operands: to, ..swept }, matrix, o);
+        }
+        Some(decays) => {
+            let scores = &lay_out(simd, to, [k, q], [row, swept.len], decays);
+            sweep::<S, B, N, BOTH>(simd, Swept { operands: to, scores, ..swept }, matrix, o);
+        }
     }
 }
 
@@ -125,6 +165,25 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
+    /// Sweeps all columns with a scalar gate, in blocks of two tokens.
+    #[inline(always)]
+    fn gated<S: Simd>(&mut self, simd: S) {
+        if matches!(S::F32_LANES, 4 | 16) {
+            self.pairs::<S, 4>(simd);
+        }
+        self.pairs::<S, 2>(simd);
+        self.pairs::<S, 1>(simd);
+    }
+
+    #[inline(always)]
+    fn pairs<S: Simd, const N: usize>(&mut self, simd: S) {
+        while self.begin + self.rows.stride - self.column >= N * S::F32_LANES {
+            let s = self.rows.skip_columns(self.column - self.begin);
+            outline(simd, GatedPanel::<2, N, false> { tile: self.tile, column: self.column, s });
+            self.column += N * S::F32_LANES;
+        }
+    }
+
     /// Sweeps N vectors at a time, as long as that many are left.
     #[inline(always)]
     fn all<S: Simd, const B: usize, const N: usize, const KIND: u8>(&mut self, simd: S) {

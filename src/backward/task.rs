@@ -11,11 +11,14 @@ use super::sweep::Matrix;
 use super::{Inputs, Written};
 use crate::element::Elements;
 use crate::isa::{Lines, PREFETCHES, outline};
+use crate::math::GROUP;
 use crate::rule::{Normaliser, Rule};
 use crate::shape::{HeadSet, Row, Shape, Strides};
 use crate::state::{Layout, Sums};
-use crate::sweep::prepare::{Widen, map_row};
-use crate::tensors::{Disjoint, Outputs};
+use crate::sweep::Blocking;
+use crate::sweep::decays::Gates;
+use crate::sweep::prepare::{Tokens, Widen, map_row};
+use crate::tensors::{Disjoint, Outputs, Tensors};
 
 /// How many tokens before they are computed rows are prefetched: two tiles, as in a forward.
 const AHEAD: usize = 48;
@@ -26,6 +29,8 @@ pub(crate) struct Task<'a> {
     pub(super) shape: &'a Shape,
     pub(super) layout: &'a Layout,
     pub(super) inputs: &'a Inputs<'a>,
+    /// The tensors that are read, for the gates.
+    pub(super) tensors: &'a Tensors<'a>,
     pub(super) written: &'a Written<'a>,
     /// The index of the sequence along the batch of the tensors.
     pub(super) batch: usize,
@@ -76,14 +81,36 @@ pub(super) struct Rows<'a> {
     pub(super) dn: &'a mut [f32],
     pub(super) dn_past: &'a mut [f32],
     pub(super) dv: &'a mut [f32],
-    /// The gradients of the tile, for each head of a group.
+    /// The gradient of each token's gate.
+    pub(super) dg: [f32; Blocking::MOST],
+    /// The gradients of the tile, for each head of a group; those of its gates.
     pub(super) gradients: &'a mut [f32],
+    pub(super) gates: &'a mut [f32],
 }
 
 /// What the outputs of a task keep from tile to tile, one after the other: sums, and numbers for each token.
 pub(super) struct Kept<'a> {
     pub(super) sums: Memory<'a>,
     pub(super) numbers: &'a mut [f32],
+}
+
+/// What the pass backwards carries from tile to tile of an output with a gate: the decay of the token behind the
+/// tile, and the sum of phi(q) . da - phi(k) . dc over all tokens behind it, in two numbers of scratch.
+pub(super) struct Carried {
+    pub(super) decay: f32,
+    pub(super) sum: f64,
+}
+
+impl Carried {
+    pub(super) fn load(numbers: &[f32]) -> Self {
+        Self { decay: numbers[0], sum: f64::from(numbers[1]) + f64::from(numbers[2]) }
+    }
+
+    pub(super) fn store(&self, numbers: &mut [f32]) {
+        let high = self.sum as f32;
+        let low = if high.is_finite() { self.sum - f64::from(high) } else { 0.0 };
+        numbers[..3].copy_from_slice(&[self.decay, high, low as f32]);
+    }
 }
 
 /// Matrices, and vectors of K elements.
@@ -158,11 +185,29 @@ impl<'a> Task<'a> {
         let [q, k, a, c, out, past, z]: [&mut [f32]; KEY_ROWS] = core::array::from_fn(|_| take(key));
         let [v, output, dn, dn_past, dv]: [&mut [f32]; VALUE_ROWS] = core::array::from_fn(|_| take(value));
         let gradients = take(sizes.gradients());
+        let gates = take(sizes.gates());
         let matrices = take(outputs * sizes.matrices());
         let vectors = take(outputs * sizes.vectors());
         let numbers = take(outputs * sizes.numbers());
         (
-            Rows { operands, q, k, a, c, out, past, z, v, output, dn, dn_past, dv, gradients },
+            Rows {
+                operands,
+                q,
+                k,
+                a,
+                c,
+                out,
+                past,
+                z,
+                v,
+                output,
+                dn,
+                dn_past,
+                dv,
+                dg: [0.0; Blocking::MOST],
+                gradients,
+                gates,
+            },
             Kept { sums: Memory { matrices, vectors }, numbers },
         )
     }
@@ -328,6 +373,24 @@ impl<'a> Task<'a> {
     pub(super) fn numbers(&self, i: usize, token: usize) -> Range<usize> {
         let begin = i * self.sizes.numbers() + token * PER_TOKEN;
         begin..begin + PER_TOKEN
+    }
+
+    /// The decays of the tokens of a tile in time; 1 where there is no token.
+    #[inline(always)]
+    pub(super) fn decays<S: Simd>(&self, simd: S, span: Span, heads: HeadSet) -> [f32; GROUP] {
+        let mut decays = [1.0; GROUP];
+        let Self { rule, shape, tensors, .. } = *self;
+        let tokens = Tokens { rule, shape, tensors, first: self.row(span.begin, heads), len: span.len };
+        let mut bias = [0.0; GROUP];
+        Gates::new(simd, tokens, &mut bias).numbers(simd, 0..span.len, &mut decays);
+        decays[span.len..].fill(1.0);
+        decays
+    }
+
+    /// The gradient of g.
+    pub(super) fn gate_gradient(&self) -> Option<Gradient<'a>> {
+        let heads = self.sizes.groups.heads()[3];
+        self.written.g.map(|to| Gradient { to, strides: self.shape.g_strides(1), heads, row: 1, len: 1 })
     }
 
     /// The gradients of q, k and v.

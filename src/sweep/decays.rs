@@ -226,7 +226,7 @@ impl<const T: usize> Decays<'_, '_, T> {
 
 /// The gates of a head, and how they become decays.
 #[derive(Clone, Copy)]
-pub(super) struct Gates<'a> {
+pub(crate) struct Gates<'a> {
     tokens: Tokens<'a>,
     map: Decay,
     /// dt_bias: for a key gate a row, else one number repeated sixteen times.
@@ -236,7 +236,7 @@ pub(super) struct Gates<'a> {
 impl<'a> Gates<'a> {
     /// `bias` is room for dt_bias, a row of K elements rounded up to whole groups.
     #[inline(always)]
-    pub(super) fn new<S: Simd>(simd: S, tokens: Tokens<'a>, bias: &'a mut [f32]) -> Self {
+    pub(crate) fn new<S: Simd>(simd: S, tokens: Tokens<'a>, bias: &'a mut [f32]) -> Self {
         let Tokens { rule, shape, tensors, first, .. } = tokens;
         let head = first.heads.state;
         bias.fill(0.0);
@@ -253,7 +253,7 @@ impl<'a> Gates<'a> {
 
     /// The decays of at most sixteen tokens with a scalar gate.
     #[inline(always)]
-    pub(super) fn numbers<S: Simd>(self, simd: S, tokens: Range<usize>, to: &mut [f32; GROUP]) {
+    pub(crate) fn numbers<S: Simd>(self, simd: S, tokens: Range<usize>, to: &mut [f32; GROUP]) {
         let Tokens { shape, tensors, .. } = self.tokens;
         for (to, token) in to.iter_mut().zip(tokens) {
             *to = tensors.g(shape, self.tokens.row(token), 1).first();
@@ -369,6 +369,40 @@ impl<'a, const T: usize> Block<'a, T> {
             }
         }
     }
+}
+
+/// Lays rows of a tile out as operands of blocks of two tokens with a scalar gate, for the linear update, and
+/// returns the coefficients between tokens. `k` and `q` have room for one row more than `len`, which is
+/// overwritten where the last block has only one token; the decay of that missing token must be 1.
+#[inline(always)]
+pub(crate) fn lay_out<S: Simd>(
+    simd: S,
+    operands: &mut [f32],
+    [k, q]: [&mut [f32]; 2],
+    [row, len]: [usize; 2],
+    decays: &[f32; GROUP],
+) -> [Scores; Scores::MOST] {
+    if !len.is_multiple_of(2) {
+        // As in [`Decays::rows`].
+        k[len * row..][..row].fill(-0.0);
+        q[len * row..][..row].fill(0.0);
+    }
+    let mut scores = [Scores::ZERO; Scores::MOST];
+    let mut products = [[[0.0; GROUP]; PRODUCTS]; 2];
+    let count = len.div_ceil(2);
+    for (i, operands) in operands.chunks_exact_mut(operand_rows(2, false) * row).take(count).enumerate() {
+        let both = 2 * i * row..(2 * i + 2) * row;
+        let [(k0, k1), (q0, q1)] = [&k[both.clone()], &q[both.clone()]].map(|rows| rows.split_at(row));
+        let block = Block::<2>::new([k0, k1], [q0, q1], &k[both], [decays[2 * i], decays[2 * i + 1]]);
+        block.multiply::<S, false, false>(simd, operands, &mut products[i % 2]);
+        if i % 2 == 1 || i + 1 == count {
+            let sums = sum_groups(simd, bytemuck::cast_ref(&products));
+            for (scores, sums) in scores[i & !1..=i].iter_mut().zip(sums.chunks_exact(PRODUCTS)) {
+                (scores.p, scores.u) = ([[sums[0], 0.0], [sums[1], sums[2]]], [1.0; 2]);
+            }
+        }
+    }
+    scores
 }
 
 /// Adds the tokens of a block to z and returns their `phi(q_t) . z_t`: z is a column of S whose v are 1.

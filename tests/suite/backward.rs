@@ -6,11 +6,11 @@ mod pairs;
 
 use chunkwise::backward::{Gradients, Inputs};
 use chunkwise::reference::phi;
-use chunkwise::{Attention, Config, Error, FeatureMap, Isa, Normaliser, Rule, Shape, Strides};
+use chunkwise::{Attention, Config, Error, FeatureMap, Gate, Isa, Normaliser, Rule, Shape, Strides};
 use half::{bf16, f16};
 
 use self::pairs::{Head, Sums, derivative};
-use crate::common::family::share;
+use crate::common::family::{share, uniform};
 use crate::common::*;
 
 /// The documented accuracy of gradients in f32 up to 4096 tokens.
@@ -21,6 +21,8 @@ const GRADIENT_ERROR: f64 = 5e-6;
 struct Given {
     case: Case,
     output: Vec<f32>,
+    /// g `[B, T, H]`, contiguous; empty without a gate.
+    g: Vec<f32>,
     initial: Option<Vec<f32>>,
     last: Option<Vec<f32>>,
 }
@@ -32,7 +34,7 @@ impl Given {
         let output = strided(&config, o_strides, value, seed + 10);
         let states = with_states.then(|| states(&case, seed));
         let (initial, last) = states.unzip();
-        Self { case, output, initial, last }
+        Self { g: gates(&config, seed + 11), case, output, initial, last }
     }
 
     fn inputs<'a, E: Number>(&'a self, [q, k, v, output]: [&'a [E]; 4]) -> Inputs<'a> {
@@ -43,8 +45,26 @@ impl Given {
         if let Some(last) = &self.last {
             inputs = inputs.last(last);
         }
+        if !self.g.is_empty() {
+            inputs = inputs.gate(&self.g[..]);
+        }
         inputs
     }
+}
+
+/// The gates of a case: logarithms of decays between 1/e and 1, of which some tokens have none and one has a decay
+/// of 0.
+fn gates(config: &Config, seed: u64) -> Vec<f32> {
+    let Shape { batch, len, heads, .. } = config.shape;
+    if config.rule.gate == Gate::None {
+        return vec![];
+    }
+    let mut g = uniform(seed, batch * len * heads, -1.0, 0.0);
+    g.iter_mut().step_by(5).for_each(|g| *g = 0.0);
+    if len > 30 {
+        g[29 * heads..30 * heads].fill(f32::NEG_INFINITY);
+    }
+    g
 }
 
 /// Numbers in a strided tensor; elements between rows are NaN.
@@ -66,7 +86,9 @@ fn states(case: &Case, seed: u64) -> (Vec<f32>, Vec<f32>) {
     let mut state = vec![0.0; attention.state_len()];
     let mut o = vec![0.0; before.v.len()];
     let scratch = &mut vec![0.0; attention.scratch_len()];
-    let tensors = chunkwise::Tensors::new(&before.q[..], &before.k[..], &before.v[..], &mut o[..]);
+    let g = gates(&before.config, seed + 9);
+    let tensors =
+        chunkwise::Tensors::new(&before.q[..], &before.k[..], &before.v[..], &mut o[..]).gate(&g[..]);
     attention.forward(tensors, chunkwise::State::Final(&mut state), scratch).unwrap();
     let gradient = normals(seed + 8, state.len()).iter().map(|x| 0.1 * x).collect();
     (state, gradient)
@@ -78,6 +100,7 @@ struct Got {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    g: Vec<f32>,
     initial: Vec<f32>,
 }
 
@@ -89,12 +112,16 @@ fn backward<E: Number>(given: &Given, attention: &Attention) -> Got {
         (vec![sentinel; q.len()], vec![sentinel; k.len()], vec![sentinel; v.len()]);
     let mut initial = vec![SENTINEL; if given.initial.is_some() { attention.state_len() } else { 0 }];
     let mut scratch = vec![f32::NAN; attention.backward_scratch_len()];
+    let mut dg = vec![SENTINEL; given.g.len()];
     let mut gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]);
+    if !dg.is_empty() {
+        gradients = gradients.gate(&mut dg[..]);
+    }
     if given.initial.is_some() {
         gradients = gradients.initial(&mut initial);
     }
     attention.backward(given.inputs([&q, &k, &v, &output]), gradients, &mut scratch).unwrap();
-    Got { q: widen(&dq), k: widen(&dk), v: widen(&dv), initial }
+    Got { q: widen(&dq), k: widen(&dk), v: widen(&dv), g: dg, initial }
 }
 
 /// The pieces of a state of one head: S and z of the past or of everything, then of the current chunk.
@@ -190,6 +217,12 @@ fn head(given: &Given, b: usize, heads: Heads) -> Head {
         c: mapped(rows_of(&shape, &given.case.k, shape.k_strides, key, [b, heads.k])),
         v: wide(rows_of(&shape, &given.case.v, shape.v_strides, value, [b, heads.v])),
         output: wide(rows_of(&shape, &given.output, shape.o_strides, value, [b, heads.o])),
+        g: if given.g.is_empty() {
+            vec![]
+        } else {
+            let strides = Strides::bthd(shape.len, shape.heads, 1);
+            wide(rows_of(&shape, &given.g, strides, 1, [b, heads.state]))
+        },
         initial: initial.map_or_else(zeros, |(sums, _)| sums),
         // A loss has one term for each last state, whatever the number of outputs that are read from it.
         last: state(&given.last).filter(|_| heads.first).map_or_else(zeros, |(sums, _)| sums),
@@ -234,12 +267,22 @@ fn check(given: &Given, got: &Got, bound: f64, what: &str) {
     for b in 0..batch {
         let mut q = Wanted::new(groups.query);
         let (mut k, mut v) = (Wanted::new(groups.key), Wanted::new(groups.value));
+        let mut g = Wanted::new(heads);
         let mut states: [[Wanted; 2]; 2] = std::array::from_fn(|_| [Wanted::new(heads), Wanted::new(heads)]);
         for of in outputs(&shape) {
             let head = head(given, b, of);
             let size = Head { absolute: true, ..head.clone() }.gradients();
             let want = head.gradients();
             let case = &given.case;
+            // The kernel computes the gradient of g as a sum of phi(q) . da - phi(k) . dc, in which these cancel.
+            let sizes = want.g.iter().enumerate().map(|(t, _)| {
+                let terms = [(&head.a, &size.a), (&head.c, &size.c)].into_iter();
+                terms
+                    .flat_map(|(x, dx)| x[t * key..].iter().zip(&dx[t * key..]))
+                    .map(|(x, dx)| (x * dx).abs())
+                    .sum()
+            });
+            g.add(of.state, [want.g.clone(), sizes.collect()]);
             q.add(of.q, [want.a, size.a].map(|phi| chain(phi, &case.q, q_strides, [b, of.q])));
             k.add(of.k, [want.c, size.c].map(|phi| chain(phi, &case.k, k_strides, [b, of.k])));
             v.add(of.v, [want.v, size.v]);
@@ -249,7 +292,10 @@ fn check(given: &Given, got: &Got, bound: f64, what: &str) {
             }
         }
         let what = |name: &str| format!("{what}: {name} of sequence {b}");
+        let with_gate = if got.g.is_empty() { 0 } else { heads };
+        let g_strides = Strides::bthd(shape.len, heads, 1);
         for (name, heads, wanted, got, strides, dim) in [
+            ("dg", with_gate, &g, &got.g, g_strides, 1),
             ("dq", groups.query, &q, &got.q, q_strides, key),
             ("dk", groups.key, &k, &got.k, k_strides, key),
             ("dv", groups.value, &v, &got.v, v_strides, value),
@@ -275,6 +321,14 @@ fn check(given: &Given, got: &Got, bound: f64, what: &str) {
     }
 }
 
+/// The rules with a scalar gate; none where the family is left out.
+fn gated() -> impl Iterator<Item = Rule> {
+    [Normaliser::None, Normaliser::Global { eps: 1e-6 }]
+        .into_iter()
+        .filter(|_| cfg!(feature = "family"))
+        .map(|normaliser| Rule::gated(Gate::Scalar).normaliser(normaliser))
+}
+
 fn config(normaliser: Normaliser, map: FeatureMap, shape: Shape) -> Config {
     Config::new(Rule::linear(normaliser).feature_map(map), shape)
 }
@@ -282,9 +336,9 @@ fn config(normaliser: Normaliser, map: FeatureMap, shape: Shape) -> Config {
 /// The oracle's gradients are the differences of its loss.
 #[test]
 fn pairs_agree_with_differences() {
-    for normaliser in normalisers(&[4, 7]) {
+    for rule in normalisers(&[4, 7]).into_iter().map(Rule::linear).chain(gated()) {
         for with_states in [false, true] {
-            let config = config(normaliser, FeatureMap::Elu, Shape::new(1, 11, 1, 3, 2));
+            let config = Config::new(rule.feature_map(FeatureMap::Elu), Shape::new(1, 11, 1, 3, 2));
             let head = head(&Given::new(config, 3, with_states), 0, outputs(&config.shape)[0]);
             let gradients = head.gradients();
             let mut compared = 0;
@@ -296,23 +350,22 @@ fn pairs_agree_with_differences() {
                         head.loss()
                     };
                     let found = (loss(1e-5) - loss(-1e-5)) / 2e-5;
-                    assert!(
-                        (found - want).abs() <= 1e-7 * (1.0 + want.abs()),
-                        "{normaliser:?}: {found} {want}"
-                    );
+                    assert!((found - want).abs() <= 1e-7 * (1.0 + want.abs()), "{rule:?}: {found} {want}");
                     compared += 1;
                 }
             };
             compare(&gradients.a, &|head, i, by| head.a[i] += by);
             compare(&gradients.c, &|head, i, by| head.c[i] += by);
             compare(&gradients.v, &|head, i, by| head.v[i] += by);
+            compare(&gradients.g, &|head, i, by| head.g[i] += by);
             if with_states {
                 for place in 0..2 {
                     compare(&gradients.initial[place].s, &|head, i, by| head.initial[place].s[i] += by);
                     compare(&gradients.initial[place].z, &|head, i, by| head.initial[place].z[i] += by);
                 }
             }
-            assert_eq!(compared, 11 * (3 + 3 + 2) + if with_states { 2 * (6 + 3) } else { 0 });
+            let gates = if rule.gate == Gate::None { 0 } else { 11 };
+            assert_eq!(compared, 11 * (3 + 3 + 2) + gates + if with_states { 2 * (6 + 3) } else { 0 });
         }
     }
 }
@@ -345,10 +398,11 @@ fn gradients() {
     ];
     for isa in Isa::available() {
         for (len, key, value) in sizes {
-            for normaliser in normalisers(&[1, 8, 24, 50]) {
+            for rule in normalisers(&[1, 8, 24, 50]).into_iter().map(Rule::linear).chain(gated()) {
                 for map in MAPS {
                     for with_states in [false, true] {
-                        let config = config(normaliser, map, Shape::new(2, len, 2, key, value)).isa(isa);
+                        let shape = Shape::new(2, len, 2, key, value);
+                        let config = Config::new(rule.feature_map(map), shape).isa(isa);
                         let given = Given::new(config, 1, with_states);
                         let got = backward::<f32>(&given, &given.case.attention());
                         let what = format!("{isa} {config:?} {with_states}");
@@ -373,7 +427,7 @@ fn grouped(config: Config, with_states: bool) -> Given {
     };
     let output = tensor(4, groups.output(), value);
     let (initial, last) = with_states.then(|| states(&case, 5)).unzip();
-    Given { case, output, initial, last }
+    Given { g: gates(&config, 6), case, output, initial, last }
 }
 
 /// Gradients of heads of q, k and v that several outputs share are sums over these outputs, on any number of
@@ -606,9 +660,11 @@ fn refused_calls_write_nothing() {
     ];
     if cfg!(feature = "family") {
         cases.extend([
+            (Config::new(Rule::gated(Gate::Key), plain.shape), conflict("backward and a key gate")),
+            (Config::new(Rule::delta(Gate::None), plain.shape), conflict("backward and the delta rule")),
             (
-                Config::new(Rule::gated(chunkwise::Gate::Scalar), plain.shape),
-                conflict("backward and a gate or the delta rule"),
+                Config::new(Rule::gated(Gate::Scalar).gate_map(chunkwise::GateMap::Linear), plain.shape),
+                conflict("backward and a map of the gate"),
             ),
             (with(plain, |c| c.rule = c.rule.qk_norm(1e-6)), conflict("backward and the norm of q and k")),
             (

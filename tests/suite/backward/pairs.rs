@@ -24,6 +24,8 @@ pub(super) struct Head {
     pub(super) c: Vec<f64>,
     pub(super) v: Vec<f64>,
     pub(super) output: Vec<f64>,
+    /// The logarithm of each token's decay; empty without a gate.
+    pub(super) g: Vec<f64>,
     /// S and z of the initial state, and the gradients of the last one; with chunks of the past, then of the
     /// current chunk.
     pub(super) initial: [Sums; 2],
@@ -46,6 +48,7 @@ pub(super) struct Gradients {
     pub(super) a: Vec<f64>,
     pub(super) c: Vec<f64>,
     pub(super) v: Vec<f64>,
+    pub(super) g: Vec<f64>,
     pub(super) initial: [Sums; 2],
 }
 
@@ -92,6 +95,11 @@ impl Head {
         &rows[token * width..][..width]
     }
 
+    /// The decay of what the tokens before `from` have left, after `token`.
+    fn decay(&self, from: usize, token: usize) -> f64 {
+        if self.g.is_empty() { 1.0 } else { self.g[from..=token].iter().sum::<f64>().exp() }
+    }
+
     /// `a^T S` and `a . z` of both sums that a token reads.
     fn read(&self, token: usize) -> [(Vec<f64>, f64); 2] {
         let (a, now) = (self.of(&self.a, token), self.chunk_of(token));
@@ -99,15 +107,16 @@ impl Head {
         sums.iter_mut().for_each(|sum| sum.0 = vec![0.0; self.value]);
         for r in 0..=token {
             let place = &mut sums[self.place(self.chunk_of(r), now)];
-            let weight = self.dot(a, self.of(&self.c, r));
+            let weight = self.decay(r + 1, token) * self.dot(a, self.of(&self.c, r));
             self.add(weight, self.of(&self.v, r), &mut place.0);
             place.1 += weight;
         }
+        let decay = self.decay(0, token);
         for (initial, place) in self.initial.iter().zip(self.initial_places(now)) {
             for (a, row) in a.iter().zip(initial.s.chunks(self.value)) {
-                self.add(*a, row, &mut sums[place].0);
+                self.add(decay * a, row, &mut sums[place].0);
             }
-            sums[place].1 += self.dot(a, &initial.z);
+            sums[place].1 += decay * self.dot(a, &initial.z);
         }
         sums
     }
@@ -140,17 +149,19 @@ impl Head {
     fn last_sums(&self) -> [Sums; 2] {
         let now = self.last_chunk();
         let mut sums = [Sums::zeros(self.key, self.value), Sums::zeros(self.key, self.value)];
+        let last = self.len() - 1;
         for (initial, place) in self.initial.iter().zip(self.initial_places(now)) {
-            self.add(1.0, &initial.s, &mut sums[place].s);
-            self.add(1.0, &initial.z, &mut sums[place].z);
+            self.add(self.decay(0, last), &initial.s, &mut sums[place].s);
+            self.add(self.decay(0, last), &initial.z, &mut sums[place].z);
         }
         for token in 0..self.len() {
             let place = &mut sums[self.place(self.chunk_of(token), now)];
             let (c, v) = (self.of(&self.c, token), self.of(&self.v, token));
+            let decay = self.decay(token + 1, last);
             for (c, row) in c.iter().zip(place.s.chunks_mut(self.value)) {
-                self.add(*c, v, row);
+                self.add(decay * c, v, row);
             }
-            self.add(1.0, c, &mut place.z);
+            self.add(decay, c, &mut place.z);
         }
         sums
     }
@@ -171,7 +182,13 @@ impl Head {
             a: vec![0.0; self.a.len()],
             c: vec![0.0; self.c.len()],
             v: vec![0.0; self.v.len()],
+            g: vec![0.0; self.g.len()],
             initial: [Sums::zeros(key, value), Sums::zeros(key, value)],
+        };
+        let last = self.len() - 1;
+        // What a product depends on is derived with respect to the logarithms of all decays between.
+        let mut of_gates = |tokens: std::ops::RangeInclusive<usize>, product: f64| {
+            to.g.get_mut(tokens).into_iter().flatten().for_each(|g| *g += product);
         };
         for token in 0..self.len() {
             let (a, output, now) =
@@ -191,35 +208,52 @@ impl Head {
             for r in 0..=token {
                 let (dy, dn) = &of_sums[self.place(self.chunk_of(r), now)];
                 let (c, v) = (self.of(&self.c, r), self.of(&self.v, r));
-                let weight = self.dot(dy, v) + dn;
+                let decay = self.decay(r + 1, token);
+                let weight = decay * (self.dot(dy, v) + dn);
                 self.add(weight, c, &mut da);
                 self.add(weight, a, &mut to.c[r * key..][..key]);
-                self.add(self.dot(a, c), dy, &mut to.v[r * value..][..value]);
+                self.add(decay * self.dot(a, c), dy, &mut to.v[r * value..][..value]);
+                of_gates(r + 1..=token, weight * self.dot(a, c));
             }
+            let decay = self.decay(0, token);
             for (i, place) in self.initial_places(now).into_iter().enumerate() {
                 let (dy, dn) = &of_sums[place];
                 for (k, row) in self.initial[i].s.chunks(value).enumerate() {
-                    da[k] += self.dot(row, dy);
-                    self.add(*dn, &self.initial[i].z[k..=k], &mut da[k..=k]);
-                    self.add(a[k], dy, &mut to.initial[i].s[k * value..][..value]);
-                    self.add(*dn, &a[k..=k], &mut to.initial[i].z[k..=k]);
+                    let z = &self.initial[i].z[k..=k];
+                    da[k] += decay * self.dot(row, dy);
+                    self.add(decay * dn, z, &mut da[k..=k]);
+                    self.add(decay * a[k], dy, &mut to.initial[i].s[k * value..][..value]);
+                    self.add(decay * dn, &a[k..=k], &mut to.initial[i].z[k..=k]);
+                    of_gates(
+                        0..=token,
+                        decay * self.dot(&a[k..=k], &[self.dot(row, dy) + self.dot(&[*dn], z)]),
+                    );
                 }
             }
             to.a[token * key..][..key].copy_from_slice(&da);
         }
         let now = self.last_chunk();
         for token in 0..self.len() {
-            let last = &self.last[self.place(self.chunk_of(token), now)];
+            let of_last = &self.last[self.place(self.chunk_of(token), now)];
             let (c, v) = (self.of(&self.c, token), self.of(&self.v, token));
-            for (k, row) in last.s.chunks(value).enumerate() {
-                to.c[token * key + k] += self.dot(row, v);
-                self.add(1.0, &last.z[k..=k], &mut to.c[token * key + k..][..1]);
-                self.add(c[k], row, &mut to.v[token * value..][..value]);
+            let decay = self.decay(token + 1, last);
+            for (k, row) in of_last.s.chunks(value).enumerate() {
+                let z = &of_last.z[k..=k];
+                to.c[token * key + k] += decay * self.dot(row, v);
+                self.add(decay, z, &mut to.c[token * key + k..][..1]);
+                self.add(decay * c[k], row, &mut to.v[token * value..][..value]);
+                of_gates(
+                    token + 1..=last,
+                    decay * (self.dot(&c[k..=k], &[self.dot(row, v)]) + self.dot(&c[k..=k], z)),
+                );
             }
         }
+        let decay = self.decay(0, last);
         for (i, place) in self.initial_places(now).into_iter().enumerate() {
-            self.add(1.0, &self.last[place].s, &mut to.initial[i].s);
-            self.add(1.0, &self.last[place].z, &mut to.initial[i].z);
+            let (initial, of_last) = (&self.initial[i], &self.last[place]);
+            self.add(decay, &of_last.s, &mut to.initial[i].s);
+            self.add(decay, &of_last.z, &mut to.initial[i].z);
+            of_gates(0..=last, decay * (self.dot(&initial.s, &of_last.s) + self.dot(&initial.z, &of_last.z)));
         }
         to
     }
