@@ -201,7 +201,8 @@ impl Attention {
         (sizes, parallel::workers(config.execution.threads.min(heads), work, GRAIN))
     }
 
-    fn check_backward(&self, inputs: &Inputs<'_>, gradients: &Gradients<'_>) -> Result<()> {
+    /// Checks that there are gradients for the rule, the heads and the strides.
+    pub(crate) fn check_gradients(&self) -> Result<()> {
         let crate::Config { rule, shape, .. } = self.config();
         let is_linear = rule.update == Update::Linear && rule.gate == Gate::None;
         for (refused, what) in [
@@ -218,7 +219,12 @@ impl Attention {
                 return Err(Error::Conflict { what });
             }
         }
-        shape.check_inputs()?;
+        shape.check_inputs()
+    }
+
+    fn check_backward(&self, inputs: &Inputs<'_>, gradients: &Gradients<'_>) -> Result<()> {
+        self.check_gradients()?;
+        let shape = &self.config().shape;
         let [q, k, v, o] = shape.reach()?;
         for (what, need, got) in [
             ("q", q, inputs.q.len()),

@@ -63,7 +63,7 @@ impl Sizes {
     }
 
     pub(super) fn operands(&self) -> usize {
-        2 * self.tile * self.key_row().max(self.value_row())
+        self.key_row().max(self.value_row()).saturating_mul(2 * self.tile)
     }
 
     /// Elements of scratch.
@@ -73,7 +73,7 @@ impl Sizes {
             .saturating_add(VALUE_ROWS.saturating_mul(self.value_row()))
             .saturating_mul(self.tile);
         let matrices = self.matrix().saturating_add(self.transposed()).saturating_mul(self.sums);
-        let vectors = self.sums * self.key_row();
+        let vectors = self.key_row().saturating_mul(self.sums);
         [self.operands(), rows, vectors, padded(self.len.saturating_mul(PER_TOKEN))]
             .into_iter()
             .fold(matrices, usize::saturating_add)
