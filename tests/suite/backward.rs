@@ -542,6 +542,14 @@ fn refused_calls_write_nothing() {
     assert_eq!(run(plain, lens, states, Some(need - 1)), short);
 }
 
+/// A size of scratch that no memory has room for is saturated.
+#[test]
+fn scratch_that_no_memory_has_room_for() {
+    let shape = Shape::new(1, 0, 1, 3 << (usize::BITS - 7), 1);
+    let attention = Attention::new(config(Normaliser::None, FeatureMap::Elu, shape)).unwrap();
+    assert_eq!(attention.backward_scratch_len(), usize::MAX);
+}
+
 /// Every buffer of a backward lies next to pages that fault.
 #[cfg(unix)]
 #[test]
