@@ -18,9 +18,9 @@
  * overlaps memory that the call writes. The caller must guarantee what a library cannot check: that the memory exists,
  * and that nothing else writes it during a call.
  *
- * Overlap. The memory that a call writes (o, state_out, scratch), from its first element to its last and including gaps
- * between rows, must overlap neither memory that the call reads nor other memory that it writes. Only state_in and
- * state_out may be the same pointer.
+ * Overlap. The memory that a call writes (o, state_out, gradients, scratch), from its first element to its last and
+ * including gaps between rows, must overlap neither memory that the call reads nor other memory that it writes. Only
+ * state_in and state_out of a cw_call or a cw_conv may be the same pointer.
  *
  * Threads. The only global state is what is detected about the CPU, once, and a pool of threads. The pool is started by
  * the first call that may use more than one thread and has enough work for it. Any number of threads may call any
@@ -38,9 +38,9 @@
  * Bits. Outputs and states have the same bits for any batch, strides, threads and ranges of heads, and wherever a
  * sequence is cut into calls of cw_forward and cw_decode. With `compensated` this holds for cuts at multiples of 4
  * tokens. With a gate or the delta rule it holds for calls of cw_forward that are cut at multiples of 2 tokens, and
- * cw_decode agrees with cw_forward within rounding. The bits are also the same on AVX2, AVX-512 and NEON; CW_ISA_SCALAR
- * and CW_ISA_SIMD128 give other bits, because they do not fuse multiplications and additions. The payload of a NaN is
- * not specified.
+ * cw_decode agrees with cw_forward within rounding. Gradients have the same bits for any batch, strides and threads. The
+ * bits are also the same on AVX2, AVX-512 and NEON; CW_ISA_SCALAR and CW_ISA_SIMD128 give other bits, because they do
+ * not fuse multiplications and additions. The payload of a NaN is not specified.
  *
  * Growth. Structures begin with their size and the ABI version. The macros named after them (CW_CALL for cw_call) fill
  * in both, together with the defaults. Fields are only ever added at the end, so a program that was compiled with an
@@ -273,15 +273,16 @@ typedef struct cw_call {
 
 typedef struct cw_sizes {
     uint32_t size, abi;
-    uint64_t state_bytes;           /* of the whole batch */
-    uint64_t state_align;           /* bytes; 64 is faster: cw_decode updates the state in place, by cache lines */
-    uint64_t forward_scratch_bytes; /* for cw_forward; for cw_forward_range if threads is 1 */
-    uint64_t decode_scratch_bytes;  /* for cw_decode; for cw_decode_range if threads is 1 */
-    uint64_t scratch_align;         /* bytes */
-    uint64_t record_bytes;          /* for cw_verify and cw_commit; 0 if they refuse the call */
+    uint64_t state_bytes;            /* of the whole batch */
+    uint64_t state_align;            /* bytes; 64 is faster: cw_decode updates the state in place, by cache lines */
+    uint64_t forward_scratch_bytes;  /* for cw_forward; for cw_forward_range if threads is 1 */
+    uint64_t decode_scratch_bytes;   /* for cw_decode; for cw_decode_range if threads is 1 */
+    uint64_t scratch_align;          /* bytes */
+    uint64_t record_bytes;           /* for cw_verify and cw_commit; 0 if they refuse the call */
+    uint64_t backward_scratch_bytes; /* for cw_backward; 0 if it refuses the call */
 } cw_sizes;
 
-#define CW_SIZES {CW_HEAD(cw_sizes), 0, 0, 0, 0, 0, 0}
+#define CW_SIZES {CW_HEAD(cw_sizes), 0, 0, 0, 0, 0, 0, 0}
 
 /* The sizes and alignments of the memory that a call needs. This function reads no memory but the structures, and can
  * be called before any memory is allocated. Of the call it uses the types, dimensions and strides, sequence_count, and
@@ -332,6 +333,40 @@ cw_status cw_verify_range(const cw_attention *attention, const cw_call *call, fl
                           uint64_t first, uint64_t count);
 cw_status cw_commit(const cw_attention *attention, const cw_call *call, const float *record, uint64_t record_bytes,
                     const uint32_t *accepted);
+
+/* The gradients of a loss with respect to the tensors and states of a cw_forward. Each gradient of a tensor has the
+ * rank, dims and strides of that tensor in the call, and any type. A gradient of a state has the layout and the number
+ * of elements of a state. The counts of tokens in a state with CW_PER_CHUNK are no variables: they are ignored in the
+ * gradient of the last state, and are 0 in the gradient of the initial state. */
+typedef struct cw_gradients {
+    uint32_t size, abi;
+    cw_tensor o;            /* read: the gradient of o, [B, T, H, V] */
+    cw_tensor q;            /* written: the gradient of q, [B, T, H, K] */
+    cw_tensor k;            /* written: the gradient of k, [B, T, H, K] */
+    cw_tensor v;            /* written: the gradient of v, [B, T, H, V] */
+    cw_tensor g;            /* written: the gradient of g, [B, T, H], 0 where a decay is 0; null data: dropped */
+    const float *state_out; /* read: the gradient of the last state; null: zeros */
+    float *state_in;        /* the gradient of the initial state is written here; null: dropped */
+    uint64_t state_bytes;   /* of state_out and of state_in, each; at least cw_sizes.state_bytes */
+} cw_gradients;
+
+/* All fields are zero; the caller fills them in. */
+#define CW_GRADIENTS \
+    {CW_HEAD(cw_gradients), CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, CW_NO_TENSOR, 0, 0, 0}
+
+/* Computes the gradients of q, k, v, a scalar gate g and the initial state from those of o and the last state. g holds
+ * logarithms of decays. Where heads of q, k or v are shared, their gradients are sums. Of the call it reads q, k, v, g,
+ * sequences and state_in, which is the state before the forward; a forward that updates a state in place overwrites
+ * it. Of o it uses the type, dims and strides, and its data may be null. What the gradients held before is replaced, and
+ * elements between rows are left untouched. scratch has cw_sizes.backward_scratch_bytes bytes: for each thread and each
+ * head that it computes at once they include 16 for each of the T tokens. Threads are used as in cw_forward, and the
+ * gradients do not depend on their number. Where q or k is 0, CW_RELU has the derivative 0.
+ *
+ * CW_CONFLICT: a key gate or a gate whose map is not CW_GATE_MAP_LOG, the delta rule, qk_norm, not_causal, `compensated`, or
+ * a state_out in the call. CW_OVERLAP: rows of q, k or v, or of g if its gradient is asked for, overlap by their strides,
+ * so that rows of their gradients would. CW_SHAPE:
+ * the rank, dims or strides of a gradient are not those of its tensor. CW_STATE is returned as by cw_forward. */
+cw_status cw_backward(const cw_attention *attention, const cw_call *call, const cw_gradients *gradients);
 
 /* Sizes at compile time, for static arrays; heads is H. The size of the state is exact (for a compensated state use
  * cw_attention_sizes). The sizes of scratch are upper bounds for any rule, layout and instruction set on one thread,

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use chunkwise::capi::args::*;
 use chunkwise::capi::attention::*;
+use chunkwise::capi::backward::*;
 #[cfg(feature = "cuda")]
 use chunkwise::capi::cuda::*;
 use chunkwise::capi::draft::*;
@@ -39,7 +40,7 @@ macro_rules! named {
 
 named! {
     u32, "uint32_t"; i32, "int32_t"; u64, "uint64_t"; f32, "float"; c_char, "char"; c_void, "void"; (), "void";
-    cw_tensor, "cw_tensor"; cw_attention, "cw_attention"; cw_call, "cw_call"; cw_sizes, "cw_sizes"; cw_conv, "cw_conv"; cw_gated_norm, "cw_gated_norm";
+    cw_tensor, "cw_tensor"; cw_attention, "cw_attention"; cw_call, "cw_call"; cw_gradients, "cw_gradients"; cw_sizes, "cw_sizes"; cw_conv, "cw_conv"; cw_gated_norm, "cw_gated_norm";
     cw_parameter, "cw_parameter"; cw_model, "cw_model"; cw_model_config, "cw_model_config";
     cw_model_sizes, "cw_model_sizes"; cw_model_call, "cw_model_call"; cw_model_file, "cw_model_file";
 }
@@ -279,6 +280,10 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
     );
     structure!(
         code,
+        cw_gradients { size, abi, o, q, k, v, g, state_out, state_in, state_bytes } = "CW_GRADIENTS"
+    );
+    structure!(
+        code,
         cw_sizes {
             size,
             abi,
@@ -287,7 +292,8 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
             forward_scratch_bytes,
             decode_scratch_bytes,
             scratch_align,
-            record_bytes
+            record_bytes,
+            backward_scratch_bytes
         } = "CW_SIZES"
     );
     structure!(
@@ -395,6 +401,7 @@ fn assertions() -> (Assertions, BTreeSet<&'static str>) {
         cw_verify(_, _, _, _);
         cw_verify_range(_, _, _, _, _, _);
         cw_commit(_, _, _, _, _);
+        cw_backward(_, _, _);
         cw_conv_sizes(_, _);
         cw_conv_forward(_);
         cw_conv_decode(_);

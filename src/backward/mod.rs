@@ -167,9 +167,11 @@ impl Attention {
     /// Where q or k is 0, [`crate::FeatureMap::Relu`] has the derivative 0.
     ///
     /// # Errors
-    /// A rule other than [`crate::Rule::linear`] without a norm of q and k, attention that is not causal, a
-    /// compensated state; a slice shorter than its shape and strides reach; strides of q, k or v under which rows overlap; a state of another length; scratch that is too short.
-    /// Nothing has been written then.
+    /// The delta rule, a key gate, a gate whose map is not [`GateMap::Log`], a norm of q and k, attention that
+    /// is not causal, a compensated state; a slice shorter than its shape and strides reach; g, or a place for
+    /// its gradient, without a gate; strides of q, k or v under which rows overlap, or those of g where its
+    /// gradient is asked for; a state of another length; scratch that is too short. Nothing has been written
+    /// then.
     pub fn backward(&self, inputs: Inputs<'_>, gradients: Gradients<'_>, scratch: &mut [f32]) -> Result<()> {
         self.check_backward(&inputs, &gradients)?;
         scratch::check(scratch, self.backward_scratch_len())?;
@@ -224,7 +226,8 @@ impl Attention {
         (sizes.together(&config.shape, workers), workers)
     }
 
-    fn check_backward(&self, inputs: &Inputs<'_>, gradients: &Gradients<'_>) -> Result<()> {
+    /// Checks that there are gradients for the rule, the heads and the strides.
+    pub(crate) fn check_gradients(&self) -> Result<()> {
         let crate::Config { rule, shape, .. } = self.config();
         for (refused, what) in [
             (rule.update != Update::Linear, "backward and the delta rule"),
@@ -238,7 +241,12 @@ impl Attention {
                 return Err(Error::Conflict { what });
             }
         }
-        shape.check_inputs()?;
+        shape.check_inputs()
+    }
+
+    fn check_backward(&self, inputs: &Inputs<'_>, gradients: &Gradients<'_>) -> Result<()> {
+        self.check_gradients()?;
+        let crate::Config { rule, shape, .. } = self.config();
         let [q, k, v, o] = shape.reach()?;
         for (what, need, got) in [
             ("q", q, inputs.q.len()),

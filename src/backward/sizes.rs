@@ -190,7 +190,7 @@ impl Sizes {
 
     /// Elements of the vectors z of an output.
     pub(super) fn vectors(&self) -> usize {
-        self.sums * self.key_row()
+        self.key_row().saturating_mul(self.sums)
     }
 
     /// Elements of the numbers that an output keeps of its tokens.

@@ -122,6 +122,17 @@ headed! {
         sequences: *const u32 = null(),
         sequence_count: u64 = 0,
     }
+    /// The gradients of one call of attention.
+    cw_gradients {
+        o: cw_tensor = cw_tensor::NONE,
+        q: cw_tensor = cw_tensor::NONE,
+        k: cw_tensor = cw_tensor::NONE,
+        v: cw_tensor = cw_tensor::NONE,
+        g: cw_tensor = cw_tensor::NONE,
+        state_out: *const f32 = null(),
+        state_in: *mut f32 = null_mut(),
+        state_bytes: u64 = 0,
+    }
     /// The memory that a call of attention needs, in bytes.
     cw_sizes {
         state_bytes: u64 = 0,
@@ -130,6 +141,7 @@ headed! {
         decode_scratch_bytes: u64 = 0,
         scratch_align: u64 = 0,
         record_bytes: u64 = 0,
+        backward_scratch_bytes: u64 = 0,
     }
     /// A causal convolution.
     cw_conv {

@@ -25,6 +25,9 @@ pub unsafe extern "C" fn cw_attention_sizes(
         // SAFETY: likewise.
         let sizes = unsafe { Output::new(sizes)? };
         let attention = attention.with(&call)?;
+        // A size that no memory has room for is one of a call that is refused.
+        let backward = attention.check_gradients().map_err(Status::from);
+        let backward = backward.and_then(|()| bytes(attention.backward_scratch_len()));
         sizes.write(cw_sizes {
             state_bytes: bytes(attention.state_len())?,
             state_align: align_of::<f32>() as u64,
@@ -32,6 +35,7 @@ pub unsafe extern "C" fn cw_attention_sizes(
             decode_scratch_bytes: bytes(attention.decode_scratch_len())?,
             scratch_align: align_of::<f32>() as u64,
             record_bytes: if attention.check_draft().is_ok() { bytes(attention.record_len())? } else { 0 },
+            backward_scratch_bytes: backward.unwrap_or(0),
             ..cw_sizes::DEFAULT
         });
         Ok(())

@@ -12,6 +12,7 @@
 
 pub mod args;
 pub mod attention;
+pub mod backward;
 mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;

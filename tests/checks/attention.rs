@@ -74,7 +74,7 @@ pub(super) fn normaliser(u: &mut Unstructured<'_>) -> Result<Normaliser> {
 }
 
 /// A size in a range or, sometimes, any size.
-fn size(u: &mut Unstructured<'_>, least: usize, most: usize) -> Result<usize> {
+pub(super) fn size(u: &mut Unstructured<'_>, least: usize, most: usize) -> Result<usize> {
     if u.ratio(1, 64)? { u.arbitrary() } else { u.int_in_range(least..=most) }
 }
 

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each caller uses its part")]
 
 mod attention;
+mod backward;
 #[cfg(feature = "cdylib")]
 mod capi;
 mod family;
@@ -16,6 +17,11 @@ use arbitrary::{Result, Unstructured};
 /// Checks forward and decode with any sizes, strides, types and numbers.
 pub fn attention(bytes: &[u8]) {
     draw(attention::check, bytes);
+}
+
+/// Checks gradients.
+pub fn backward(bytes: &[u8]) {
+    draw(backward::check, bytes);
 }
 
 /// Checks a sequence that is computed in pieces, with snapshots that are restored.

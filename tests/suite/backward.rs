@@ -329,6 +329,12 @@ fn gated() -> impl Iterator<Item = Rule> {
         .map(|normaliser| Rule::gated(Gate::Scalar).normaliser(normaliser))
 }
 
+/// The linear rule with every normaliser and a scalar gate, with the map elu.
+fn linear_and_gated(chunks: &[usize]) -> impl Iterator<Item = Rule> {
+    let linear = normalisers(chunks).into_iter().map(Rule::linear);
+    linear.chain(gated()).map(|rule| rule.feature_map(FeatureMap::Elu))
+}
+
 fn config(normaliser: Normaliser, map: FeatureMap, shape: Shape) -> Config {
     Config::new(Rule::linear(normaliser).feature_map(map), shape)
 }
@@ -498,10 +504,11 @@ fn a_long_sequence() {
 /// instruction set that fuses multiplications and additions, and nothing is written between rows.
 #[test]
 fn bits() {
-    for normaliser in normalisers(&[20]) {
+    for rule in linear_and_gated(&[20]) {
+        let normaliser = rule.normaliser;
         // This is enough work for three threads.
         let shape = Shape::new(3, 200, 2, 24, 40);
-        let plain = config(normaliser, FeatureMap::Elu, shape);
+        let plain = Config::new(rule, shape);
         let mut hashes = Vec::new();
         for isa in Isa::available() {
             let given = Given::new(plain.isa(isa), 6, true);
@@ -537,7 +544,7 @@ fn bits() {
                     }
                     assert!(untouched(&rest, &vec![SENTINEL; rest.len()]), "{isa} {normaliser:?}: {name}");
                 }
-                assert_eq!(got.initial, whole.initial, "{isa} {normaliser:?}");
+                assert_eq!((&got.initial, &got.g), (&whole.initial, &whole.g), "{isa} {normaliser:?}");
             }
         }
         assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{normaliser:?}: instruction sets");
@@ -548,56 +555,58 @@ fn bits() {
 #[test]
 fn ragged_batches() {
     let begins = [0_u32, 7, 7, 40, 41];
-    for normaliser in normalisers(&[16]) {
+    for rule in linear_and_gated(&[16]) {
         let shape = Shape::new(1, 41, 2, 10, 12);
-        let given = Given::new(config(normaliser, FeatureMap::Elu, shape), 9, false);
-        let ragged = Attention::new(config(normaliser, FeatureMap::Elu, shape.with_sequences(4))).unwrap();
+        let given = Given::new(Config::new(rule, shape), 9, false);
+        let ragged = Attention::new(Config::new(rule, shape.with_sequences(4))).unwrap();
         let Case { q, k, v, .. } = &given.case;
         let run = |attention: &Attention, range: std::ops::Range<usize>, begins: Option<&[u32]>| {
             let rows = |x: &[f32], dim: usize| x[range.start * 2 * dim..range.end * 2 * dim].to_vec();
             let [q, k] = [q, k].map(|x| rows(x, 10));
             let [v, output] = [v, &given.output].map(|x| rows(x, 12));
-            let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
-            let mut inputs = Inputs::new(&q[..], &k[..], &v[..], &output[..]);
+            let g = if given.g.is_empty() { vec![] } else { rows(&given.g, 1) };
+            let (mut dq, mut dk, mut dv, mut dg) = (q.clone(), k.clone(), v.clone(), g.clone());
+            let mut inputs = Inputs::new(&q[..], &k[..], &v[..], &output[..]).gate(&g[..]);
             if let Some(begins) = begins {
                 inputs = inputs.sequences(begins);
             }
+            let mut gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]);
+            if rule.gate != Gate::None {
+                gradients = gradients.gate(&mut dg[..]);
+            }
             let scratch = &mut vec![f32::NAN; attention.backward_scratch_len()];
-            attention
-                .backward(inputs, Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]), scratch)
-                .unwrap();
-            [dq, dk, dv]
+            attention.backward(inputs, gradients, scratch).unwrap();
+            [dq, dk, dv, dg]
         };
         let all = run(&ragged, 0..41, Some(&begins));
-        let mut parts: [Vec<f32>; 3] = Default::default();
+        let mut parts: [Vec<f32>; 4] = Default::default();
         for pair in begins.windows(2) {
             let range = pair[0] as usize..pair[1] as usize;
-            let one =
-                Attention::new(config(normaliser, FeatureMap::Elu, shape.with_len(range.len()))).unwrap();
+            let one = Attention::new(Config::new(rule, shape.with_len(range.len()))).unwrap();
             for (part, more) in parts.iter_mut().zip(run(&one, range, None)) {
                 part.extend(more);
             }
         }
-        assert!(all == parts, "{normaliser:?}");
+        assert!(all == parts, "{rule:?}");
     }
 }
 
 /// A gradient of o at some token changes no gradient of a later key, value or query of another token.
 #[test]
 fn causality() {
-    for normaliser in normalisers(&[16]) {
+    for rule in linear_and_gated(&[16]) {
         let shape = Shape::new(1, 60, 1, 8, 8);
-        let mut given = Given::new(config(normaliser, FeatureMap::Elu, shape), 11, false);
+        let mut given = Given::new(Config::new(rule, shape), 11, false);
         let attention = given.case.attention();
         let before = backward::<f32>(&given, &attention);
         given.output[33 * 8..34 * 8].fill(2.5);
         let after = backward::<f32>(&given, &attention);
-        assert_eq!(before.k[34 * 8..], after.k[34 * 8..], "{normaliser:?}");
-        assert_eq!(before.v[34 * 8..], after.v[34 * 8..], "{normaliser:?}");
-        assert!(before.k[33 * 8..34 * 8] != after.k[33 * 8..34 * 8], "{normaliser:?}");
+        assert_eq!(before.k[34 * 8..], after.k[34 * 8..], "{rule:?}");
+        assert_eq!(before.v[34 * 8..], after.v[34 * 8..], "{rule:?}");
+        assert!(before.k[33 * 8..34 * 8] != after.k[33 * 8..34 * 8], "{rule:?}");
         for t in 0..60 {
             let same = before.q[t * 8..][..8] == after.q[t * 8..][..8];
-            assert_eq!(same, t != 33, "{normaliser:?}: {t}");
+            assert_eq!(same, t != 33, "{rule:?}: {t}");
         }
     }
 }
@@ -710,20 +719,67 @@ fn refused_calls_write_nothing() {
     assert_eq!(run(plain, lens, states, Some(need - 1)), short);
 }
 
+/// A gate, and the place of its gradient, are checked like the other tensors.
+#[cfg(feature = "family")]
+#[test]
+fn refused_gates_write_nothing() {
+    let shape = Shape::new(2, 6, 2, 4, 4);
+    let gated = Config::new(Rule::gated(Gate::Scalar), shape);
+    let constant = with(gated, |c| c.shape = shape.with_gates(Strides::PER_HEAD, Strides::PER_HEAD));
+    let short = |what, got| Err(Error::TooShort { what, need: 24, got });
+    for (config, g, dg, want) in [
+        (gated, 24, Some(24), Ok(())),
+        (gated, 24, None, Ok(())),
+        (gated, 23, None, short("g", 23)),
+        (gated, 24, Some(23), short("the gradient of g", 23)),
+        (constant, 2, None, Ok(())),
+        (constant, 2, Some(2), Err(Error::Overlap { what: "the gradient of g" })),
+        (Config::new(Rule::linear(Normaliser::None), shape), 24, None, Err(Error::Unused { what: "g" })),
+        (
+            Config::new(Rule::linear(Normaliser::None), shape),
+            0,
+            Some(24),
+            Err(Error::Unused { what: "the gradient of g" }),
+        ),
+    ] {
+        let attention = Attention::new(config).unwrap();
+        let (x, g) = (vec![0.5; 96], vec![-0.5; g]);
+        let [mut dq, mut dk, mut dv] = [0, 1, 2].map(|_| vec![SENTINEL; 96]);
+        let mut place = vec![SENTINEL; dg.unwrap_or(0)];
+        let mut gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]);
+        if dg.is_some() {
+            gradients = gradients.gate(&mut place[..]);
+        }
+        let inputs = Inputs::new(&x[..], &x[..], &x[..], &x[..]).gate(&g[..]);
+        let scratch = &mut vec![0.0; attention.backward_scratch_len()];
+        assert_eq!(attention.backward(inputs, gradients, scratch), want, "{:?} {g:?}", config.rule);
+        let all = [&dq, &dk, &dv, &place];
+        assert!(want.is_ok() || all.into_iter().flatten().all(|x| *x == SENTINEL));
+    }
+}
+
+/// A size of scratch that no memory has room for is saturated.
+#[test]
+fn scratch_that_no_memory_has_room_for() {
+    let shape = Shape::new(1, 0, 1, 3 << (usize::BITS - 7), 1);
+    let attention = Attention::new(config(Normaliser::None, FeatureMap::Elu, shape)).unwrap();
+    assert_eq!(attention.backward_scratch_len(), usize::MAX);
+}
+
 /// Every buffer of a backward lies next to pages that fault.
 #[cfg(unix)]
 #[test]
 fn no_access_is_outside_a_slice() {
     use crate::guard::{Fence, on_both_sides};
 
-    fn each<E: Number>(given: &Given, fences: &mut [Fence; 11]) {
+    fn each<E: Number>(given: &Given, fences: &mut [Fence; 13]) {
         let attention = given.case.attention();
         let Case { q, k, v, .. } = &given.case;
         let [q, k, v, output] = [q, k, v, &given.output].map(|x| narrow::<E>(x));
         let states = vec![0.0; attention.state_len()];
         let scratch = vec![SENTINEL; attention.backward_scratch_len()];
         on_both_sides(|side| {
-            let [a, b, c, d, e, f, g, h, i, j, l] = fences.each_mut();
+            let [a, b, c, d, e, f, g, h, i, j, l, m, n] = fences.each_mut();
             let inputs = Inputs::new(
                 &*a.place(side, &q),
                 &*b.place(side, &k),
@@ -734,20 +790,22 @@ fn no_access_is_outside_a_slice() {
             let inputs = inputs.initial(e.place(side, initial)).last(f.place(side, last));
             let (dq, dk, dv) = (g.place(side, &q), h.place(side, &k), i.place(side, &v));
             let initial = j.place(side, &states);
-            let gradients = Gradients::new(&mut *dq, &mut *dk, &mut *dv).initial(initial);
+            let mut gradients = Gradients::new(&mut *dq, &mut *dk, &mut *dv).initial(initial);
+            let dg = n.place(side, &given.g);
+            if !dg.is_empty() {
+                gradients = gradients.gate(&mut *dg);
+            }
+            let inputs = inputs.gate(&*m.place(side, &given.g));
             attention.backward(inputs, gradients, l.place(side, &scratch)).unwrap();
-            [widen(dq), widen(dk), widen(dv), initial.to_vec()].concat()
+            [widen(dq), widen(dk), widen(dv), dg.to_vec(), initial.to_vec()].concat()
         });
     }
     let fences = &mut std::array::from_fn(|_| Fence::new());
     for isa in Isa::available() {
-        for normaliser in normalisers(&[8]) {
+        for rule in linear_and_gated(&[8]) {
             for (len, key, value) in [(1, 1, 1), (25, 17, 33), (30, 16, 70)] {
-                let given = Given::new(
-                    config(normaliser, FeatureMap::Elu, Shape::new(2, len, 2, key, value)).isa(isa),
-                    1,
-                    true,
-                );
+                let config = Config::new(rule, Shape::new(2, len, 2, key, value)).isa(isa);
+                let given = Given::new(config, 1, true);
                 each::<f32>(&given, fences);
                 each::<bf16>(&given, fences);
                 each::<f16>(&given, fences);

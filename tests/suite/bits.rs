@@ -169,7 +169,7 @@ impl Random {
         (sum as i64 - (1 << 21)) as f32 / (1 << 19) as f32
     }
 
-    fn numbers(&mut self, len: usize) -> Vec<f32> {
+    pub(crate) fn numbers(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.number()).collect()
     }
 }

@@ -27,6 +27,11 @@ fn attention() {
 }
 
 #[test]
+fn backward() {
+    on_random_bytes(checks::backward, 2000, 300);
+}
+
+#[test]
 fn sequence() {
     on_random_bytes(checks::sequence, 1500, 300);
 }

@@ -1,6 +1,9 @@
 //! Hashes of outputs and states of gates and delta rules, compared with constants as in [`crate::bits`].
 
-use chunkwise::{BetaMap, Config, Gate, GateMap, HeadOrder, Heads, Rule, Shape, Update};
+use chunkwise::backward::{Gradients, Inputs};
+use chunkwise::{
+    Attention, BetaMap, Config, FeatureMap, Gate, GateMap, HeadOrder, Heads, Normaliser, Rule, Shape, Update,
+};
 use half::{bf16, f16};
 
 use crate::bits::{Hash, Random, check, literal};
@@ -19,6 +22,9 @@ const FAMILY: [[u64; 3]; 7] = [
     [0x310a_8753_4c2b_9cea, 0xad98_ed7e_7889_e9bf, 0x88c5_4e47_643e_7c5e],
     [0x02f6_68a6_b468_76e3, 0xd121_c611_bff0_32fe, 0xb440_2e2f_747e_19f2],
 ];
+
+/// Hashes of the gradients in f32 of a scalar gate, without and with a normaliser.
+const GATED_GRADIENTS: [u64; 2] = [0; 2];
 
 /// A case of numbers that are made from integers. Softplus, Bounded and the maps of beta are applied to
 /// numbers of both signs; otherwise decays are at most 1, some of them 0, and betas are between 0 and 1.
@@ -88,5 +94,49 @@ fn hashes_of_the_family() {
     check("FAMILY", &FAMILY, hashes, |all| {
         let rows = all.map(|row| format!("    [{}],\n", row.map(literal).join(", ")));
         format!(": [[u64; 3]; 7] = [\n{}];", rows.concat())
+    });
+}
+
+/// The gradients of a case, of its gates and of its initial state.
+fn gradients(case: &FamilyCase, hash: &mut Hash) {
+    let attention = Attention::new(case.config).expect("a legal case");
+    let Shape { batch, len, groups, value, .. } = case.config.shape;
+    let mut random = Random(99);
+    let output = random.numbers(batch * len * groups.output() * value);
+    let last = random.numbers(case.initial.len());
+    let (mut dq, mut dk, mut dv) = (case.q.clone(), case.k.clone(), case.v.clone());
+    let (mut dg, mut initial) = (case.g.clone(), case.initial.clone());
+    let inputs = Inputs::new(&case.q[..], &case.k[..], &case.v[..], &output[..]);
+    let inputs = inputs.gate(&case.g[..]).initial(&case.initial).last(&last);
+    let gradients = Gradients::new(&mut dq[..], &mut dk[..], &mut dv[..]);
+    let gradients = gradients.gate(&mut dg[..]).initial(&mut initial);
+    let scratch = &mut vec![f32::NAN; attention.backward_scratch_len()];
+    attention.backward(inputs, gradients, scratch).expect("a legal case");
+    for gradient in [dq, dk, dv, dg, initial] {
+        hash.add(&gradient);
+    }
+}
+
+#[test]
+fn hashes_of_gated_gradients() {
+    let hashes = |isa| {
+        let gated = Rule::gated(Gate::Scalar);
+        let normalised = gated.feature_map(FeatureMap::Elu).normaliser(Normaliser::Global { eps: 1e-6 });
+        [gated, normalised].map(|rule| {
+            let mut hash = Hash::new();
+            for (seed, groups, sizes) in [
+                (1, Heads::new(4, 2, 1), [31, 5, 3]),
+                (2, Heads::equal(1), [45, 35, 67]),
+                (3, Heads::new(1, 1, 2).order(HeadOrder::Tiled), [18, 17, 129]),
+            ] {
+                let mut case = family_case(rule, groups, sizes, seed);
+                case.config = case.config.isa(isa);
+                gradients(&case, &mut hash);
+            }
+            hash.0
+        })
+    };
+    check("GATED_GRADIENTS", &GATED_GRADIENTS, hashes, |all| {
+        format!(": [u64; 2] = [{}];", all.map(literal).join(", "))
     });
 }
