@@ -9,7 +9,9 @@
 //!                      dv_t = R_t^T c_t
 //! ```
 //!
-//! and dq = da phi'(q), dk = dc phi'(k). Each line with a matrix is the sweep of a forward with other
+//! and dq = da phi'(q), dk = dc phi'(k). With a scalar gate S and z decay by exp(g_t) before token t, R and r by
+//! exp(g_{t+1}) before token t, and dg_t is the sum of a_u . da_u - c_u . dc_u over all tokens u from t on, and of
+//! the product of the last state and its gradient. Each line with a matrix is the sweep of a forward with other
 //! operands: S^T, R^T and R are the matrices, and no other state is kept, so that memory grows with T by four
 //! numbers for each token of the heads that are computed at the same time. A backward executes three times
 //! the multiply-adds of a forward.
