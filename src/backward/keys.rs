@@ -118,24 +118,9 @@ impl Task<'_> {
     ) {
         let (key, value) = (self.sizes.key_row(), self.sizes.value_row());
         let (len, factors, per_chunk) = (span.len, &ONES, self.layout.per_chunk);
-        for j in 0..len {
-            let numbers = &kept.numbers[self.numbers(i, span.token(j))];
-            let of = j * value..(j + 1) * value;
-            scaled(simd, numbers[0], &rows.output[of.clone()], &mut rows.dn[of.clone()]);
-            if per_chunk {
-                scaled(simd, numbers[2], &rows.output[of.clone()], &mut rows.dn_past[of]);
-            }
-        }
-        let carried = Carried::load(&kept.numbers[self.numbers(i, self.len)]);
+        self.scale_outputs(simd, span, i, rows, kept);
         let own = self.sizes.gated.then(|| self.decays(simd, span, heads));
-        // A token's sums take the decay of the token behind it.
-        let decays = own.map(|own| {
-            let mut decays = [1.0; GROUP];
-            decays[0] = carried.decay;
-            decays[1..len].copy_from_slice(&own[1..len]);
-            decays[1..len].reverse();
-            decays
-        });
+        let decays = own.map(|own| self.decays_behind(&own, len, i, kept));
         let mut sums = self.sums_of_keys(&mut kept.sums, i);
         let ([r, past], [rt, past_t]) = (&mut sums.r, &mut sums.transposed);
         let ([q, k, v, output, _, dk, dv], tokens) = self.ahead(span, heads);
@@ -157,8 +142,55 @@ impl Task<'_> {
             let swept = Swept { operands: rows.operands, ahead: Ahead::NONE, ..of_rt };
             sweep::<S, B, N, SUM>(simd, swept, past_t, &mut []);
         }
-        let [z, past_z] = sums.z;
+        self.add_r(simd, span, i, decays, rows, kept);
+        if let Some(own) = &own {
+            self.gates(simd, span, i, own, rows, kept);
+        }
         for j in 0..len {
+            let of = j * key..(j + 1) * key;
+            let x = [&rows.k[of.clone()], &rows.c[of.clone()]];
+            derive(simd, self.rule.feature_map, x, &mut rows.out[of]);
+        }
+    }
+
+    /// dN of the tokens of a tile: the gradient of o times scale / n.
+    #[inline(always)]
+    fn scale_outputs<S: Simd>(&self, simd: S, span: Span, i: usize, rows: &mut Rows<'_>, kept: &Kept<'_>) {
+        let value = self.sizes.value_row();
+        for j in 0..span.len {
+            let numbers = &kept.numbers[self.numbers(i, span.token(j))];
+            let of = j * value..(j + 1) * value;
+            scaled(simd, numbers[0], &rows.output[of.clone()], &mut rows.dn[of.clone()]);
+            if self.layout.per_chunk {
+                scaled(simd, numbers[2], &rows.output[of.clone()], &mut rows.dn_past[of]);
+            }
+        }
+    }
+
+    /// The decays that the sums take before the tokens of a tile: each that of the token behind it in time.
+    #[inline(always)]
+    fn decays_behind(&self, own: &[f32; GROUP], len: usize, i: usize, kept: &Kept<'_>) -> [f32; GROUP] {
+        let mut decays = [1.0; GROUP];
+        decays[0] = Carried::load(&kept.numbers[self.numbers(i, self.len)]).decay;
+        decays[1..len].copy_from_slice(&own[1..len]);
+        decays[1..len].reverse();
+        decays
+    }
+
+    /// Adds the tokens of a tile to r, and r to dc.
+    #[inline(always)]
+    fn add_r<S: Simd>(
+        &self,
+        simd: S,
+        span: Span,
+        i: usize,
+        decays: Option<&[f32; GROUP]>,
+        rows: &mut Rows<'_>,
+        kept: &mut Kept<'_>,
+    ) {
+        let key = self.sizes.key_row();
+        let [z, past_z] = self.sums_of_keys(&mut kept.sums, i).z;
+        for j in 0..span.len {
             let of = j * key..(j + 1) * key;
             let numbers = &kept.numbers[self.numbers(i, span.token(j))];
             let (a, dc) = (&rows.a[of.clone()], &mut rows.out[of]);
@@ -169,17 +201,9 @@ impl Task<'_> {
                 plus_scaled(simd, numbers[1], a, z);
                 plus_scaled(simd, 1.0, z, dc);
             }
-            if per_chunk {
+            if self.layout.per_chunk {
                 plus_scaled(simd, numbers[3], a, past_z);
             }
-        }
-        if let Some(own) = &own {
-            self.gates(simd, span, i, own, rows, kept);
-        }
-        for j in 0..len {
-            let of = j * key..(j + 1) * key;
-            let x = [&rows.k[of.clone()], &rows.c[of.clone()]];
-            derive(simd, self.rule.feature_map, x, &mut rows.out[of]);
         }
     }
 

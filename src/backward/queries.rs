@@ -10,6 +10,7 @@ use crate::isa::outline;
 use crate::math::GROUP;
 use crate::rule::Normaliser;
 use crate::shape::HeadSet;
+use crate::state::Sums::All;
 use crate::sweep::{Ahead, Blocking, Factors, Fold};
 
 /// The norms of a tile's tokens, of the sums they are added to and of the past.
@@ -68,14 +69,16 @@ impl Task<'_> {
                     }
                 }
                 if self.layout.normalised {
-                    let of_z = &state[self.layout.z_offset(crate::state::Sums::All)..];
-                    product += of_z.iter().zip(&z[..key]).map(|(x, z)| f64::from(x * z)).sum::<f64>();
+                    let of_z = &state[self.layout.z_offset(All)..];
+                    product +=
+                        of_z.iter().zip(&z[..key]).map(|(x, z)| f64::from(*x) * f64::from(*z)).sum::<f64>();
                 }
             }
             Carried { decay: 1.0, sum: product }.store(&mut kept.numbers[self.numbers(i, self.len)]);
         }
     }
 
+    /// Goes through the tokens tile by tile, and within a tile output by output.
     #[inline(always)]
     fn query_tiles<S: Simd, const B: usize, const N: usize>(
         &self,
@@ -149,18 +152,8 @@ impl Task<'_> {
             sweep::<S, B, N, READ>(simd, swept, &mut past, rows.past);
         }
         let gradients = self.gradients_of_norms(simd, span, rows, &norms, use_past);
+        self.add_norms(simd, span, use_past, &gradients, past_z, rows);
         let key = self.sizes.key_row();
-        for j in 0..span.len {
-            let of = j * key..(j + 1) * key;
-            let da = &mut rows.out[of.clone()];
-            if self.layout.normalised {
-                plus_scaled(simd, gradients[0][j], &rows.z[of.clone()], da);
-            }
-            if use_past {
-                plus_scaled(simd, 1.0, &rows.past[of.clone()], da);
-                plus_scaled(simd, gradients[1][j], past_z, da);
-            }
-        }
         let products = if self.written.g.is_some() {
             let a = rows.a.chunks_exact(key).take(span.len);
             tile_sums(simd, a.zip(rows.out.chunks_exact(key)))
@@ -173,6 +166,31 @@ impl Task<'_> {
             derive(simd, self.rule.feature_map, x, &mut rows.out[of]);
             let numbers = [current.current[j], gradients[0][j], products[j], gradients[1][j]];
             kept.numbers[self.numbers(i, span.token(j))].copy_from_slice(&numbers);
+        }
+    }
+
+    /// Adds to da what comes from the past and from the norms.
+    #[inline(always)]
+    fn add_norms<S: Simd>(
+        &self,
+        simd: S,
+        span: Span,
+        use_past: bool,
+        gradients: &[[f32; Blocking::MOST]; 2],
+        past_z: &[f32],
+        rows: &mut Rows<'_>,
+    ) {
+        let key = self.sizes.key_row();
+        for j in 0..span.len {
+            let of = j * key..(j + 1) * key;
+            let da = &mut rows.out[of.clone()];
+            if self.layout.normalised {
+                plus_scaled(simd, gradients[0][j], &rows.z[of.clone()], da);
+            }
+            if use_past {
+                plus_scaled(simd, 1.0, &rows.past[of.clone()], da);
+                plus_scaled(simd, gradients[1][j], past_z, da);
+            }
         }
     }
 

@@ -305,6 +305,9 @@ fn check(given: &Given, got: &Got, bound: f64, what: &str) {
                 wanted.check(head, &got, bound, &what(name));
             }
         }
+        for (g, got) in given.g.iter().zip(&got.g) {
+            assert!(*g != f32::NEG_INFINITY || *got == 0.0, "{}", what("a decay of 0"));
+        }
         for head in (0..heads).filter(|_| !got.initial.is_empty()) {
             let len = got.initial.len() / (batch * heads);
             let (found, count) = pieces(config, &got.initial[(b * heads + head) * len..][..len]);

@@ -55,7 +55,9 @@ const PARAMETER_BYTES: usize = 20;
 /// for them.
 pub(super) fn check(spec: &Spec) -> Made<()> {
     match spec.op {
-        Op::Backward if spec.rule.is_some() => Err("backward takes only the linear rule".into()),
+        Op::Backward if !matches!(spec.rule, None | Some(RuleName::Decay | RuleName::ScalarGate)) => {
+            Err("backward takes only linear attention, without a gate or with a scalar one".into())
+        }
         Op::Prefill | Op::Backward => attention_fits(&config(spec, spec.shape.len)?),
         Op::Decode => attention_fits(&config(spec, CHECKED)?),
         Op::Draft if spec.shape.len > Attention::MAX_DRAFT => {

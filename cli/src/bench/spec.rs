@@ -30,7 +30,7 @@ words! {
         /// Many tokens: `Attention::forward` from the zero state
         Prefill,
         /// One step of training, for many tokens: `Attention::forward`, then `Attention::backward`; only with
-        /// the linear rule
+        /// linear, decay and scalar-gate
         Backward,
         /// One token of each sequence: `Attention::decode` on its state
         Decode,

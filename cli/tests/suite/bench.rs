@@ -98,6 +98,21 @@ fn backward() {
     }
 }
 
+/// So are those with decays, and the gradient of the gate.
+#[test]
+fn backward_with_decays() {
+    for shape in ["1,2,20,8,8", "2,2,4,70,9,17"] {
+        let words = ["--op", "backward", "--shape", shape, "--rule", "decay,scalar-gate", "--check"];
+        let more = ["--dtype", "f32,bf16,f16", "--format", "json", "--rounds", "1"];
+        let report = json(&chunkwise(["bench"].into_iter().chain(words).chain(more)));
+        let measurements = list(&report, "measurements");
+        assert_eq!(measurements.len(), 6, "{shape}");
+        for each in measurements {
+            assert!(number(each, "error") <= number(each, "allowed_error"), "{each}");
+        }
+    }
+}
+
 /// The only measurement of a report.
 fn only(run: &Run) -> Value {
     let report = json(run);
