@@ -1,6 +1,9 @@
 //! `Attention::backward`: gradients against the definition in f64, which is checked by differences; what it
 //! leaves alone, what its bits depend on, and what it refuses.
 
+#[cfg(all(feature = "files", feature = "family"))]
+#[path = "backward/golden.rs"]
+mod golden;
 #[path = "backward/pairs.rs"]
 mod pairs;
 
