@@ -119,7 +119,8 @@ impl Task<'_> {
         let (key, value) = (self.sizes.key_row(), self.sizes.value_row());
         let (len, factors, per_chunk) = (span.len, &ONES, self.layout.per_chunk);
         self.scale_outputs(simd, span, i, rows, kept);
-        let own = self.sizes.gated.then(|| self.decays(simd, span, heads));
+        // A closure would not be inlined.
+        let own = if self.sizes.gated { Some(self.decays(simd, span, heads)) } else { None };
         let decays = own.map(|own| self.decays_behind(&own, len, i, kept));
         let mut sums = self.sums_of_keys(&mut kept.sums, i);
         let ([r, past], [rt, past_t]) = (&mut sums.r, &mut sums.transposed);

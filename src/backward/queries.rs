@@ -134,7 +134,8 @@ impl Task<'_> {
         kept: &mut Kept<'_>,
     ) {
         let Sums { mut s, mut past, z, past_z } = self.sums_of_queries(&mut kept.sums, i);
-        let decays = self.sizes.gated.then(|| self.decays(simd, span, heads));
+        // A closure would not be inlined.
+        let decays = if self.sizes.gated { Some(self.decays(simd, span, heads)) } else { None };
         let norms = self.norms(simd, span, rows, decays.as_ref(), [z, &mut *past_z], use_past);
         let [current, finished] = &norms.factors;
         let ([q, k, v, output, dq, ..], tokens) = self.ahead(span, heads);
