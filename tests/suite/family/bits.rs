@@ -24,7 +24,7 @@ const FAMILY: [[u64; 3]; 7] = [
 ];
 
 /// Hashes of the gradients in f32 of a scalar gate, without and with a normaliser.
-const GATED_GRADIENTS: [u64; 2] = [0x69bc_f0d8_ea49_a062, 0x8901_c8c9_943f_185a];
+const GATED_GRADIENTS: [u64; 2] = [0x69bc_f0d8_ea49_a062, 0x42ac_f3bf_c9f2_7261];
 
 /// A case of numbers that are made from integers. Softplus, Bounded and the maps of beta are applied to
 /// numbers of both signs; otherwise decays are at most 1, some of them 0, and betas are between 0 and 1.
