@@ -85,7 +85,7 @@ fn config(u: &mut Unstructured<'_>) -> Result<Config> {
         Rule::linear(normaliser(u)?).feature_map(feature_map(u)?).scale(*u.choose(&[1.0, 0.125, -3.7, 0.0])?);
     let gated = Rule::gated(Gate::Scalar).feature_map(rule.feature_map);
     let gated = if u.arbitrary()? { gated } else { gated.normaliser(Normaliser::Global { eps: 1e-6 }) };
-    let rule = if cfg!(feature = "family") && u.ratio(1, 3)? { gated } else { rule };
+    let rule = if u.ratio(1, 3)? { gated } else { rule };
     let mut config = Config::new(rule, Shape::new(batch, len, heads, key, value)).isa(isa(u)?);
     let all =
         [batch, len, heads, key.max(value)].iter().fold(1, |all: usize, n| all.saturating_mul((*n).max(1)));
