@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use chunkwise::backward::{Gradients, Inputs};
-use chunkwise::files::{self, Tensors};
+use chunkwise::files;
 use chunkwise::{Attention, Config, FeatureMap, Gate, HeadOrder, Heads, Isa, Normaliser, Rule, Shape};
 
 use crate::common::*;
-use crate::family::golden::{choice, configuration};
+use crate::family::golden::{Unread, choice, configuration};
 
 /// The number of files, so that a missing file fails the test.
 const FILES: usize = 11;
@@ -30,16 +30,8 @@ fn rule(config: &serde_json::Value) -> Rule {
 
 fn check(name: &str, bytes: &[u8], isa: Isa) {
     let config = configuration(bytes);
-    let tensors = Tensors::parse(bytes).expect("a safetensors file");
-    let mut unread = tensors.names();
-    let mut take = |name: &str| -> (Vec<usize>, Vec<f32>) {
-        if !unread.iter().any(|have| have == name) {
-            return (vec![], vec![]);
-        }
-        unread.retain(|have| have != name);
-        let tensor = tensors.tensor(name).expect("a tensor of numbers");
-        (tensor.shape, tensor.data.into_owned())
-    };
+    let mut unread = Unread::parse(bytes);
+    let mut take = |name: &str| unread.take(name);
     let ((q_shape, q), (k_shape, k), (v_shape, v)) = (take("q"), take("k"), take("v"));
     let order = [("interleaved", HeadOrder::Interleaved), ("tiled", HeadOrder::Tiled)];
     let groups = Heads::new(q_shape[2], k_shape[2], v_shape[2]).order(choice(&config, "order", &order));
@@ -67,7 +59,7 @@ fn check(name: &str, bytes: &[u8], isa: Isa) {
         let error = norm_error(&got, &want);
         assert!(got.is_empty() || error <= super::GRADIENT_ERROR, "{isa}, {name}: {of} is off by {error:e}");
     }
-    assert!(unread.is_empty(), "{name}: not used: {unread:?}");
+    assert!(unread.names.is_empty(), "{name}: not used: {:?}", unread.names);
 }
 
 #[test]

@@ -35,6 +35,29 @@ pub(crate) fn configuration(bytes: &[u8]) -> Value {
     serde_json::from_str(text).expect("a configuration of JSON")
 }
 
+/// The tensors of a file, with the names of those that have not been taken.
+pub(crate) struct Unread<'a> {
+    tensors: Tensors<'a>,
+    pub(crate) names: Vec<String>,
+}
+
+impl<'a> Unread<'a> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Self {
+        let tensors = Tensors::parse(bytes).expect("a safetensors file");
+        Self { names: tensors.names(), tensors }
+    }
+
+    /// The shape and the numbers of a tensor, which are empty where the file does not have it.
+    pub(crate) fn take(&mut self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        if !self.names.iter().any(|have| have == name) {
+            return (vec![], vec![]);
+        }
+        self.names.retain(|have| have != name);
+        let tensor = self.tensors.tensor(name).expect("a tensor of numbers");
+        (tensor.shape, tensor.data.into_owned())
+    }
+}
+
 /// The value that belongs to the text of a field.
 #[track_caller]
 pub(crate) fn choice<T: Copy>(config: &Value, field: &str, choices: &[(&str, T)]) -> T {
@@ -133,16 +156,8 @@ struct Golden {
 
 fn read(name: &str, bytes: &[u8]) -> Golden {
     let config = configuration(bytes);
-    let tensors = Tensors::parse(bytes).expect("a safetensors file");
-    let mut unread = tensors.names();
-    let mut take = |name: &str| -> (Vec<usize>, Vec<f32>) {
-        if !unread.iter().any(|have| have == name) {
-            return (vec![], vec![]);
-        }
-        unread.retain(|have| have != name);
-        let tensor = tensors.tensor(name).expect("a tensor of numbers");
-        (tensor.shape, tensor.data.into_owned())
-    };
+    let mut unread = Unread::parse(bytes);
+    let mut take = |name: &str| unread.take(name);
     let ((q_shape, q), (k_shape, k), (v_shape, v)) = (take("q"), take("k"), take("v"));
     let sizes = |shape: &[usize]| -> [usize; 4] { shape.try_into().expect("four sizes") };
     let [batch, len, query, key] = sizes(&q_shape);
@@ -186,7 +201,7 @@ fn read(name: &str, bytes: &[u8]) -> Golden {
     };
     let o = take("o").1;
     assert_eq!(o.len(), case.output().len(), "{name}: o");
-    assert!(unread.is_empty(), "{name}: not used: {unread:?}");
+    assert!(unread.names.is_empty(), "{name}: not used: {:?}", unread.names);
     let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect();
     let tolerance = config["tolerance"].as_f64().expect("a tolerance");
     Golden { case, o: wide(o), state: wide(last), tolerance }
